@@ -1,0 +1,125 @@
+"""Frozen configurations. What can be derived is a property; CLI flags are generated from the fields.
+
+The three architecture classes are read from a checkpoint by `ternvl.model.checkpoint`; the two others are the user's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OFFICIAL_SYSTEM_MESSAGE = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+"""Default system message of the official template `internvl2_5` (OpenGVLab/InternVL, conversation.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """An InternViT of the 300M kind: LayerNorm, fused qkv with bias, layer scale, class token."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageConfig:
+    """A Qwen2.5 decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    max_position_embeddings: int = 32_768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """An InternVL3 model: sizes, how images become tiles, and how a conversation begins and ends."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    downsample_ratio: float = 0.5
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 12
+    use_thumbnail: bool = True
+    system_message: str = OFFICIAL_SYSTEM_MESSAGE
+    dtype: str = "bfloat16"
+    """Of the checkpoint's tensors: "bfloat16", "float16" or "float32"."""
+    defaults: dict[str, float | int | bool] = field(default_factory=dict)
+    """Sampling defaults of the checkpoint's `generation_config.json`: temperature, top_p, top_k, repetition_penalty."""
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile in pixels."""
+        return self.vision.image_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return int(self.vision.num_patches * self.downsample_ratio**2)
+
+    @property
+    def projector_input_size(self) -> int:
+        """Channels after the pixel shuffle."""
+        return int(self.vision.hidden_size / self.downsample_ratio**2)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How requests are run. Field names are the CLI's flags; spelling follows vLLM where a flag means the same."""
+
+    max_model_len: int = field(default=16_384, metadata={"help": "Context length in tokens: prompt and answer together."})
+    max_num_seqs: int = field(default=16, metadata={"help": "Sequences that run at the same time."})
+    max_num_batched_tokens: int = field(default=2_048, metadata={"help": "Tokens a step computes at most."})
+    max_num_batched_tiles: int = field(default=13, metadata={"help": "Image tiles encoded together between two steps."})
+    block_size: int = field(default=16, metadata={"help": "Tokens a block of the KV cache holds."})
+    kv_cache_memory: int | None = field(
+        default=None, metadata={"help": "Bytes of KV cache; by default room for the sequences that may run, within a quarter of what is free."}
+    )
+    max_queue: int = field(default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."})
+    seed: int = field(default=0, metadata={"help": "Seed of requests that bring none."})
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may cost. Checked before it is decoded."""
+
+    max_image_bytes: int = field(default=20 * 1024**2, metadata={"help": "Bytes an image may have, encoded."})
+    max_image_pixels: int = field(default=100_000_000, metadata={"help": "Pixels an image may have."})
+    max_images: int = field(default=16, metadata={"help": "Images a request may hold."})
+    fetch_timeout: float = field(default=5.0, metadata={"help": "Seconds an image download may take."})
+    max_redirects: int = field(default=3, metadata={"help": "Redirects an image URL may take; each is checked again."})
+    allowed_media_domains: tuple[str, ...] = field(
+        default=(), metadata={"help": "Only fetch images from these domains (repeatable)."}
+    )
+    allow_private_addresses: bool = field(
+        default=False, metadata={"help": "Also fetch images from loopback and private addresses."}
+    )
+    allow_local_media: Path | None = field(default=None, metadata={"help": "Allow file:// images below this folder."})

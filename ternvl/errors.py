@@ -1,0 +1,69 @@
+"""Every error ternvl raises for a user, in one tree. Each message names the thing, the value and the rule.
+
+    TernvlError
+    ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
+    ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
+    │   ├── ImageError         an image that cannot be fetched, decoded or accepted
+    │   └── ContextLengthError a prompt (and answer) longer than the context
+    ├── OverloadedError        the queue is full (HTTP 429)
+    ├── UnavailableError       draining or not ready (HTTP 503)
+    └── EngineError            the engine failed; the request is not to blame (HTTP 500)
+"""
+
+from __future__ import annotations
+
+
+class TernvlError(Exception):
+    """Base of all errors of the package. `str(error)` is a sentence for the user."""
+
+
+class CheckpointError(TernvlError):
+    """A model folder that cannot be loaded."""
+
+
+class RequestError(TernvlError):
+    """A request that breaks a rule. `param` is the offending field, `code` a machine-readable name."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ImageError(RequestError):
+    """An image that cannot be fetched, decoded or accepted. `too_large` marks a size limit (HTTP 413)."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_image", too_large: bool = False
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.too_large = too_large
+
+
+class ContextLengthError(RequestError):
+    """A prompt that does not fit the context. The message gives text and image tokens apart, and the limit."""
+
+    def __init__(self, *, num_text_tokens: int, num_image_tokens: int, max_model_len: int) -> None:
+        total = num_text_tokens + num_image_tokens
+        super().__init__(
+            f"The prompt has {total} tokens ({num_text_tokens} of text, {num_image_tokens} of images) and at least "
+            f"1 is needed for the answer, but the context holds {max_model_len}.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+
+
+class OverloadedError(TernvlError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnavailableError(TernvlError):
+    """The server is draining or not ready."""
+
+
+class EngineError(TernvlError):
+    """The engine failed while it worked on a request."""

@@ -1,0 +1,58 @@
+"""InternVL3: a vision tower whose tile features stand in a decoder's prompt in place of context tokens.
+
+Read `vision.py`, then `language.py`, then this. Source: OpenGVLab/InternVL, `modeling_internvl_chat.py`.
+
+Shapes: N tiles, M tokens a tile, S side of a tile in pixels, T tokens, C the decoder's hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ternvl.config import ModelConfig
+from ternvl.model.attention import Attention, CausalAttention
+from ternvl.model.language import LanguageModel
+from ternvl.model.vision import VisionModel, pixel_shuffle, projector
+from ternvl.types import Prompt
+
+
+class InternVL(nn.Module):
+    """The whole model, as plain modules. It holds no cache and no state but its weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = VisionModel(config.vision)
+        self.mlp1 = projector(config)
+        self.language_model = LanguageModel(config.language)
+
+    def encode_tiles(self, pixel_values: Tensor) -> Tensor:
+        """Tiles [N, 3, S, S] -> the embeddings of their context tokens [N, M, C]."""
+        patches = self.vision_model(pixel_values.to(self.vision_model.embeddings.class_embedding.dtype))
+        return self.mlp1(pixel_shuffle(patches, self.config.downsample_ratio))  # type: ignore[no-any-return]
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids [T] -> embeddings [T, C]. Context tokens are the caller's to replace."""
+        return self.language_model.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
+
+    def decode(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Embeddings [T, C] at positions [T] -> final hidden states [T, C]."""
+        return self.language_model.model(embeddings, positions, attention)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., C] -> logits [..., V] in float32."""
+        return self.language_model.lm_head(hidden).float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def forward(self, prompt: Prompt) -> Tensor:
+        """Logits [T, V] of a whole prompt, computed from scratch: the slowest correct path, and the shortest."""
+        device = self.language_model.lm_head.weight.device
+        embeddings = self.embed(torch.tensor(prompt.token_ids, device=device))
+        if prompt.pixel_values is not None:
+            features = self.encode_tiles(prompt.pixel_values.to(device))  # [N, M, C]
+            for image in prompt.images:
+                rows = features[image.first_tile : image.first_tile + image.num_tiles]
+                embeddings[image.start : image.stop] = rows.flatten(0, 1)
+        positions = torch.arange(prompt.num_tokens, device=device)
+        return self.logits(self.decode(embeddings, positions, CausalAttention()))

@@ -1,0 +1,108 @@
+"""The chat template `internvl2_5`: messages to pieces of text, control tokens and places for images.
+
+Source: OpenGVLab/InternVL, `conversation.py`, and for tools the template of Qwen2.5-Instruct, which the language model
+was trained on. A control token is a piece of its own, so that the same characters in a user's text stay text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ternvl.prompt.messages import Message
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A token that only the template may write."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """Where the conversation's image number `index` (from 0) stands."""
+
+    index: int
+
+
+Piece = str | Control | ImageSlot
+
+_TOOLS = """
+
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{signatures}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+def render(
+    messages: Sequence[Message],
+    *,
+    system_message: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool = True,
+) -> list[Piece]:
+    """Pieces of a conversation, in order.
+
+    `system_message` is used where the conversation does not begin with one of its own. The images of a turn come
+    before its text, as in the model's training data; several in one turn are numbered through the conversation.
+    `tools` are OpenAI tool definitions.
+    """
+    messages = list(messages)
+    if not messages or messages[0].role != "system":
+        messages.insert(0, Message("system", system_message))
+    if tools:
+        messages[0] = Message("system", messages[0].text + _render_tools(tools))
+    pieces: list[Piece] = []
+    num_images = 0
+    for is_tool, turns in groupby(messages, key=lambda message: message.role == "tool"):
+        for body in [list(turns)] if is_tool else [[turn] for turn in turns]:
+            pieces += [Control(IM_START), _role(body[0]) + "\n"]
+            pieces += _tool_responses(body) if is_tool else _turn(body[0], num_images)
+            pieces += [Control(IM_END), "\n"]
+            num_images += len(body[0].images)
+    if add_generation_prompt:
+        pieces += [Control(IM_START), "assistant\n"]
+    return pieces
+
+
+def _role(message: Message) -> str:
+    return "user" if message.role == "tool" else message.role
+
+
+def _turn(message: Message, first_image: int) -> Iterator[Piece]:
+    several = len(message.images) > 1
+    for index in range(first_image, first_image + len(message.images)):
+        if several:
+            yield f"Image-{index + 1}: "
+        yield ImageSlot(index)
+        yield "\n"
+    calls = [f"<tool_call>\n{_call(call.name, call.arguments)}\n</tool_call>" for call in message.tool_calls]
+    yield "\n".join([message.text] * bool(message.text) + calls)
+
+
+def _call(name: str, arguments: str) -> str:
+    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
+
+
+def _tool_responses(messages: Sequence[Message]) -> Iterator[Piece]:
+    yield "\n".join(f"<tool_response>\n{message.text}\n</tool_response>" for message in messages)
+
+
+def _render_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    return _TOOLS.format(signatures="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))

@@ -1,0 +1,102 @@
+"""Text to token ids and back, over the `tokenizers` library.
+
+Only the template's own pieces become control tokens. User text is encoded with none of the added tokens known, save
+those that carry meaning in a question or an answer (grounding and tool-call tags), as the official tokenizer has them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from ternvl.errors import CheckpointError
+from ternvl.prompt.template import IM_END, Control, Piece
+
+IMG, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+END_OF_TEXT = "<|endoftext|>"
+_TEXT_TAGS = ("<tool_call>", "</tool_call>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+
+
+class Tokenizer:
+    """The tokenizer of one checkpoint."""
+
+    def __init__(self, spec: str, *, name: str = "tokenizer.json") -> None:
+        """`spec` is the text of a `tokenizer.json`; a broken one, or one without the tokens that the template needs,
+        raises CheckpointError."""
+        try:
+            self.full = FastTokenizer.from_str(spec)
+            plain = json.loads(spec)
+            plain["added_tokens"] = []
+            self._plain = FastTokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{name} is not a tokenizer that can be read: {error}") from error
+        self._name = name
+        self.context_id = self.control_id(IMG_CONTEXT)
+        self.img_id = self.control_id(IMG)
+        self.img_end_id = self.control_id(IMG_END)
+        self.stop_ids = (self.control_id(IM_END), self.control_id(END_OF_TEXT))
+        tags = {tag: self.full.token_to_id(tag) for tag in _TEXT_TAGS}
+        self._tags = {tag: token_id for tag, token_id in tags.items() if token_id is not None}
+        self._tag_pattern = re.compile("(" + "|".join(map(re.escape, self._tags)) + ")") if self._tags else None
+        shown = set(self._tags.values())
+        added = self.full.get_added_tokens_decoder()
+        self.hidden_ids = frozenset(i for i, token in added.items() if token.special and i not in shown)
+        """Ids that never show in an answer: all special tokens but the grounding tags, which are the answer."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Raises CheckpointError where there is no readable `tokenizer.json`."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for this model.")
+        return cls(path.read_text(encoding="utf-8"), name=str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added ones included."""
+        return int(self.full.get_vocab_size(with_added_tokens=True))
+
+    def control_id(self, token: str) -> int:
+        """The id of a control token; CheckpointError where the tokenizer lacks it."""
+        token_id = self.full.token_to_id(token)
+        if token_id is None:
+            raise CheckpointError(f"{self._name} has no token {token}, which InternVL3's template needs.")
+        return int(token_id)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text in which control tokens are plain characters."""
+        parts = self._tag_pattern.split(text) if self._tag_pattern else [text]
+        ids: list[int] = []
+        for part in parts:
+            tag = self._tags.get(part)
+            ids += [tag] if tag is not None else self._plain.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def encode(self, pieces: Iterable[Piece], image_token_counts: Iterable[int] = ()) -> list[int]:
+        """Ids of a rendered conversation. The i-th image slot takes the i-th count of context tokens.
+
+        Text between two control tokens is encoded in one go, as the official code does.
+        """
+        counts = iter(image_token_counts)
+        ids: list[int] = []
+        run = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                run += piece
+                continue
+            ids += self.encode_text(run)
+            run = ""
+            if isinstance(piece, Control):
+                ids.append(self.control_id(piece.token))
+            else:
+                ids += [self.img_id, *[self.context_id] * next(counts), self.img_end_id]
+        return ids + self.encode_text(run)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Text of ids, without the tokens that never show. Bytes that are no UTF-8 become U+FFFD."""
+        shown = [token_id for token_id in token_ids if token_id not in self.hidden_ids]
+        return str(self.full.decode(shown, skip_special_tokens=False))
