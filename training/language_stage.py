@@ -7,6 +7,7 @@ Run: `python -m training.language_stage --minutes 40 --out runs/language.pt`
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from collections import deque
@@ -104,19 +105,19 @@ def main() -> None:
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
     data = OracleData(encoder, codebook, args.seed)
-    start, step, total = time.time(), 0, 10_000
-    optimizers = Optimizers(model.language_model, lr=args.lr, total_steps=total)
-    while step < total and time.time() - start < args.minutes * 60:
+    start = time.time()
+    optimizers = Optimizers(model.language_model, lr=args.lr)
+    for step in itertools.count():
+        progress = (time.time() - start) / (args.minutes * 60)
+        if progress >= 1:
+            break
         examples, tokens = data.batch(args.batch)
         loss, right = answer_loss(model, examples, tokens)
         loss.backward()
-        optimizers.step(step)
-        step += 1
-        if step == 30:
-            total = optimizers.total_steps = int(args.minutes * 60 / (time.time() - start) * step)
-        if step % 25 == 0:
-            print(f"{time.time() - start:6.0f}s step {step}/{total} loss {loss:.3f} right {right:.3f}", flush=True)
-        if step % 200 == 0 or step == total:
+        optimizers.step(step, progress)
+        if step % 25 == 24:
+            print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
+        if step % 200 == 199:
             marks = task_accuracy(model, encoder, codebook, random.Random(99))
             print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)
             torch.save(model.language_model.state_dict(), args.out)

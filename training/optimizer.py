@@ -54,9 +54,10 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Both optimisers under one schedule: linear warm-up, a plateau, a linear way down over the last `cooldown`."""
+    """Both optimisers under one schedule: linear warm-up, a plateau, a linear way down over the last `cooldown`
+    of the time."""
 
-    def __init__(self, model: nn.Module, *, lr: float, total_steps: int, warmup: int = 30, cooldown: float = 0.4) -> None:
+    def __init__(self, model: nn.Module, *, lr: float, warmup: int = 30, cooldown: float = 0.4) -> None:
         inner = ("encoder.layers.", "model.layers.", "mlp1.")
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and any(part in n for part in inner)]
         chosen = {id(p) for p in matrices}
@@ -66,18 +67,17 @@ class Optimizers:
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.params = [*matrices, *rest]
-        self.lr, self.total_steps, self.warmup, self.cooldown = lr, total_steps, warmup, cooldown
+        self.lr, self.warmup, self.cooldown = lr, warmup, cooldown
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step."""
-        left = max(0.0, self.total_steps - step) / (self.total_steps * self.cooldown)
-        return self.lr * min(1.0, (step + 1) / self.warmup, max(left, 0.02))
+    def rate(self, step: int, progress: float) -> float:
+        """The learning rate at a step, when this share of the time is spent."""
+        return self.lr * min(1.0, (step + 1) / self.warmup, max((1 - progress) / self.cooldown, 0.02))
 
-    def step(self, step: int, clip: float = 1.0) -> None:
+    def step(self, step: int, progress: float, clip: float = 1.0) -> None:
         """Apply the gradients and clear them."""
         nn.utils.clip_grad_norm_(self.params, clip)
         for optimizer in self.both:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(step)
+                group["lr"] = self.rate(step, progress)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

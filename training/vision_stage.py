@@ -7,6 +7,7 @@ Run: `python -m training.vision_stage --minutes 40 --out runs/vision.pt`
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from pathlib import Path
@@ -112,7 +113,6 @@ def main() -> None:
     """Train for a while; write the model and the heads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--steps", type=int, default=0, help="Steps of the schedule; 0 guesses them from the time.")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -135,22 +135,22 @@ class Eye(nn.Module):
 def train(model: InternVL, codebook: Codebook, rng: random.Random, args: argparse.Namespace) -> None:
     """The loop. Progress every 50 steps, a checkpoint every 100."""
     eye = Eye(model)
-    start, step, total = time.time(), 0, args.steps or 10_000
-    optimizers = Optimizers(eye, lr=args.lr, total_steps=total)
+    start = time.time()
+    optimizers = Optimizers(eye, lr=args.lr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    while step < total and time.time() - start < args.minutes * 60:
+    for step in itertools.count():
+        progress = (time.time() - start) / (args.minutes * 60)
+        if progress >= 1:
+            break
         tiles, labels = batch(rng, args.batch)
         tokens = model.encode_tiles(tiles)
         reading, distance = perception_loss(tokens, labels, eye.heads, codebook)
         (reading + 2 * distance).backward()
-        optimizers.step(step)
-        step += 1
-        if step == 30 and not args.steps:  # now the speed is known
-            total = optimizers.total_steps = int(args.minutes * 60 / (time.time() - start) * step)
-        if step % 50 == 0:
+        optimizers.step(step, progress)
+        if step % 50 == 49:
             marks = " ".join(f"{k} {v:.3f}" for k, v in eye.heads.accuracy(tokens, labels).items())
-            print(f"{time.time() - start:6.0f}s step {step}/{total} read {reading:.3f} mse {distance:.4f} {marks}", flush=True)
-        if step % 100 == 0:
+            print(f"{progress:.1%} step {step} read {reading:.3f} mse {distance:.4f} {marks}", flush=True)
+        if step % 100 == 99:
             save(eye, args.out)
     save(eye, args.out)
 
