@@ -32,8 +32,10 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], st
         come += piece
         shown += stops.decode(piece)
         held = come[len(shown) :]
-        assert stops.stopped or any(string.startswith(held) and string != held for string in stop) or (
-            any(string in held for string in stop) and len(held) < max(map(len, stop))
+        assert (
+            stops.stopped
+            or any(string.startswith(held) and string != held for string in stop)
+            or (any(string in held for string in stop) and len(held) < max(map(len, stop)))
         )
 
 

@@ -102,7 +102,23 @@ def test_nesting_beyond_what_can_be_parsed_is_text() -> None:
 
 
 FRAGMENTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<tool", "\n", " ", "{", "}", '"', "\\", '"name": "f"', WEATHER, "text", "<", ", ", "["]
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "\n",
+        " ",
+        "{",
+        "}",
+        '"',
+        "\\",
+        '"name": "f"',
+        WEATHER,
+        "text",
+        "<",
+        ", ",
+        "[",
+    ]
     + [case[0] for case in CASES]
     + NO_CALLS
 )
@@ -121,7 +137,9 @@ def test_nothing_is_lost(text: str) -> None:
     for delta in [*parser.decode(text), *parser.flush()]:
         shown.append(delta.text if isinstance(delta, TextDelta) else delta.arguments)
     rest = iter(text)
-    assert all(char in rest for char in "".join(shown).replace("{}", "")) and (parser.num_calls or "".join(shown) == text)
+    assert all(char in rest for char in "".join(shown).replace("{}", "")) and (
+        parser.num_calls or "".join(shown) == text
+    )
 
 
 @pytest.mark.parametrize("text", [text for text in NO_CALLS if text.endswith("</tool_call>")])
@@ -136,8 +154,13 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.text("abc_", min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), max_size=3), st.booleans())
-def test_every_call_that_json_can_write_is_read_back(calls: list[tuple[str, dict[str, object]]], ascii_only: bool) -> None:
+@given(
+    st.lists(st.tuples(st.text("abc_", min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), max_size=3),
+    st.booleans(),
+)
+def test_every_call_that_json_can_write_is_read_back(
+    calls: list[tuple[str, dict[str, object]]], ascii_only: bool
+) -> None:
     written = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii_only) for name, arguments in calls]
     answer = parse(list("Well: " + "\n".join(map(call, written))))
     assert answer.text == "Well: "

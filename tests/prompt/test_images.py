@@ -209,7 +209,10 @@ def test_flipped_bits_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255))))
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]),
+    st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255))),
+)
 def test_damage_gives_an_image_or_an_image_error(image_format: str, changes: list[tuple[int, int]]) -> None:
     data = bytearray(encoded(picture(), image_format))
     for place, value in changes:
