@@ -28,11 +28,13 @@ def parse(pieces: list[str]) -> Answer:
             answer.text += delta.text
             assert delta.text
         elif delta.id is not None:
-            assert delta.index == len(answer.calls) and delta.name
+            assert delta.index == len(answer.calls)
+            assert delta.name
             assert re.fullmatch(r"call_[0-9a-f]{24}", delta.id)
             answer.calls.append([delta.name, delta.arguments])
         else:
-            assert delta.index == len(answer.calls) - 1 and delta.name is None
+            assert delta.index == len(answer.calls) - 1
+            assert delta.name is None
             answer.calls[delta.index][1] += delta.arguments
     assert parser.num_calls == len(answer.calls)
     return answer
@@ -137,9 +139,8 @@ def test_nothing_is_lost(text: str) -> None:
     for delta in [*parser.decode(text), *parser.flush()]:
         shown.append(delta.text if isinstance(delta, TextDelta) else delta.arguments)
     rest = iter(text)
-    assert all(char in rest for char in "".join(shown).replace("{}", "")) and (
-        parser.num_calls or "".join(shown) == text
-    )
+    assert all(char in rest for char in "".join(shown).replace("{}", ""))
+    assert parser.num_calls or "".join(shown) == text
 
 
 @pytest.mark.parametrize("text", [text for text in NO_CALLS if text.endswith("</tool_call>")])
@@ -176,7 +177,8 @@ def test_text_is_not_held_back_longer_than_a_tag_may_begin_in_it() -> None:
 
 def test_the_first_delta_names_the_call_and_the_next_bring_its_arguments() -> None:
     first, second = ToolCallParser().decode(call(WEATHER))
-    assert isinstance(first, ToolCallDelta) and (first.index, first.name, first.arguments) == (0, "weather", "")
+    assert isinstance(first, ToolCallDelta)
+    assert (first.index, first.name, first.arguments) == (0, "weather", "")
     assert second == ToolCallDelta(0, None, None, RIO[1])
 
 

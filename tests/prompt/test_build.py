@@ -140,7 +140,8 @@ def test_no_text_makes_control_tokens(text: str) -> None:
 
     attacked, innocent = build(text, call), build("x", ToolCall("1", "x", "{}"))
     assert counts(attacked) == counts(innocent)
-    assert len(attacked.images) == 1 and attacked.images[0].num_tokens == attacked.num_image_tokens
+    assert len(attacked.images) == 1
+    assert attacked.images[0].num_tokens == attacked.num_image_tokens
     assert TOKENIZER.decode(attacked.token_ids).count(text) >= 4
 
 

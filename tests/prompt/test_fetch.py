@@ -34,7 +34,10 @@ def refused(url: str, limits: ImageLimits = OPEN) -> ImageError:
     with pytest.raises(ImageError) as caught:
         fetch(url, limits, NAME)
     message = str(caught.value)
-    assert message.startswith(NAME) and message.endswith(".") and "0x7f" not in message and len(message) < 250
+    assert message.startswith(NAME)
+    assert message.endswith(".")
+    assert "0x7f" not in message
+    assert len(message) < 250
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
 
@@ -155,7 +158,8 @@ def test_an_image_is_fetched(server: Server) -> None:
     assert path == "/a.png"
     assert headers["Host"] == f"127.0.0.1:{server.port}"
     assert headers["Accept-Encoding"] == "identity"
-    assert "Cookie" not in headers and "Authorization" not in headers
+    assert "Cookie" not in headers
+    assert "Authorization" not in headers
 
 
 def test_path_and_query_are_sent_as_they_are(server: Server) -> None:
@@ -225,7 +229,8 @@ def test_a_redirect_from_a_public_name_to_a_private_address_is_refused(
 
     monkeypatch.setattr("ternvl.prompt.download.may_connect", judge)
     assert "may not be fetched from" in str(refused(server.url("/go", "public.example.com"), ImageLimits()))
-    assert [path for path, _ in server.requests] == ["/go"] and len(judged) == 2
+    assert [path for path, _ in server.requests] == ["/go"]
+    assert len(judged) == 2
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
@@ -257,7 +262,8 @@ def test_an_encoded_body(server: Server, encoding: str, compress: Callable[[byte
     server.answers["/huge"] = lambda handler: send(handler, body=huge, Content_Encoding=encoding)
     limits = ImageLimits(allow_private_addresses=True, max_image_bytes=10**6)
     assert fetch(server.url("/small"), limits, NAME) == BODY
-    assert len(huge) < 10**5 and refused(server.url("/huge"), limits).too_large
+    assert len(huge) < 10**5
+    assert refused(server.url("/huge"), limits).too_large
 
 
 def test_bad_encodings(server: Server) -> None:
@@ -381,7 +387,8 @@ def test_names_are_judged_by_every_address(monkeypatch: pytest.MonkeyPatch, addr
      "http:\\\\127.0.0.1/", "http://exa mple.com/", "http://example.com/a\nb", "http://example.com/\x00", "http://",
      "http:///a.png", "http:a.png", "http://%31%32%37.0.0.1/", "http://exa%6dple.com/", "http://[::1",
      "http://[fe80::1%25eth0]/",
-     "http://example.com:99999/", "http://example.com:0/", "http://example.com:x/", "http://..", "http://-a.com/", "http://a..b/", "http://①②⑦.0.0.1/",
+     "http://example.com:99999/", "http://example.com:0/", "http://example.com:x/", "http://..",
+     "http://-a.com/", "http://a..b/", "http://①②⑦.0.0.1/",
      "ftp://example.com/a", "javascript:alert(1)", "gopher://127.0.0.1/", "about:blank", "", "a.png", "//127.0.0.1/a"],
 )  # fmt: skip
 def test_odd_urls_are_refused_before_anything_is_resolved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +441,8 @@ def test_local_files_below_the_folder(media: Path) -> None:
 )  # fmt: skip
 def test_nothing_else_is_opened(media: Path, path: str) -> None:
     error = refused(f"file://{media}/{path}", ImageLimits(allow_local_media=media))
-    assert "no file below the folder" in str(error) and str(media) not in str(error)
+    assert "no file below the folder" in str(error)
+    assert str(media) not in str(error)
 
 
 def test_local_files_are_closed_by_default_and_limited(media: Path) -> None:

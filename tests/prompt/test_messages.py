@@ -98,7 +98,9 @@ def test_refused(given: Any, path: str) -> None:
         parse_messages([{"role": "user", "content": "first"}, given])
     assert caught.value.param == "messages[1]" + path
     message = str(caught.value)
-    assert message.startswith("messages[1]" + path) and message.endswith(".") and len(message) < 200
+    assert message.startswith("messages[1]" + path)
+    assert message.endswith(".")
+    assert len(message) < 200
 
 
 @pytest.mark.parametrize("messages", [[], (), "Hi", {"role": "user", "content": "Hi"}, None])

@@ -24,13 +24,13 @@ PUBLISHED = [
 
 @cache
 def official_candidates(min_num: int, max_num: int) -> list[tuple[int, int]]:
-    found = set(
+    found = {
         (i, j)
         for n in range(min_num, max_num + 1)
         for i in range(1, n + 1)
         for j in range(1, n + 1)
         if min_num <= i * j <= max_num
-    )
+    }
     return sorted(found, key=lambda pair: pair[0] * pair[1])
 
 
