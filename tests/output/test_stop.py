@@ -57,6 +57,8 @@ def test_an_earlier_match_that_may_still_come_is_waited_for() -> None:
     assert (stops.decode("e"), stops.stopped) == ("", True)
     stops = StopStrings(["bcde", "d"])
     assert (stops.decode("abcd"), stops.decode("x"), stops.stopped) == ("a", "bc", True)
+    stops = StopStrings(["bcde", "d"])
+    assert (stops.decode("abcd"), stops.flush(), stops.stopped) == ("a", "bc", True)
 
 
 def test_what_was_held_back_comes_at_the_end() -> None:

@@ -203,3 +203,21 @@ def test_many_threads_get_what_one_gets() -> None:
     for thread in threads:
         thread.join()
     assert [(made[i].token_ids, made[i].images) for i in range(4)] == [(one.token_ids, one.images) for one in alone]
+
+
+def test_ids_are_those_of_the_whole_text_as_the_official_code_encodes_it() -> None:
+    turns = [
+        Message("system", "Be brief."),
+        Message("user", "Which  is larger?\n", (ImageInput(noise(112, 84)), ImageInput(noise(28, 28), "low"))),
+        Message("assistant", "", tool_calls=(ToolCall("1", "f", '{"a": "é"}'),)),
+        Message("tool", "42"),
+    ]
+    official = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nImage-1: <img>{'<IMG_CONTEXT>' * 13}</img>\nImage-2: <img><IMG_CONTEXT></img>\n"
+        "Which  is larger?\n<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert BUILDER.build(turns).token_ids == tuple(TOKENIZER.full.encode(official, add_special_tokens=False).ids)

@@ -246,3 +246,12 @@ def test_pixel_values_are_normalised_as_torchvision_does() -> None:
         scaled = np.asarray(image).astype(np.float64) / 255
         expected = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         np.testing.assert_allclose(row.permute(1, 2, 0).numpy(), expected, atol=2e-6)
+
+
+def test_a_cameras_picture_with_several_frames_gives_its_first() -> None:
+    for image_format in ("MPO", "WEBP", "TIFF", "PNG"):
+        frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+        data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:])
+        red, _, blue = pixels(decode(data, LIMITS, NAME))[0]
+        assert red > 200, image_format
+        assert blue < 60, image_format

@@ -108,3 +108,11 @@ def test_unusable_tokenizers_are_refused(tmp_path: Path) -> None:
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<IMG_CONTEXT>"]
     with pytest.raises(CheckpointError, match="<IMG_CONTEXT>"):
         Tokenizer(json.dumps(spec))
+
+
+def test_a_checkpoints_truncation_and_padding_cut_and_fill_nothing() -> None:
+    spec = json.loads(TOKENIZER.full.to_str())
+    spec["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    spec["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "!"}  # fmt: skip
+    assert Tokenizer(json.dumps(spec)).encode_text("one two three") == TOKENIZER.encode_text("one two three")
