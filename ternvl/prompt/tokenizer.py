@@ -21,6 +21,16 @@ END_OF_TEXT = "<|endoftext|>"
 _TEXT_TAGS = ("<tool_call>", "</tool_call>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 
 
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level BPE writes bytes: visible Latin-1 as itself, the others in order from U+0100 (GPT-2)."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+
+
 class Tokenizer:
     """The tokenizer of one checkpoint."""
 
@@ -30,7 +40,7 @@ class Tokenizer:
         try:
             self.full = FastTokenizer.from_str(spec)
             plain = json.loads(spec)
-            plain["added_tokens"] = []
+            plain |= {"added_tokens": [], "truncation": None, "padding": None}
             self._plain = FastTokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{name} is not a tokenizer that can be read: {error}") from error
@@ -52,7 +62,7 @@ class Tokenizer:
         """Raises CheckpointError where there is no readable `tokenizer.json`."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for this model.")
+            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for it.")
         return cls(path.read_text(encoding="utf-8"), name=str(path))
 
     @property
@@ -100,3 +110,13 @@ class Tokenizer:
         """Text of ids, without the tokens that never show. Bytes that are no UTF-8 become U+FFFD."""
         shown = [token_id for token_id in token_ids if token_id not in self.hidden_ids]
         return str(self.full.decode(shown, skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, often no whole character; none where there is no such token."""
+        token = self.full.id_to_token(token_id)
+        if token is None:
+            return b""
+        try:
+            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, token))
+        except KeyError:
+            return str(token).encode()
