@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tests.engine.tiny import CONFIG, make_model
-from tests.fakes import tiny_tokenizer
 
 import ternvl
 from ternvl import LLM, SamplingParams
@@ -19,6 +18,8 @@ from ternvl.errors import CheckpointError, ConfigError, ContextLengthError, Engi
 from ternvl.model import weights
 from ternvl.model.internvl import InternVL
 from ternvl.types import FinishReason, Prompt
+from tests.engine.tiny import CONFIG, make_model
+from tests.fakes import tiny_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 QUESTION = [{"role": "user", "content": "What is the colour?"}]
@@ -42,7 +43,7 @@ def llm(model: InternVL) -> LLM:
     return LLM.from_parts(model, tiny_tokenizer(), name="tiny")
 
 
-def image_question(colour: str) -> list[dict[str, object]]:
+def image_question(colour: str) -> list[dict[str, Any]]:
     image = Image.new("RGB", (32, 16), colour)
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
 
@@ -138,9 +139,10 @@ def test_failures_leave_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ContextLengthError, match="context holds 2048"):
         llm.generate([good, long], GREEDY)
     assert not llm.engine.has_work
-    with monkeypatch.context() as patch, pytest.raises(EngineError):
+    with monkeypatch.context() as patch:
         patch.setattr(InternVL, "logits", lambda self, hidden: 1 // 0)
-        llm.generate([good, good], GREEDY)
+        with pytest.raises(EngineError):
+            llm.generate([good, good], GREEDY)
     assert not llm.engine.has_work
     with pytest.raises(RequestError):
         llm.chat([])

@@ -8,15 +8,15 @@ from contextlib import aclosing
 
 import pytest
 import torch
-from tests.engine.tiny import CONFIG, Answer, expected, make_engine, make_model, mixed_requests, text_prompt
 
 from ternvl.engine.engine import Engine
 from ternvl.engine.service import Service
 from ternvl.errors import ContextLengthError, EngineError, OverloadedError, UnavailableError
 from ternvl.model.internvl import InternVL
 from ternvl.types import Request, SamplingParams
+from tests.engine.tiny import CONFIG, Answer, expected, make_engine, make_model, mixed_requests, text_prompt
 
-LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
 
 
 class Switch(InternVL):
@@ -99,7 +99,7 @@ def test_leaving_aborts(model: Switch, how: str) -> None:
         stats = engine.stats()
         await service.close()
         assert stats.num_free_blocks == stats.num_blocks
-        assert stats.num_generated_tokens < 400
+        assert stats.num_generated_tokens < 120
 
     asyncio.run(main())
 
@@ -113,9 +113,9 @@ def test_a_request_cancelled_before_it_begins_leaves_nothing(model: Switch) -> N
         await asyncio.sleep(0)
         for task in tasks[1:]:
             task.cancel()
-        assert len((await tasks[0]).token_ids) == 400
+        assert len((await tasks[0]).token_ids) == 120
         await service.close()
-        assert engine.stats().num_generated_tokens < 800
+        assert engine.stats().num_generated_tokens < 240
 
     asyncio.run(main())
 
@@ -173,7 +173,7 @@ def test_refusals_reach_their_own_request(model: Switch) -> None:
             await asyncio.sleep(0.001)
         with pytest.raises(OverloadedError):
             await collect(service, make_request("third"))
-        assert len((await first).token_ids) == len((await second).token_ids) == 400
+        assert len((await first).token_ids) == len((await second).token_ids) == 120
         await service.close()
 
     asyncio.run(main())
@@ -191,7 +191,34 @@ def test_close_lets_requests_end_and_takes_no_more(model: Switch) -> None:
         with pytest.raises(UnavailableError):
             await collect(service, make_request("b"))
         await closing
-        assert len((await task).token_ids) == 400
+        assert len((await task).token_ids) == 120
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_that_is_gone_aborts(model: Switch) -> None:
+    engine = make_engine(model)
+    service = Service(engine)
+    service.start()
+    loop = asyncio.new_event_loop()
+    outputs = service.submit(make_request("a"))
+    loop.run_until_complete(anext(outputs))
+    loop.close()
+    asyncio.run(wait_until_idle(engine))
+    asyncio.run(service.close())
+    assert engine.stats().num_generated_tokens < 120
+
+
+def test_a_request_with_a_known_id_is_refused_and_harms_nobody(model: Switch) -> None:
+    async def main() -> None:
+        service = Service(make_engine(model))
+        service.start()
+        first = asyncio.create_task(collect(service, make_request("a")))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineError, match="could not take"):
+            await collect(service, make_request("a"))
+        assert len((await first).token_ids) == 120
         await service.close()
 
     asyncio.run(main())
