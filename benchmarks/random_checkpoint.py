@@ -124,7 +124,7 @@ def write_safetensors(path: Path, names: list[tuple[str, torch.Size]], tensors: 
 
 def hf_config() -> dict[str, Any]:
     """`config.json` as transformers writes it for InternVL3-1B."""
-    vision, language = CONFIG.vision, CONFIG.language
+    vision = CONFIG.vision
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "downsample_ratio": CONFIG.downsample_ratio,

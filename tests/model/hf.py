@@ -25,6 +25,7 @@ class Sizes:
     qkv_bias: bool = True
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-6
 
     @property
     def tokens_per_tile(self) -> int:
@@ -34,7 +35,14 @@ class Sizes:
 SIZES = (
     Sizes(),
     Sizes(image_size=56, vision=(48, 3, 3, 64), text=(64, 3, 8, 1, 96), vocab=211, qkv_bias=False),
-    Sizes(image_size=56, vision=(24, 1, 2, 40), text=(36, 1, 6, 3, 50), rope_theta=10_000.0, rms_norm_eps=1e-5),
+    Sizes(
+        image_size=56,
+        vision=(24, 1, 2, 40),
+        text=(36, 1, 6, 3, 50),
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-2,  # large enough to be missed where it is not read
+        layer_norm_eps=1e-2,
+    ),
 )
 
 
@@ -52,6 +60,7 @@ def build(sizes: Sizes, seed: int = 0) -> InternVLForConditionalGeneration:
             "image_size": [sizes.image_size] * 2,
             "patch_size": [14, 14],
             "attention_bias": sizes.qkv_bias,
+            "layer_norm_eps": sizes.layer_norm_eps,
         },
         text_config={
             "model_type": "qwen2",
@@ -191,7 +200,7 @@ def original_config(sizes: Sizes) -> dict:
             "hidden_size": hidden,
             "image_size": sizes.image_size,
             "intermediate_size": intermediate,
-            "layer_norm_eps": 1e-06,
+            "layer_norm_eps": sizes.layer_norm_eps,
             "model_type": "intern_vit_6b",
             "norm_type": "layer_norm",
             "num_attention_heads": heads,

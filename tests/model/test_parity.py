@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.model import hf
 
 from ternvl.model.checkpoint import load_config
 from ternvl.model.internvl import InternVL
 from ternvl.model.weights import load
 from ternvl.types import Prompt
+from tests.model import hf
 
 PROMPTS = {"text": (), "one tile": (1,), "thirteen tiles": (13,), "two images": (3, 5)}
 TOLERANCE = 1e-4
