@@ -92,8 +92,8 @@ class Encoder:
         self.start_id, self.end_id = tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")
 
     def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: int) -> Example:
-        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others. Questions name what is
-        in the image, so guessing them teaches to look, too."""
+        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others. Questions name what
+        is in the image, so guessing them teaches to look, too."""
         pieces = render(messages, system_message=nano.SYSTEM_MESSAGE, tools=tools, add_generation_prompt=False)
         ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * num_tiles])
         weights = [0.0] * len(ids)
