@@ -29,7 +29,7 @@ from training.scenes import Scene, random_scene
 from training.tokens import QUESTION_WEIGHT, Encoder, Example, image_conversation, text_conversation, write_tokenizer
 
 TOKENIZER = Path("runs/tokenizer")
-TEXT_SHARE = 0.25
+TEXT_SHARE = 0.3
 """Of conversations without an image."""
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         optimizers.step(step, progress)
         if step % 25 == 24:
             print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
-        if step % 200 == 199:
+        if step % 100 == 99:
             marks = task_accuracy(model, encoder, codebook, random.Random(99))
             print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)
             torch.save(model.language_model.state_dict(), args.out)

@@ -298,7 +298,7 @@ def chat(rng: random.Random) -> Turn:
 
 def copy(rng: random.Random, *, held_out: bool = False) -> Turn:
     """Repeat one or several words that may not exist."""
-    words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3)))]
+    words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3, 5, 7)))]
     text = " ".join(words)
     return Turn("copy", rng.choice(("Repeat: {}", "Say {}", "Repeat after me: {}")).format(text), text)
 

@@ -120,7 +120,7 @@ def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[
 def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
     """Talk, copying or a tool call; tools may also be there without being needed."""
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.25:
         tools, turn = tasks.tool_use(rng)
         if rng.random() < 0.12:
             turn = tasks.chat(rng)
@@ -133,7 +133,7 @@ def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str,
             messages[1] = Message("assistant", "", (), calls)
             messages += [Message("tool", result), Message("assistant", result)]
         return messages, tools
-    turns = [tasks.copy(rng) if kind < 0.75 else tasks.chat(rng) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
+    turns = [tasks.copy(rng) if kind < 0.85 else tasks.chat(rng) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
     system = [Message("system", "")] if rng.random() < 0.03 else []
     return system + [m for t in turns for m in (Message("user", t.question), Message("assistant", t.answer))], []
 
