@@ -83,7 +83,7 @@ def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[st
     known = SERVED_VALUES.keys() | _NO_EFFECT
     ignored = [path for path in _unknown_fields(request, "") if path not in known]
     if ignored and strict:
-        raise RequestError(f"Unknown field {ignored[0]}; this server is strict.", param=ignored[0], code="unknown_field")
+        raise RequestError(f"Unknown field {ignored[0]}; the server is strict.", param=ignored[0], code="unknown_field")
     return request, ignored
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.config import ServerConfig
 from ternvl.errors import OverloadedError, RequestError
-from ternvl.server.errors import HTTPError
+from ternvl.server.errors import HTTPError, to_http
 
 MAX_DEPTH = 64
 """Levels of arrays and objects in a JSON body."""
@@ -97,7 +96,9 @@ def _check_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise RequestError("The JSON holds half of a surrogate pair (\\ud800 to \\udfff), which is no character.") from None
+        raise RequestError(
+            "The JSON holds half of a surrogate pair (such as \\ud800), which is no character."
+        ) from None
 
 
 def _check_depth(value: Any) -> None:
@@ -113,20 +114,23 @@ def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-class Admission:
-    """Counts the requests in work and refuses those beyond the limit."""
+class ConcurrencyLimit:
+    """ASGI middleware that answers 429 where too many requests that bring work are running."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
         self._limit = limit
         self._num_running = 0
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Holds one place; OverloadedError where none is free."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Holds a place from the request's first byte to its answer's last."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
         if self._num_running >= self._limit:
-            raise OverloadedError(f"The server already works on {self._limit} requests; try again shortly.")
+            error = OverloadedError(f"The server already works on {self._limit} requests; try again shortly.")
+            return await to_http(error).response(scope, receive, send)
         self._num_running += 1
         try:
-            yield
+            await self._app(scope, receive, send)
         finally:
             self._num_running -= 1
