@@ -1,6 +1,6 @@
 """Requests to a stream of deltas: what every endpoint's answer is made of, whatever its protocol.
 
-tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one such line a choice, the choices merged as they come.
+tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one line a choice, the choices merged as they come.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class ChoiceDecoder:
     def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, parse_tool_calls: bool) -> None:
         self._index = index
         self._hidden_ids = tokenizer.hidden_ids
-        self._stop_token_ids = frozenset(params.stop_token_ids)
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(params.stop)
         self._tool_calls = ToolCallParser() if parse_tool_calls else None
@@ -75,12 +74,10 @@ class ChoiceDecoder:
         )
 
     def _text(self, output: TokenOutput) -> str:
-        """What may be shown of the new tokens. A stop token that the request named is no part of the answer."""
+        """What may be shown of the new tokens."""
         text = ""
         logprobs = output.logprobs or (None,) * len(output.token_ids)
         for token_id, logprob in zip(output.token_ids, logprobs, strict=True):
-            if token_id in self._stop_token_ids:
-                continue
             piece = self._detokenizer.decode([token_id])
             if logprob is not None and token_id not in self._hidden_ids:
                 self._logprobs.put(token_id, logprob, len(piece))

@@ -97,7 +97,7 @@ def _check_surrogates(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise RequestError(
-            "The JSON holds half of a surrogate pair (such as \\ud800), which is no character."
+            "The JSON holds half of a surrogate pair (as \\ud800), which is no character."
         ) from None
 
 

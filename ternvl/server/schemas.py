@@ -6,7 +6,6 @@ optional field is the same as leaving it out. Fields that no one defines are acc
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -41,14 +40,6 @@ def _whole(value: Any) -> Any:
 def _uri(value: str) -> str:
     if not _URI.fullmatch(value) or _BROKEN_ESCAPE.search(value):
         raise _refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,...")
-    return value
-
-
-def _json_text(value: str) -> str:
-    try:
-        json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise _refuse("", "must be a string of JSON") from error
     return value
 
 
@@ -144,7 +135,7 @@ class FunctionCall(Schema):
     """What an assistant's tool call calls; `arguments` is a string of JSON."""
 
     name: NonEmpty
-    arguments: Annotated[str, AfterValidator(_json_text)]
+    arguments: str
 
 
 class ToolCall(Schema):

@@ -61,7 +61,7 @@ class Serving:
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""
         card = {"id": name, "object": "model", "created": self.created, "owned_by": "ternvl"}
-        return card | {"max_model_len": self.llm.engine.config.max_model_len}
+        return card | {"max_model_len": self.llm.engine.max_model_len}
 
 
 def package_version() -> str:
