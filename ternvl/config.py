@@ -54,6 +54,8 @@ class LanguageConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
     max_position_embeddings: int = 32_768
+    tie_word_embeddings: bool = False
+    """Whether the embeddings serve as output head in a checkpoint that brings no head of its own."""
 
     @property
     def head_dim(self) -> int:

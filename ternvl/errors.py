@@ -1,6 +1,7 @@
 """Every error ternvl raises for a user, in one tree. Each message names the thing, the value and the rule.
 
     TernvlError
+    ├── ConfigError            a setting that cannot be
     ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
     ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
     │   ├── ImageError         an image that cannot be fetched, decoded or accepted
@@ -15,6 +16,10 @@ from __future__ import annotations
 
 class TernvlError(Exception):
     """Base of all errors of the package. `str(error)` is a sentence for the user."""
+
+
+class ConfigError(TernvlError):
+    """A setting of the model or the engine that cannot be."""
 
 
 class CheckpointError(TernvlError):
@@ -66,4 +71,8 @@ class UnavailableError(TernvlError):
 
 
 class EngineError(TernvlError):
-    """The engine failed while it worked on a request."""
+    """The engine failed while it worked on requests; it has dropped them (`request_ids`) and serves on."""
+
+    def __init__(self, message: str, *, request_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.request_ids = request_ids

@@ -1,14 +1,17 @@
 """The value types everyone shares: what a prompt is, what is asked of it, what comes back.
 
-They are frozen, carry no behaviour beyond derived values, and import nothing of the package, so every
-folder can speak them.
+They are frozen, carry no behaviour beyond derived values and the check of their own ranges, and import nothing of the
+package but its errors, so every folder can speak them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
+
+from ternvl.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +65,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. Ranges are the page's: see `validate`.
+    """How tokens are drawn. A value out of its range raises RequestError whose `param` is the field's name.
 
-    A temperature of 0 is greedy. `top_k` 0 keeps all tokens. `logprobs` None returns none, k >= 0 returns
-    the drawn token's log probability and the k best. `max_tokens` None runs to the end of the context.
+    A temperature of 0 is greedy. `top_k` 0 or -1 keeps all tokens. `logprobs` None returns none, k >= 0 returns
+    the drawn token's log probability and the k best. `max_tokens` None runs to the end of the context. `seed` None
+    takes one from the engine. `stop_token_ids` end an answer as the model's own do, also with `ignore_eos`.
     """
 
     temperature: float = 1.0
@@ -83,6 +87,51 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (kinds, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                raise RequestError(f"{name} is {value!r}, but must be {_rule(kinds, low, high)}.", param=name)
+        if not self.repetition_penalty:
+            raise RequestError("repetition_penalty is 0, but must be above 0.", param="repetition_penalty")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            message = f"min_tokens is {self.min_tokens}, but max_tokens is {self.max_tokens}: it must not be above it."
+            raise RequestError(message, param="min_tokens")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(isinstance(text, str) and text for text in self.stop):
+            message = f"stop is {self.stop!r}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
+            raise RequestError(message, param="stop")
+        if not all(isinstance(token_id, int) and token_id >= 0 for token_id in self.stop_token_ids):
+            message = f"stop_token_ids is {self.stop_token_ids!r}, but must be integers of at least 0."
+            raise RequestError(message, param="stop_token_ids")
+
+
+MAX_STOP_STRINGS = 16
+_NUMBER, _INTEGER = (int, float), (int,)
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
+_RANGES: dict[str, tuple[tuple[type, ...], float, float]] = {
+    "temperature": (_NUMBER, 0, 2),
+    "top_p": (_NUMBER, 0, 1),
+    "top_k": (_INTEGER, -1, inf),
+    "min_p": (_NUMBER, 0, 1),
+    "presence_penalty": (_NUMBER, -2, 2),
+    "frequency_penalty": (_NUMBER, -2, 2),
+    "repetition_penalty": (_NUMBER, 0, 2),
+    "seed": (_INTEGER, -inf, inf),
+    "n": (_INTEGER, 1, inf),
+    "max_tokens": (_INTEGER, 1, inf),
+    "min_tokens": (_INTEGER, 0, inf),
+    "logprobs": (_INTEGER, 0, 20),
+}
+
+
+def _rule(kinds: tuple[type, ...], low: float, high: float) -> str:
+    kind = "an integer" if kinds == _INTEGER else "a number"
+    if (low, high) == (-inf, inf):
+        return kind
+    return f"{kind} of at least {low}" if high == inf else f"{kind} from {low} to {high}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +160,6 @@ class TokenOutput:
 
     request_id: str
     token_ids: tuple[int, ...]
+    """New tokens of the answer, `logprobs` beside them. A token that stops the answer is no part of it."""
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = field(default=())

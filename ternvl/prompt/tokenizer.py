@@ -21,6 +21,16 @@ END_OF_TEXT = "<|endoftext|>"
 _TEXT_TAGS = ("<tool_call>", "</tool_call>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 
 
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level BPE writes bytes: visible Latin-1 as itself, the others in order from U+0100 (GPT-2)."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+
+
 class Tokenizer:
     """The tokenizer of one checkpoint."""
 
@@ -100,3 +110,13 @@ class Tokenizer:
         """Text of ids, without the tokens that never show. Bytes that are no UTF-8 become U+FFFD."""
         shown = [token_id for token_id in token_ids if token_id not in self.hidden_ids]
         return str(self.full.decode(shown, skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, often no whole character; none where there is no such token."""
+        token = self.full.id_to_token(token_id)
+        if token is None:
+            return b""
+        try:
+            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, token))
+        except KeyError:
+            return str(token).encode()

@@ -1,0 +1,22 @@
+"""InternVL3 in PyTorch: an engine that serves it, an offline API and an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ternvl.types import SamplingParams
+
+if TYPE_CHECKING:
+    from ternvl.llm import LLM
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`LLM` on first use: it brings torch, which takes seconds to import."""
+    if name == "LLM":
+        from ternvl.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,112 @@
+"""The slowest correct path: each token from `InternVL.forward` over all that came before it.
+
+No cache, no batching, no chunks. The engine must give the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ternvl.config import EngineConfig
+from ternvl.engine.engine import EngineStats
+from ternvl.engine.validate import check_config, check_prompt
+from ternvl.errors import EngineError, OverloadedError
+from ternvl.model.internvl import InternVL
+from ternvl.sampling.sampler import Draw, derive_seed, sample
+from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput
+
+
+def generate(
+    model: InternVL,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    stop_ids: Sequence[int],
+    max_model_len: int,
+    request_id: str = "",
+    default_seed: int = 0,
+) -> Iterator[TokenOutput]:
+    """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none."""
+    seed = default_seed if params.seed is None else params.seed
+    stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(stop_ids))
+    room = min(params.max_tokens or max_model_len, max_model_len - prompt.num_tokens)
+    output_ids: list[int] = []
+    while len(output_ids) < room:
+        logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
+        drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops)])[0]
+        if drawn.token_id in stops:
+            yield TokenOutput(request_id, (), FinishReason.STOP)
+            return
+        output_ids.append(drawn.token_id)
+        reason = FinishReason.LENGTH if len(output_ids) == room else None
+        yield TokenOutput(request_id, (drawn.token_id,), reason, (drawn.logprobs,) if drawn.logprobs else ())
+
+
+class ReferenceEngine:
+    """`generate` behind the engine's interface: one request after the other, one token a step."""
+
+    def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
+        """Raises ConfigError for settings that cannot be."""
+        check_config(config)
+        self.model = model.eval()
+        self.config = config
+        self.max_model_len = min(config.max_model_len, model.config.language.max_position_embeddings)
+        self.stop_ids = tuple(stop_ids)
+        self._answers: dict[str, Iterator[TokenOutput]] = {}  # in order of arrival
+        self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._answers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `add` would raise OverloadedError."""
+        return len(self._answers) > self.config.max_queue
+
+    def add(self, request: Request) -> None:
+        """Queue a request; raises what `Engine.add` raises."""
+        check_prompt(request.prompt, self.model.config, self.max_model_len)
+        if self.is_full:
+            raise OverloadedError(f"{self.config.max_queue} requests are waiting already, which is all the queue holds.")
+        self._answers[request.id] = generate(
+            self.model,
+            request.prompt,
+            request.params,
+            stop_ids=self.stop_ids,
+            max_model_len=self.max_model_len,
+            request_id=request.id,
+            default_seed=derive_seed(self.config.seed, self._num_added),
+        )
+        self._num_added += 1
+        self._num_prompt_tokens += request.prompt.num_tokens
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; an unknown one is none of our business."""
+        self._answers.pop(request_id, None)
+
+    def step(self) -> list[TokenOutput]:
+        """The next token of the oldest request. Raises EngineError where the model fails on it."""
+        request_id, answer = next(iter(self._answers.items()))
+        try:
+            output = next(answer)
+        except Exception as error:
+            self.abort(request_id)
+            message = "The engine failed while it worked on this request."
+            raise EngineError(message, request_ids=(request_id,)) from error
+        self._num_steps += 1
+        self._num_generated_tokens += len(output.token_ids)
+        if output.finish_reason:
+            self.abort(request_id)
+        return [output]
+
+    def stats(self) -> EngineStats:
+        """The engine now."""
+        return EngineStats(
+            num_waiting=max(0, len(self._answers) - 1),
+            num_running=min(1, len(self._answers)),
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+        )

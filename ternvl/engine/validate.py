@@ -1,0 +1,51 @@
+"""What is refused before any work is done for it."""
+
+from __future__ import annotations
+
+from ternvl.config import EngineConfig, ModelConfig
+from ternvl.errors import ConfigError, ContextLengthError, RequestError
+from ternvl.types import Prompt
+
+_AT_LEAST_ONE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "block_size")
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raises ConfigError for a setting with which nothing could ever run."""
+    for name in (*_AT_LEAST_ONE, "max_queue"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}, but must be at least 1.")
+
+
+def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> None:
+    """Raises RequestError for a prompt that the model cannot take, ContextLengthError for one that is too long."""
+    if not prompt.token_ids:
+        raise RequestError("The prompt is empty, but the model needs at least one token.", param="messages")
+    if prompt.num_tokens >= max_model_len:
+        raise ContextLengthError(
+            num_text_tokens=prompt.num_tokens - prompt.num_image_tokens,
+            num_image_tokens=prompt.num_image_tokens,
+            max_model_len=max_model_len,
+        )
+    vocab_size = config.language.vocab_size
+    strange = [token_id for token_id in prompt.token_ids if not 0 <= token_id < vocab_size]
+    if strange:
+        message = f"The prompt holds token {strange[0]}, but the model knows only 0 to {vocab_size - 1}."
+        raise RequestError(message, param="messages")
+    _check_images(prompt, config)
+
+
+def _check_images(prompt: Prompt, config: ModelConfig) -> None:
+    num_tiles = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
+    wanted = (num_tiles, 3, config.tile_size, config.tile_size)
+    if prompt.pixel_values is not None and tuple(prompt.pixel_values.shape) != wanted:
+        message = f"pixel_values has the shape {list(prompt.pixel_values.shape)}, but must have {list(wanted)}."
+        raise RequestError(message, param="messages")
+    first_tile, last_stop = 0, 0
+    for number, image in enumerate(prompt.images, start=1):
+        in_place = image.first_tile == first_tile and last_stop <= image.start and image.stop <= prompt.num_tokens
+        if not in_place or image.num_tokens != image.num_tiles * config.tokens_per_tile:
+            raise RequestError(f"Image {number} of the prompt does not fit its tiles and tokens.", param="messages")
+        first_tile, last_stop = first_tile + image.num_tiles, image.stop
+    if first_tile != num_tiles:
+        message = f"The prompt's images have {first_tile} tiles, but pixel_values holds {num_tiles}."
+        raise RequestError(message, param="messages")

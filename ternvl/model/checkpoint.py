@@ -1,0 +1,104 @@
+"""Where a model comes from: the embedded one, a folder, or a download from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ternvl.config import ModelConfig
+from ternvl.errors import CheckpointError
+from ternvl.model import config_json
+from ternvl.model.json_section import Section
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "ternvl-nano"
+"""Folder of the model that comes with the package."""
+
+# Never a pickle: loading one runs whatever code it holds.
+_PATTERNS = ["*.json", "*.safetensors", "*.txt"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAMES = {
+    f"{owner}internvl3-{size}{kind}".lower(): f"OpenGVLab/InternVL3-{size}{kind}"
+    for owner in ("", "opengvlab-")
+    for size in ("1B", "2B", "8B", "14B")
+    for kind in ("", "-Instruct", "-hf")
+}
+"""Short names of the published models that this architecture covers."""
+
+
+def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
+    """The folder of a model, downloaded first where need be.
+
+    `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`) or None for
+    the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows the hub library's
+    progress bar, and goes on where an earlier one was interrupted. Raises CheckpointError.
+    """
+    folder = EMBEDDED if model is None else Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"The revision {revision!r} needs a model on the hub, but {folder} is a folder.")
+        return folder
+    if model is None:
+        raise CheckpointError(f"This installation has no embedded model: the folder {folder} does not exist.")
+    if folder.exists():
+        raise CheckpointError(f"{folder} is a file; a model is a folder with a config.json and safetensors files.")
+    name = _HUB_NAMES.get(str(model).lower(), str(model))
+    if not isinstance(model, str) or not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{model} is neither an existing folder nor a model name such as OpenGVLab/InternVL3-1B-Instruct."
+        )
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    # The library takes half a second to import, which a local model need not pay.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except GatedRepoError as error:
+        reason = "access to it must be granted on its page there, and HF_TOKEN must hold your token"
+        raise CheckpointError(f"The model {name} is gated on the hub: {reason}.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no model {name} on the hub, or it is private and HF_TOKEN does not open it."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"The model {name} has no revision {revision!r} on the hub.") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"The model {name} is not whole on this machine, and the hub cannot be reached to download it."
+        ) from error
+    except Exception as error:  # network, disk and protocol errors of several libraries
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"The download of the model {name} failed: {what}") from error
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read `config.json` in either layout, and the sampling defaults of `generation_config.json` where there is one.
+
+    Raises CheckpointError where they are absent, unreadable, or ask for what is not implemented.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder.")
+    generation = folder / "generation_config.json"
+    defaults = read_object(generation) if generation.is_file() else Section(str(generation), {})
+    return config_json.read(read_object(path), defaults)
+
+
+def read_object(path: Path) -> Section:
+    """The JSON object in a file. Raises CheckpointError where it holds anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, but holds {type(values).__name__}.")
+    return Section(str(path), values)

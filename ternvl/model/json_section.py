@@ -1,0 +1,60 @@
+"""Typed access to one JSON object of a configuration, with errors that say where the fault is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ternvl.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One JSON object of a configuration. Every getter raises CheckpointError that names object, key and value."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def section(self, key: str) -> Section:
+        """The object under `key`."""
+        value = self.values.get(key)
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.name} needs an object under {key!r}, but has {value!r}.")
+        return Section(f"{self.name}: {key}", value)
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{self.name}: {key} must be a positive whole number, but is {value!r}.")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number that is not negative."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise CheckpointError(f"{self.name}: {key} must be a number that is not negative, but is {value!r}.")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; null counts as absent."""
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise CheckpointError(f"{self.name}: {key} must be true or false, but is {value!r}.")
+        return default if value is None else value
+
+    def side(self, key: str, default: int | None = None) -> int:
+        """The side of a square, written as a number or as two equal ones."""
+        value = self.values.get(key, default)
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        return Section(self.name, {key: value}).count(key)
+
+    def only(self, key: str, allowed: tuple[Any, ...], default: Any) -> Any:
+        """A value that must be one of those the model implements."""
+        value = self.values.get(key, default)
+        if value not in allowed:
+            wanted = " or ".join(repr(item) for item in allowed)
+            raise CheckpointError(f"{self.name}: {key} {value!r} is not implemented, only {wanted}.")
+        return value

@@ -1,0 +1,63 @@
+"""Names of tensors: from any of a checkpoint's three layouts to the original one, which the modules bear.
+
+original      `vision_model.*`, `mlp1.*`, `language_model.model.*`, `language_model.lm_head.*`
+HF, older     `vision_tower.*`, `multi_modal_projector.*`, `language_model.model.*`, `language_model.lm_head.*`
+HF, newer     `model.vision_tower.*`, `model.multi_modal_projector.*`, `model.language_model.*`, `lm_head.*`
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """Where a tensor of a checkpoint belongs."""
+
+    name: str
+    """In the original layout."""
+    third: int | None = None
+    """0, 1, 2 for a query, key or value matrix, which are stacked in that order; None for a whole tensor."""
+
+
+_VISION = r"^(?:model\.)?vision_tower\."
+_LAYER = _VISION + r"encoder\.layer\.(\d+)\."
+_PROJECTOR = r"^(?:model\.)?multi_modal_projector\."
+_RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^lm_head\.", r"language_model.lm_head."),
+        (r"^model\.language_model\.", r"language_model.model."),
+        (_PROJECTOR + r"layer_norm\.", r"mlp1.0."),
+        (_PROJECTOR + r"linear_1\.", r"mlp1.1."),
+        (_PROJECTOR + r"linear_2\.", r"mlp1.3."),
+        (_VISION + r"embeddings\.cls_token$", r"vision_model.embeddings.class_embedding"),
+        (_VISION + r"embeddings\.position_embeddings$", r"vision_model.embeddings.position_embedding"),
+        (_VISION + r"embeddings\.patch_embeddings\.projection\.", r"vision_model.embeddings.patch_embedding."),
+        (_LAYER + r"attention\.projection_layer\.", r"vision_model.encoder.layers.\1.attn.proj."),
+        (_LAYER + r"layernorm_before\.", r"vision_model.encoder.layers.\1.norm1."),
+        (_LAYER + r"layernorm_after\.", r"vision_model.encoder.layers.\1.norm2."),
+        (_LAYER + r"lambda_([12])$", r"vision_model.encoder.layers.\1.ls\2"),
+        (_LAYER + r"mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+    )
+)
+_QKV = re.compile(_LAYER + r"attention\.([qkv])_proj\.(weight|bias)$")
+# Constants that some exports hold beside the weights; the model computes them, or has no use for them.
+_HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.position_ids|\.embeddings\.mask_token)$")
+
+
+def remap(name: str) -> Target | None:
+    """The place of a checkpoint's tensor; None for one that is known and not needed.
+
+    A name that no layout knows is its own target, for the caller to find that the model has no such tensor.
+    """
+    if _HARMLESS.search(name):
+        return None
+    if match := _QKV.match(name):
+        layer, which, kind = match.groups()
+        return Target(f"vision_model.encoder.layers.{layer}.attn.qkv.{kind}", "qkv".index(which))
+    for pattern, replacement in _RENAMES:
+        renamed, count = pattern.subn(replacement, name)
+        if count:
+            return Target(renamed)
+    return Target(name)

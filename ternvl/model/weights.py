@@ -1,0 +1,246 @@
+"""Weights in and out: any of the three layouts to an `InternVL`, and an `InternVL` to the original layout.
+
+Files are mapped into memory and a tensor that already has the wanted type is used where it lies, so a model never
+stands twice in memory. Only safetensors are read: a pickle runs whatever code it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ternvl.config import ModelConfig
+from ternvl.errors import CheckpointError, TernvlError
+from ternvl.model import config_json
+from ternvl.model.checkpoint import read_object
+from ternvl.model.internvl import InternVL
+from ternvl.model.remap import remap
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes in all."""
+
+_SINGLE, _INDEX, _SHARD = "model.safetensors", "model.safetensors.index.json", "model-{:05}-of-{:05}.safetensors"
+_EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+_FLOATS = ("F32", "F16", "BF16")
+
+
+class _Stored(NamedTuple):
+    """A tensor in an open file; `shape` is what it brings and `third` its place where it is a part of a whole."""
+
+    file: Any
+    name: str
+    shape: tuple[int, ...]
+    third: int | None
+
+
+def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The type to compute in: "bfloat16", "float16", "float32", or "auto" for the checkpoint's own.
+
+    "auto" on a CPU without instructions for that type is float32, which is faster there. TernvlError for other names.
+    """
+    if dtype not in ("auto", *config_json.DTYPES):
+        raise TernvlError(f"dtype {dtype!r} is unknown; it is one of auto, {', '.join(config_json.DTYPES)}.")
+    wanted: torch.dtype = getattr(torch, config.dtype if dtype == "auto" else dtype)
+    if dtype == "auto" and device.type == "cpu" and not _cpu_computes(wanted):
+        return torch.float32
+    return wanted
+
+
+def _cpu_computes(dtype: torch.dtype) -> bool:
+    """Whether the CPU multiplies matrices of that type itself. On ARM the flags of Linux say so, on x86 torch."""
+    instructions = {torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"), torch.float16: ("amx_fp16", "asimdhp")}
+    if dtype not in instructions:
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split()
+    except OSError:  # not Linux: nothing says so
+        return False
+    return not set(flags).isdisjoint(instructions[dtype])
+
+
+def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Progress | None = None) -> InternVL:
+    """The model of a folder, on the CPU, in `dtype`, frozen.
+
+    A checkpoint without output head gets the embeddings for it if its configuration ties the two. Raises
+    CheckpointError where files are absent or broken, tensors are missing, unknown or of another shape, or the
+    tokenizer beside them knows more tokens than the embeddings do.
+    """
+    _check_vocabulary(folder, config.language.vocab_size)
+    with torch.device("meta"):
+        model = InternVL(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with ExitStack() as files:
+        parts = _gather(_open(path, files) for path in _paths(folder))
+        tied = config.language.tie_word_embeddings and _HEAD not in parts
+        if tied:
+            del shapes[_HEAD]
+        _check(parts, shapes, folder)
+        state = _read(parts, dtype, progress)
+    if tied:
+        state[_HEAD] = state[_EMBEDDING]
+    model.load_state_dict(state, assign=True)
+    if tied:
+        model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
+    return model.requires_grad_(False).eval()
+
+
+def _check_vocabulary(folder: Path, vocab_size: int) -> None:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        spec = read_object(path).values
+        highest = max([*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return  # no byte-pair tokenizer: whoever reads it for its text says so
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"{path} has token ids up to {highest}, but the model's embedding has {vocab_size} rows: the tokenizer "
+            "belongs to another model."
+        )
+
+
+def _paths(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    index = folder / _INDEX
+    if not index.is_file():
+        raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; weights of other kinds are not read.")
+    names = sorted({str(name) for name in read_object(index).section("weight_map").values.values()})
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{index} names files that are not there: {_listed(absent)}.")
+    return [folder / name for name in names]
+
+
+def _open(path: Path, files: ExitStack) -> Any:
+    try:
+        return files.enter_context(safe_open(path, framework="pt"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); its download may have been cut short."
+        ) from error
+
+
+def _gather(files: Iterable[Any]) -> dict[str, list[_Stored]]:
+    """What the files hold, by the name in the original layout: the whole tensor, or its thirds in order."""
+    parts: dict[str, list[_Stored]] = {}
+    for file in files:
+        for name in file.keys():  # noqa: SIM118, the handle is not iterable
+            target = remap(name)
+            if target is None:
+                continue
+            view = file.get_slice(name)
+            if view.get_dtype() not in _FLOATS:
+                raise CheckpointError(f"Tensor {name} is of type {view.get_dtype()}, only {_FLOATS} are read.")
+            stored = _Stored(file, name, tuple(view.get_shape()), target.third)
+            parts.setdefault(target.name, []).append(stored)
+    for stored_parts in parts.values():
+        stored_parts.sort(key=lambda part: -1 if part.third is None else part.third)
+    return parts
+
+
+def _check(parts: Mapping[str, Sequence[_Stored]], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    missing = [name for name in shapes if name not in parts]
+    unknown = [stored.name for name, found in parts.items() if name not in shapes for stored in found]
+    misshapen = []
+    for name, found in parts.items():
+        thirds = [stored.third for stored in found]
+        if name not in shapes:
+            continue
+        if thirds not in ([None], [0, 1, 2]):
+            missing.append(f"{name} (of which there is only {', '.join(stored.name for stored in found)})")
+            continue
+        rows, *rest = shapes[name]
+        wanted = (rows // len(found), *rest)
+        misshapen += [f"{s.name} {list(s.shape)} for {list(wanted)}" for s in found if s.shape != wanted]
+    faults = [(missing, "missing"), (unknown, "unknown"), (misshapen, "of another shape")]
+    text = "; ".join(f"{len(names)} {fault}: {_listed(names)}" for names, fault in faults if names)
+    if text:
+        raise CheckpointError(f"The tensors in {folder} do not fit its config.json: {text}.")
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _read(
+    parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: Progress | None
+) -> dict[str, Tensor]:
+    """Whole tensors in `dtype`; those that need no change stay in the mapped file."""
+    total = sum(torch.Size(stored.shape).numel() for found in parts.values() for stored in found) * dtype.itemsize
+    done = 0
+    state = {}
+    for name, found in parts.items():
+        tensors = [stored.file.get_tensor(stored.name) for stored in found]
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        state[name] = whole.to(dtype)
+        done += whole.numel() * dtype.itemsize
+        if progress is not None:
+            progress(done, total)
+    return state
+
+
+def save(model: InternVL, folder: Path, *, dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Write a checkpoint in the original layout: weights, `config.json`, `generation_config.json`.
+
+    The weights go to one file, or to several and an index where they exceed `max_shard_bytes`; what the folder held
+    of the kind before is replaced. The tokenizer is not this function's. Raises CheckpointError for a model whose
+    tensors are not the plain ones (quantised, with adapters).
+    """
+    state = model.state_dict()
+    with torch.device("meta"):
+        plain = InternVL(model.config).state_dict().keys()
+    if state.keys() != plain:
+        names = sorted(state.keys() ^ plain)
+        raise CheckpointError(f"Only a model of plain weights can be saved; this one differs in {_listed(names)}.")
+    tied = model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+    if tied:
+        del state[_HEAD]
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_shards(state, folder, dtype, max_shard_bytes)
+    name = str(dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", config_json.write(model.config, dtype=name, tied=tied))
+    _write_json(folder / "generation_config.json", config_json.write_generation(model.config))
+
+
+def _save_shards(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+    shards = list(_split(state, dtype.itemsize, max_shard_bytes))
+    names = [_SHARD.format(i + 1, len(shards)) for i in range(len(shards))] if len(shards) > 1 else [_SINGLE]
+    for name, keys in zip(names, shards, strict=True):
+        tensors = {key: state[key].to("cpu", dtype).contiguous() for key in keys}
+        # The file that is replaced may be the one that the model is mapped from: it lives on until it is let go.
+        save_file(tensors, folder / f"{name}.part", metadata={"format": "pt"})
+        os.replace(folder / f"{name}.part", folder / name)
+    for old in {_SINGLE, _INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
+        (folder / old).unlink(missing_ok=True)
+    if len(shards) > 1:
+        size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        _write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _split(state: Mapping[str, Tensor], itemsize: int, max_shard_bytes: int) -> Iterator[list[str]]:
+    """Names in order, in runs of at most `max_shard_bytes` or of one tensor that is larger."""
+    run: list[str] = []
+    size = 0
+    for name, tensor in state.items():
+        if run and size + tensor.numel() * itemsize > max_shard_bytes:
+            yield run
+            run, size = [], 0
+        run.append(name)
+        size += tensor.numel() * itemsize
+    yield run
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Messages to a `Prompt`: fetch, decode, tile, render, encode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from ternvl.config import ImageLimits, ModelConfig
+from ternvl.errors import ImageError, RequestError
+from ternvl.prompt.fetch import fetch
+from ternvl.prompt.images import decode, to_pixel_values, to_rgb
+from ternvl.prompt.messages import ImageInput, Message
+from ternvl.prompt.template import Piece, render
+from ternvl.prompt.tiling import tiles
+from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.types import ImageSpan, Prompt
+
+MAX_DYNAMIC_PATCH = 64
+"""The most tiles, without the thumbnail, that one image may be cut into by any setting."""
+
+_WORKERS = 4
+
+
+class PromptBuilder:
+    """Makes prompts for one model. Thread-safe; `build` blocks while images are fetched."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        limits: ImageLimits | None = None,
+        max_dynamic_patch: int | None = None,
+    ) -> None:
+        """`max_dynamic_patch` is the most tiles an image is cut into, thumbnail apart; by default the checkpoint's.
+
+        Raises RequestError where it is out of range.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.limits = limits or ImageLimits()
+        self.max_dynamic_patch = _in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
+
+    def build(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+        max_dynamic_patch: int | None = None,
+    ) -> Prompt:
+        """The conversation as the model takes it.
+
+        An image of detail "low" is one tile, others up to `max_dynamic_patch` (by default the builder's) and a
+        thumbnail. Raises RequestError for a conversation that cannot be written, ImageError for an image that cannot
+        be had or is over the limits.
+        """
+        max_num = self.max_dynamic_patch if max_dynamic_patch is None else _in_range(max_dynamic_patch)
+        self._check(messages)
+        pieces = self._render(messages, tools, add_generation_prompt)
+        tiled = self._tile_all(messages, max_num)
+        counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
+        token_ids = self.tokenizer.encode(pieces, counts)
+        if not tiled:
+            return Prompt(tuple(token_ids))
+        pixel_values = to_pixel_values([tile for cut in tiled for tile in cut])
+        return Prompt(tuple(token_ids), self._spans(token_ids, tiled), pixel_values)
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            raise RequestError("messages is empty; a conversation needs at least one message.", param="messages")
+        for index, message in enumerate(messages):
+            if message.images and message.role != "user":
+                raise RequestError(
+                    f"messages[{index}] is a {message.role} message with an image; images belong in user messages.",
+                    param=f"messages[{index}].content",
+                )
+        num_images = sum(len(message.images) for message in messages)
+        if num_images > self.limits.max_images:
+            raise RequestError(
+                f"messages holds {num_images} images; a request may hold {self.limits.max_images}.", param="messages"
+            )
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> list[Piece]:
+        try:
+            pieces = render(
+                messages,
+                system_message=self.config.system_message,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"tools cannot be written as JSON: {error}.", param="tools") from error
+        try:
+            "".join(piece for piece in pieces if isinstance(piece, str)).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise RequestError(
+                f"The text holds half of a surrogate pair (U+{code:04X}), which is no character.", param="messages"
+            ) from None
+        return pieces
+
+    def _tile_all(self, messages: Sequence[Message], max_num: int) -> list[list[Image.Image]]:
+        """The tiles of each image of the conversation. Several images are worked on at the same time."""
+        places = [(i, k) for i, message in enumerate(messages) for k in range(len(message.images))]
+
+        def work(place: tuple[int, int]) -> list[Image.Image]:
+            turn, number = place
+            try:
+                return self._tile(messages[turn].images[number], max_num, f"messages[{turn}] image {number + 1}")
+            except ImageError as error:
+                error.param = f"messages[{turn}].content"
+                raise
+
+        if len(places) < 2:
+            return [work(place) for place in places]
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="image") as pool:
+            return list(pool.map(work, places))
+
+    def _tile(self, image: ImageInput, max_num: int, name: str) -> list[Image.Image]:
+        if isinstance(image.source, str):
+            picture = decode(fetch(image.source, self.limits, name), self.limits, name)
+        else:
+            picture = to_rgb(image.source, name)
+        max_num = 1 if image.detail == "low" else max_num
+        return tiles(
+            picture,
+            min_num=min(self.config.min_dynamic_patch, max_num),
+            max_num=max_num,
+            side=self.config.tile_size,
+            thumbnail=self.config.use_thumbnail,
+        )
+
+    def _spans(self, token_ids: Sequence[int], tiled: Sequence[Sequence[Image.Image]]) -> tuple[ImageSpan, ...]:
+        begins = (index + 1 for index, token_id in enumerate(token_ids) if token_id == self.tokenizer.img_id)
+        spans: list[ImageSpan] = []
+        first_tile = 0
+        for start, cut in zip(begins, tiled, strict=True):
+            num_tokens = len(cut) * self.config.tokens_per_tile
+            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), _digest(cut)))
+            first_tile += len(cut)
+        return tuple(spans)
+
+
+def _digest(cut: Sequence[Image.Image]) -> bytes:
+    """SHA-256 over the number of tiles and their pixels."""
+    digest = hashlib.sha256(len(cut).to_bytes(8, "big"))
+    for tile in cut:
+        digest.update(tile.tobytes())
+    return digest.digest()
+
+
+def _in_range(max_dynamic_patch: int) -> int:
+    if not 1 <= max_dynamic_patch <= MAX_DYNAMIC_PATCH:
+        raise RequestError(
+            f"max_dynamic_patch is {max_dynamic_patch}; it must be from 1 to {MAX_DYNAMIC_PATCH}.",
+            param="max_dynamic_patch",
+        )
+    return max_dynamic_patch

@@ -1,0 +1,214 @@
+"""One HTTP download within limits: checked addresses only, and the clock runs over all of it.
+
+`httpcore` is httpx's transport. It is used itself because a network backend is where names become connections: every
+hop is resolved once, judged, and connected to that very address, while the Host header, SNI and the certificate check
+keep the name.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import httpcore
+import httpx
+
+from ternvl.config import ImageLimits
+from ternvl.errors import ImageError
+from ternvl.prompt.addresses import may_connect
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "ternvl", "Connection": "close"}
+
+
+class _Refused(Exception):
+    """An address that may not be connected to."""
+
+
+class Download:
+    """One image's download, redirects included. Times are in seconds of `time.monotonic`."""
+
+    def __init__(self, limits: ImageLimits, name: str) -> None:
+        self._limits = limits
+        self._name = name
+        self._deadline = time.monotonic() + limits.fetch_timeout
+
+    def get(self, url: httpx.URL) -> bytes | httpx.URL:
+        """The body of a checked URL, or the URL that it redirects to. Raises ImageError."""
+        host = url.host
+        backend = _GuardedBackend(self._deadline, allow_private=self._limits.allow_private_addresses)
+        try:
+            with httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool:
+                headers = [("Host", url.netloc.decode("ascii")), *_HEADERS.items()]
+                with pool.stream("GET", _core_url(url), headers=headers) as response:
+                    return self._read(response, url)
+        except _Refused:
+            raise self._error(
+                f"{host} has an address that images may not be fetched from (only public addresses are allowed)"
+            ) from None
+        except (httpcore.TimeoutException, TimeoutError):
+            raise self._error(f"{host} took longer than {self._limits.fetch_timeout:g} seconds") from None
+        except socket.gaierror:
+            raise self._error(f"the host name {host} could not be resolved") from None
+        except ssl.SSLError:
+            raise self._error(f"no secure connection to {host} could be made") from None
+        except httpcore.ConnectError as error:
+            secure = "no secure connection" if "ssl" in str(error).lower() else "no connection"
+            raise self._error(f"{secure} to {host} could be made") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError, zlib.error):
+            raise self._error(f"{host} broke the connection off or gave no valid answer") from None
+
+    def _read(self, response: httpcore.Response, url: httpx.URL) -> bytes | httpx.URL:
+        headers = {key.lower(): value.decode("latin-1") for key, value in response.headers}
+        if response.status in _REDIRECTS and b"location" in headers:
+            return self._target(url, headers[b"location"])
+        if response.status != 200:
+            raise self._error(f"{url.host} answered with status {response.status}")
+        length = headers.get(b"content-length", "")
+        if length.isdecimal() and len(length) < 20 and int(length) > self._limits.max_image_bytes:
+            raise self._too_large()
+        chunks = self._in_time(response.iter_stream())
+        encoding = headers.get(b"content-encoding", "identity").strip().lower()
+        if encoding in ("gzip", "x-gzip", "deflate"):
+            chunks = _inflate(chunks)
+        elif encoding not in ("identity", ""):
+            raise self._error(f"{url.host} answered in an encoding that is not read here")
+        return self._collect(chunks)
+
+    def _target(self, url: httpx.URL, location: str) -> httpx.URL:
+        try:
+            return url.join(location)
+        except httpx.InvalidURL:
+            raise self._error(f"{url.host} redirects to something that is no URL") from None
+
+    def _in_time(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if time.monotonic() > self._deadline:
+                raise httpcore.ReadTimeout
+            yield chunk
+
+    def _collect(self, chunks: Iterable[bytes]) -> bytes:
+        body = bytearray()
+        for chunk in chunks:
+            body += chunk
+            if len(body) > self._limits.max_image_bytes:
+                raise self._too_large()
+        return bytes(body)
+
+    def _too_large(self) -> ImageError:
+        return ImageError(
+            f"{self._name} has more than the {self._limits.max_image_bytes} bytes that an image may have.",
+            code="image_too_large",
+            too_large=True,
+        )
+
+    def _error(self, reason: str) -> ImageError:
+        return ImageError(f"{self._name} could not be fetched: {reason}.", code="image_not_fetched")
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    """Connects to addresses that were resolved and judged here, until the deadline."""
+
+    def __init__(self, deadline: float, *, allow_private: bool) -> None:
+        self._deadline = deadline
+        self._allow_private = allow_private
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Tries the host's addresses in turn; one that may not be connected to refuses the host."""
+        addresses = _resolve(host, port, _left(self._deadline))
+        if not all(may_connect(address, allow_private=self._allow_private) for address in addresses):
+            raise _Refused
+        for num_left in range(len(addresses), 0, -1):
+            share = _left(self._deadline) / num_left  # so that one silent address leaves time for the others
+            try:
+                stream = self._sockets.connect_tcp(addresses[-num_left], port, share, local_address, socket_options)
+                return _DeadlineStream(stream, self._deadline)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if num_left == 1:
+                    raise
+        raise socket.gaierror
+
+
+class _DeadlineStream(httpcore.NetworkStream):
+    """A connection whose every wait ends at the deadline, so that no slow drip of bytes outlasts it."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        stream = self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline))
+        return _DeadlineStream(stream, self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout
+    return left
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[str]:
+    """The host's IP addresses, none where it has none. A thread of its own waits for the resolver, which knows no time limit."""
+    answers: SimpleQueue[list[str]] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+        except (OSError, UnicodeError):
+            answers.put([])
+
+    Thread(target=ask, name="resolve", daemon=True).start()
+    try:
+        return answers.get(timeout=timeout)
+    except Empty:
+        raise httpcore.ConnectTimeout from None
+
+
+def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Undoes gzip or deflate in pieces of a bounded size, so that a small body cannot become a huge one unseen."""
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    for chunk in chunks:
+        while chunk:
+            yield inflater.decompress(chunk, 65_536)
+            chunk = inflater.unconsumed_tail
+    yield inflater.flush()
+
+
+def _core_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)

@@ -1,0 +1,134 @@
+"""Bytes of a picture to an RGB image, within limits, and tiles to what the vision tower takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageFile
+from torch import Tensor
+
+from ternvl.config import ImageLimits
+from ternvl.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""Formats that are read, where Pillow has them. Never those that run programs (EPS) or reach for other files."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_MAGIC_BYTES = 16
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
+    """The first frame of an encoded image as RGB: turned as its EXIF orientation says, transparency over white.
+
+    `name` names the image in errors, such as "messages[1] image 2". Raises ImageError where the bytes or the pixels
+    (read from the header, before anything is decoded) are over `limits`, where the format is none of `FORMATS`, and
+    where the data is damaged or incomplete.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes).")
+    if len(data) > limits.max_image_bytes:
+        raise ImageError(
+            f"{name} has {len(data)} bytes; an image may have {limits.max_image_bytes}.",
+            code="image_too_large",
+            too_large=True,
+        )
+    image = _open(data, name)
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels; an image may have {limits.max_image_pixels} in all.",
+            code="image_too_large",
+            too_large=True,
+        )
+    return to_rgb(image, name)
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An open image as RGB: turned as its EXIF orientation says, transparency over white; 16-bit values are scaled.
+
+    Raises ImageError where its data is damaged or its colours cannot be converted.
+    """
+    try:
+        image.load()
+    except Exception as error:  # decoders raise whatever comes; their texts may hold addresses
+        cut_short = "truncated" in str(error).lower()
+        reason = "its data ends too early" if cut_short else "its data is damaged"
+        raise ImageError(f"{name} could not be decoded: {reason}.") from error
+    if not all(image.size):
+        raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).")
+    try:
+        return _upright(_flatten(_to_eight_bits(image)), _orientation(image))
+    except Exception as error:
+        raise ImageError(f"{name} could not be decoded: its colours (mode {image.mode}) are not supported.") from error
+
+
+def to_pixel_values(tiles: Sequence[Image.Image]) -> Tensor:
+    """RGB tiles of one size S to [N, 3, S, S] float32: scaled to 0..1, normalised with ImageNet's mean and deviation."""
+    pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))  # [N, S, S, 3] uint8
+    values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return values.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Reads the header. Pillow's own `open` warns or fails by a limit that is global; ours belongs to the caller."""
+    Image.init()
+    for image_format in FORMATS:
+        factory, accepts = Image.OPEN.get(image_format, (None, None))
+        if factory is None or (accepts is not None and accepts(data[:_MAGIC_BYTES]) is not True):
+            continue
+        try:
+            return factory(BytesIO(data), "")
+        except Exception as error:
+            raise ImageError(
+                f"{name} could not be decoded: it begins like {image_format}, but its header is damaged or incomplete."
+            ) from error
+    known = ", ".join(image_format for image_format in FORMATS if image_format in Image.OPEN)
+    raise ImageError(f"{name} is not an image in a format that is read here ({known}).", code="unsupported_image")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it cannot be read: broken EXIF spoils no image."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _ORIENTATIONS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit values lose their low byte; 32-bit ones, whose range no file tells, are stretched from least to most."""
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (float(values.min()), float(values.max()))
+    scale = 255 / (high - low) if high > low and math.isfinite(high - low) else 0.0
+    return Image.fromarray(((values - low) * scale).round().astype(np.uint8))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """RGB; where the image has transparency, over white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")

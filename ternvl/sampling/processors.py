@@ -1,0 +1,69 @@
+"""What changes logits before a token is drawn, as pure functions of rows.
+
+Each takes logits [R, V] in float32 and one value a row [R], and returns new logits; a token that may not be drawn has
+-inf. Rows do not see each other.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def apply_repetition_penalty(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:
+    """Push tokens of the prompt and the answer, `seen` [R, V], away by a factor (CTRL, arXiv 1909.05858)."""
+    factor = penalty[:, None]
+    pushed = torch.where(logits > 0, logits / factor, logits * factor)
+    return torch.where(seen, pushed, logits)
+
+
+def apply_presence_penalty(logits: Tensor, penalty: Tensor, counts: Tensor) -> Tensor:
+    """Lower tokens that the answer holds, `counts` [R, V] times each, by a constant (OpenAI's definition)."""
+    return logits - penalty[:, None] * (counts > 0)
+
+
+def apply_frequency_penalty(logits: Tensor, penalty: Tensor, counts: Tensor) -> Tensor:
+    """Lower tokens by a constant for each time the answer holds them, `counts` [R, V] (OpenAI's definition)."""
+    return logits - penalty[:, None] * counts
+
+
+def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide by temperatures above 0. The best token is moved to 0 first, so that a tiny one cannot overflow."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+
+
+def apply_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Keep the k likeliest tokens, k of at least 1. Of equal ones the lower ids stay."""
+    return _keep_largest(logits, k.clamp(max=logits.shape[-1]))
+
+
+def apply_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Keep the fewest likeliest tokens whose probabilities reach p; p = 0 keeps one, p = 1 all (arXiv 1904.09751)."""
+    probabilities = logits.softmax(dim=-1)
+    vocab_size = logits.shape[-1]
+    size = min(64, vocab_size)
+    while True:  # a sharp distribution needs few tokens, and finding these is far cheaper than sorting all
+        before = probabilities.topk(size).values.double().cumsum(dim=-1)  # [R, size]
+        if size == vocab_size or bool((before[:, -1] >= p).all()):
+            break
+        size = min(16 * size, vocab_size)
+    counts = 1 + (before[:, :-1] < p[:, None]).sum(dim=-1)
+    return _keep_largest(logits, torch.where(p >= 1, vocab_size, counts))
+
+
+def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Keep tokens at least `min_p` times as likely as the likeliest (arXiv 2407.01082)."""
+    floor = logits.amax(dim=-1, keepdim=True) + min_p[:, None].log()
+    return logits.masked_fill(logits < floor, -torch.inf)
+
+
+def _keep_largest(logits: Tensor, counts: Tensor) -> Tensor:
+    """The `counts` [R] largest of each row; exactly that many, whatever ties there are."""
+    largest = logits.topk(int(counts.max())).values  # [R, largest count]
+    threshold = largest.gather(1, counts[:, None] - 1)
+    above, ties = logits > threshold, logits == threshold
+    num_missing = counts[:, None] - above.sum(dim=-1, keepdim=True)
+    kept = above | (ties & (ties.cumsum(dim=-1) <= num_missing))
+    return logits.masked_fill(~kept, -torch.inf)

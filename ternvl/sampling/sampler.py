@@ -1,0 +1,159 @@
+"""Logits to tokens, for many requests at once.
+
+The order is that of vLLM's documentation: repetition, presence and frequency penalties, then the ban on stop tokens
+below `min_tokens`; the log probabilities that are reported are taken here. Then temperature, top_k, top_p, min_p.
+
+What is drawn depends on the row's logits, its seed and its position alone, never on the rows beside it: each draw
+inverts the row's cumulative distribution at a number hashed from seed and position. There is no generator with a state.
+
+Shapes: S rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ternvl.sampling import processors
+from ternvl.types import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row's wish: how a token is drawn, and after what."""
+
+    params: SamplingParams
+    seed: int
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    stop_ids: frozenset[int]
+    """Tokens that may not come before `params.min_tokens` others have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One row's token, and its log probabilities where they are wanted."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class NonFiniteLogitsError(ArithmeticError):
+    """Rows whose logits are no numbers to draw from."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"the model gave logits that are not finite (rows {rows})")
+        self.rows = rows
+
+
+def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+    """Draw a token for each row of logits [S, V] (float32). Raises NonFiniteLogitsError."""
+    broken = (~logits.amax(dim=-1).isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise NonFiniteLogitsError(broken)
+    logits = _ban_stops(_penalise(logits, draws), draws)
+    token_ids = logits.argmax(dim=-1)  # of equal logits the lowest id
+    random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
+    if random:
+        chosen = torch.tensor(random, device=logits.device)
+        token_ids[chosen] = _draw(logits[chosen], [draws[row] for row in random])
+    ids = token_ids.tolist()
+    return [Drawn(ids[row], _logprobs(logits[row], ids[row], draw.params)) for row, draw in enumerate(draws)]
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in (0, 1) for a position of a seeded sequence: the hash of both."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest) >> 13) + 0.5) / 2**51
+
+
+def derive_seed(base: int, number: int) -> int:
+    """The seed of the request of that number where it brings none."""
+    return int.from_bytes(hashlib.blake2b(f"{base}/{number}".encode(), digest_size=8).digest())
+
+
+def _penalise(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    rows = [row for row, draw in enumerate(draws) if _has_penalty(draw.params)]
+    if not rows:
+        return logits
+    params = [draws[row].params for row in rows]
+    outputs = _counts([draws[row].output_ids for row in rows], logits)
+    prompts = _counts([draws[row].prompt_ids for row in rows], logits)
+    index = torch.tensor(rows, device=logits.device)
+
+    def values(of: Callable[[SamplingParams], float]) -> Tensor:
+        return logits.new_tensor([of(row) for row in params])
+
+    changed = processors.apply_repetition_penalty(
+        logits[index], values(lambda row: row.repetition_penalty), (prompts + outputs) > 0
+    )
+    changed = processors.apply_presence_penalty(changed, values(lambda row: row.presence_penalty), outputs)
+    changed = processors.apply_frequency_penalty(changed, values(lambda row: row.frequency_penalty), outputs)
+    return logits.index_copy(0, index, changed)
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
+
+
+def _counts(ids: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """How often each token occurs in each row: [R, V] float32."""
+    counts = logits.new_zeros(len(ids), logits.shape[-1])
+    for row, tokens in zip(counts, ids, strict=True):
+        index = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+        row.index_add_(0, index, logits.new_ones(len(index)))
+    return counts
+
+
+def _ban_stops(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    banned = [
+        (row, token_id)
+        for row, draw in enumerate(draws)
+        if len(draw.output_ids) < draw.params.min_tokens
+        for token_id in draw.stop_ids
+        if token_id < logits.shape[-1]
+    ]
+    if not banned:
+        return logits
+    rows, token_ids = torch.tensor(banned, device=logits.device).T
+    return logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
+
+
+def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Tokens [R] of rows with a temperature above 0."""
+    params = [draw.params for draw in draws]
+    logits = processors.apply_temperature(logits, logits.new_tensor([row.temperature for row in params]))
+    logits = _apply(processors.apply_top_k, logits, [row.top_k if row.top_k > 0 else None for row in params])
+    logits = _apply(processors.apply_top_p, logits, [row.top_p if row.top_p < 1 else None for row in params])
+    logits = _apply(processors.apply_min_p, logits, [row.min_p if row.min_p > 0 else None for row in params])
+    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)  # [R, V]
+    points = [uniform(draw.seed, len(draw.output_ids)) for draw in draws]
+    heights = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    # The first token whose sum exceeds the height: its own probability is above 0.
+    return torch.searchsorted(cumulative, heights, right=True).squeeze(-1)
+
+
+def _apply(
+    apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Sequence[float | None]
+) -> Tensor:
+    """Apply a processor to the rows that have a value for it."""
+    rows = [row for row, value in enumerate(values) if value is not None]
+    if not rows:
+        return logits
+    index = torch.tensor(rows, device=logits.device)
+    changed = apply(logits[index], torch.tensor([values[row] for row in rows], device=logits.device))
+    return logits.index_copy(0, index, changed)
+
+
+def _logprobs(logits: Tensor, token_id: int, params: SamplingParams) -> TokenLogprobs | None:
+    """Of one row [V], natural, before temperature and truncation."""
+    if params.logprobs is None:
+        return None
+    logprobs = logits.log_softmax(dim=-1)
+    best = logprobs.topk(min(params.logprobs, len(logprobs)))
+    top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return TokenLogprobs(float(logprobs[token_id]), tuple(top))

@@ -1,0 +1,134 @@
+"""scripts/install, run with a stand-in for Python that writes down what it is asked to do."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STAND_IN = """#!/usr/bin/env bash
+case "$1 $2" in
+  "-c "*version_info*) echo "$0" ;;
+  "-c "*cache_tag*) echo "${TAG:-cpython-311}" ;;
+  "-m venv") mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && echo "$*" >>"$LOG" ;;
+  "-m pip") echo "$*" >>"$LOG"; exit "${PIP_STATUS:-0}" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of what scripts/install reads, in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log = root / "log"
+        self.python = root / "python"
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+        (root / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts/install", root / "scripts/install")
+        for name in ("pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, root / name)
+
+    def install(self, *extras: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str] = [str(self.root / "scripts/install"), *extras]
+        defaults = {"PYTHON": str(self.python), "LOG": str(self.log)}
+        return subprocess.run(
+            command, cwd="/", env=os.environ | defaults | env, capture_output=True, text=True, timeout=30
+        )
+
+    def calls(self) -> list[str]:
+        """What was asked of Python since the last look."""
+        calls = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return calls
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    root = tmp_path / "a folder with spaces"
+    root.mkdir()
+    return Checkout(root)
+
+
+TORCH = "-m pip install --constraint constraints.txt torch"
+TERNVL = "-m pip install --constraint constraints.txt --no-build-isolation --editable ."
+
+
+def test_torch_comes_first_and_a_second_run_does_nothing(checkout: Checkout) -> None:
+    assert checkout.install().returncode == 0
+    assert checkout.calls() == ["-m venv .venv", TORCH, TERNVL]
+    second = checkout.install()
+    assert second.returncode == 0
+    assert "up to date" in second.stderr
+    assert checkout.calls() == []
+
+
+def test_extras_are_added_and_kept(checkout: Checkout) -> None:
+    checkout.install()
+    checkout.calls()
+    checkout.install("test")
+    assert checkout.calls() == [TORCH, TERNVL + "[dev,test]"]
+    checkout.install()
+    checkout.install("test")
+    assert checkout.calls() == []
+    checkout.install("training")
+    assert checkout.calls() == [TORCH, TERNVL + "[dev,test,training]"]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_change_of_the_requirements_installs_again(checkout: Checkout, name: str) -> None:
+    checkout.install("training")
+    checkout.calls()
+    with (checkout.root / name).open("a") as file:
+        file.write("# changed\n")
+    checkout.install()
+    assert checkout.calls() == [TORCH, TERNVL + "[training]"]
+
+
+def test_an_interrupted_installation_goes_on(checkout: Checkout) -> None:
+    assert checkout.install(PIP_STATUS="1").returncode != 0
+    assert checkout.calls() == ["-m venv .venv", TORCH]
+    assert checkout.install().returncode == 0
+    assert checkout.calls() == [TORCH, TERNVL]
+
+
+def test_another_python_or_another_folder_makes_the_environment_anew(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.install()
+    checkout.calls()
+    checkout.install(TAG="cpython-312")
+    assert checkout.calls()[0] == "-m venv --clear .venv"
+    moved = checkout.root.rename(tmp_path / "moved")
+    checkout.root, checkout.python, checkout.log = moved, moved / "python", moved / "log"
+    checkout.install(TAG="cpython-312")
+    assert checkout.calls()[0] == "-m venv --clear .venv"
+
+
+def test_a_lost_interpreter_makes_the_environment_anew(checkout: Checkout) -> None:
+    checkout.install()
+    checkout.calls()
+    (checkout.root / ".venv/bin/python").unlink()
+    checkout.install()
+    assert checkout.calls() == ["-m venv --clear .venv", TORCH, TERNVL]
+
+
+def test_an_interpreter_that_is_missing_or_too_old_is_refused(checkout: Checkout) -> None:
+    old = checkout.root / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    for python in (str(old), "/no/such/python"):
+        refused = checkout.install(PYTHON=python)
+        assert refused.returncode == 1
+        assert refused.stderr == f"ternvl: PYTHON={python} is no Python 3.11 or newer, which ternvl needs.\n"
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_an_unknown_extra_is_refused(checkout: Checkout) -> None:
+    refused = checkout.install("tests")
+    assert refused.returncode == 1
+    assert refused.stderr == "ternvl: there is no extra named 'tests'; there are test, dev and training.\n"
+    assert checkout.calls() == []

@@ -1,0 +1,35 @@
+"""pyproject.toml against constraints.txt and against what the package imports."""
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
+MODULES_OF = {"huggingface-hub": {"huggingface_hub"}, "pillow": {"PIL"}, "pydantic": {"pydantic", "pydantic_core"}}
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    version_of = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    extras = [Requirement(line) for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    for requirement in REQUIRED + extras:
+        assert requirement.specifier.contains(version_of[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_package_imports_nothing_that_it_does_not_require() -> None:
+    imported = set()
+    for path in (ROOT / "ternvl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.split(".")[0])
+    required = set().union(*(MODULES_OF.get(requirement.name, {requirement.name}) for requirement in REQUIRED))
+    assert imported - set(sys.stdlib_module_names) - {"ternvl"} <= required
