@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -36,17 +37,19 @@ _MODEL_HELP = (
 Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default=False)]
 Images = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option("--image", "-i", exists=True, dir_okay=False, readable=True, help="An image file (repeatable)."),
 ]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """How the model is loaded."""
+class LoadingConfig:
+    """How the model is loaded: options of `LLM` under the same names."""
 
     dtype: str = field(default="auto", metadata={"help": "Precision of the weights: auto, bfloat16, float16, float32."})
+    device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
+    reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})
     max_dynamic_patch: int | None = field(
         default=None, metadata={"help": "Tiles an image is cut into at most; by default as the checkpoint says."}
     )
@@ -75,7 +78,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def serve(
     model: Model = None,
     *,
-    loading: ModelConfig,
+    loading: LoadingConfig,
     server: ServerConfig,
     engine: EngineConfig,
     images: ImageLimits,
@@ -87,7 +90,7 @@ def serve(
 
     levels = logging.getLevelNamesMapping()
     if server.log_level.upper() not in levels:
-        raise typer.BadParameter(f"--log-level {server.log_level} is none of debug, info, warning, error.")
+        raise typer.BadParameter(f"{server.log_level!r} is none of debug, info, warning, error.")
     logging.basicConfig(level=levels[server.log_level.upper()], format="%(levelname)s %(name)s: %(message)s")
     with bind(server) as sock:
         run(_load(model, loading, engine, images), server, sock)
@@ -95,12 +98,12 @@ def serve(
 
 @app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
 @with_flags
-def chat(model: Model = None, image: Images = [], *, answers: AnswerConfig, loading: ModelConfig) -> None:  # noqa: B006
+def chat(model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig) -> None:
     """Talk with a model in the terminal; /help lists what can be typed."""
     from ternvl.cli.console import Conversation, talk
 
     conversation = Conversation(_load(model, loading), _params(answers))
-    for path in image:
+    for path in image or []:
         conversation.attach(path)
     talk(conversation)
 
@@ -109,19 +112,19 @@ def chat(model: Model = None, image: Images = [], *, answers: AnswerConfig, load
 @with_flags
 def run(
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
-    image: Images = [],  # noqa: B006
+    image: Images = None,
     model: ModelOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
     *,
     answers: AnswerConfig,
-    loading: ModelConfig,
+    loading: LoadingConfig,
 ) -> None:
     """Ask one question, with or without images, and print the answer."""
     from ternvl.cli.console import Conversation, answer
 
     question = sys.stdin.read() if question == "-" else question
     conversation = Conversation(_load(model, loading), _params(answers))
-    for path in image:
+    for path in image or []:
         conversation.attach(path)
     answer(conversation, question, as_json=json)
 
@@ -140,9 +143,13 @@ def _params(answers: AnswerConfig) -> dict[str, float | int]:
 
 
 def _load(
-    model: str | None, loading: ModelConfig, engine: EngineConfig | None = None, images: ImageLimits | None = None
+    model: str | None, loading: LoadingConfig, engine: EngineConfig | None = None, images: ImageLimits | None = None
 ) -> LLM:
-    raise NotImplementedError
+    from ternvl.llm import LLM
+
+    engine_options = dataclasses.asdict(engine or EngineConfig())
+    is_terminal = sys.stdout.isatty()
+    return LLM(model, **dataclasses.asdict(loading), **engine_options, limits=images, progress=is_terminal)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -165,7 +172,7 @@ def _explain(error: Exception) -> int:
     """Prints one line and gives the exit status."""
     usage = getattr(error, "format_message", None)  # of typer's own errors, whose classes moved between its versions
     if usage is not None:
-        return _print_error(f"{usage()} Try 'ternvl --help'.", 2)
+        return _print_error(f"{usage().rstrip('.')}. Try 'ternvl --help'.", 2)
     if isinstance(error, TernvlError):
         return _print_error(str(error), 1)
     return _print_error(f"{type(error).__name__}: {error} (TERNVL_TRACEBACK=1 shows where)", 1)

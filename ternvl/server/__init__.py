@@ -41,7 +41,8 @@ def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> No
     `sock` is what `bind` gave, where that was called earlier. Raises TernvlError where the address cannot be had.
     """
     with sock or bind(config) as listener:
-        _Server(create_app(llm, config), config, llm.name).run(sockets=[listener])
+        app = create_app(llm, config)
+        _Server(app, config, app.state.serving.names[0]).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

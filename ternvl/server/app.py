@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.server.auth import BearerAuth
 from ternvl.server.chat import Chunk, complete
@@ -23,7 +24,7 @@ from ternvl.server.errors import guarded, plain_http_error
 from ternvl.server.fields import ignored_header, parse_chat
 from ternvl.server.fold import fold
 from ternvl.server.limits import ConcurrencyLimit, read_json
-from ternvl.server.serving import Serving, package_version
+from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, until_disconnect
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ async def chat_completions(request: Request) -> Response:
     try:
         if not chat.stream:
             return JSONResponse(await until_disconnect(request.receive, _folded(chunks)), headers=headers)
-        first = await until_disconnect(request.receive, anext(chunks))
+        first = await until_disconnect(request.receive, _first(chunks))
     except ClientGone:
         return Response(status_code=499)
     include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
@@ -103,6 +104,10 @@ async def chat_completions(request: Request) -> Response:
 async def _folded(chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
     async with aclosing(chunks):
         return await fold(chunks)
+
+
+async def _first(chunks: AsyncGenerator[Chunk]) -> Chunk:
+    return await anext(chunks)
 
 
 def _streamed(chunk: Chunk, *, include_usage: bool) -> Chunk | None:
@@ -132,7 +137,7 @@ async def health(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """`GET /version`."""
-    return JSONResponse({"version": package_version()})
+    return JSONResponse({"version": __version__})
 
 
 def _serving(request: Request) -> Serving:

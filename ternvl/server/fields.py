@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.schemas import TAG_MARK, ChatRequest
+from ternvl.server.schemas import REFUSED, TAG_MARK, ChatRequest
 
 UNSUPPORTED = "unsupported_parameter"
 
@@ -58,8 +58,8 @@ SERVED_VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 """Documented fields of which only some values are served: those that ask for what happens anyway."""
 
-REFUSED = ("chat_template", "chat_template_kwargs")
-"""Never served: a chat template is code."""
+NEVER_SERVED = ("chat_template", "chat_template_kwargs")
+"""A chat template is code."""
 
 _NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
 """Labels of a request, like `user` and `metadata`: nothing of the answer depends on them."""
@@ -102,7 +102,7 @@ def _check_served(body: Mapping[str, Any]) -> None:
     for name, value in body.items():
         if value is None:
             continue
-        if name in REFUSED:
+        if name in NEVER_SERVED:
             raise RequestError(f"{name} is refused: a chat template is code.", param=name, code=UNSUPPORTED)
         values = SERVED_VALUES.get(name)
         if values is not None and not any(_same_json(value, served) for served in values):
@@ -118,15 +118,15 @@ def _same_json(value: Any, served: Any) -> bool:
 def _request_error(error: ValidationError) -> RequestError:
     """The first violation as one sentence that begins with the field's path."""
     first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
+    field = first["type"].removeprefix(REFUSED) if first["type"].startswith(REFUSED) else ""
     parts = [part for part in first["loc"] if not str(part).startswith(TAG_MARK)]
-    parts += [context["field"]] if context.get("field") else []
-    path = _path(parts)
+    path = _path([*parts, field] if field else parts)
     if first["type"] == "missing":
         return RequestError(f"{path} is required.", param=path, code="missing_required_parameter")
     message = first["msg"].replace("Input should be", "must be").replace("List should have", "must have")
-    shown = "" if first["type"] == "refused" else f", not {_shown(first['input'])}"
-    return RequestError(f"{path} {message}{shown}.", param=path, code=context.get("code") or "invalid_value")
+    shown = "" if first["type"].startswith(REFUSED) else f", not {_shown(first['input'])}"
+    code = first.get("ctx", {}).get("code") or "invalid_value"
+    return RequestError(f"{path} {message}{shown}.", param=path, code=code)
 
 
 def _path(parts: list[int | str]) -> str:

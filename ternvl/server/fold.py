@@ -13,8 +13,7 @@ async def fold(chunks: AsyncIterable[Chunk]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     async for chunk in chunks:
-        answer = answer or {key: value for key, value in chunk.items() if key not in ("choices", "usage")}
-        answer |= {"usage": chunk["usage"]} if "usage" in chunk else {}
+        answer |= chunk
         for piece in chunk["choices"]:
             _add(choices.setdefault(piece["index"], _choice(piece["index"])), piece)
     return answer | {"object": "chat.completion", "choices": [choices[index] for index in sorted(choices)]}

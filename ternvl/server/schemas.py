@@ -24,13 +24,16 @@ from pydantic_core import PydanticCustomError
 TAG_MARK = "@"
 """Begins the name of a branch of a union, which is no part of a field's path."""
 
+REFUSED = "refused."
+"""Begins the type of our own errors; the field that they mean follows."""
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def _refuse(field: str, message: str, code: str | None = None) -> PydanticCustomError:
-    """An error at `field` of the model that raises it."""
-    return PydanticCustomError("refused", message, {"field": field, "code": code})
+    """An error at `field` of the model that raises it, or at the value itself where `field` is empty."""
+    return PydanticCustomError(f"{REFUSED}{field}", message, {"code": code})
 
 
 def _whole(value: Any) -> Any:
@@ -64,14 +67,13 @@ def _by(field: str, *names: str) -> Discriminator:
     wanted = ", ".join(repr(name) for name in names)
     return Discriminator(
         branch,
-        custom_error_type="refused",
+        custom_error_type=f"{REFUSED}{field}",
         custom_error_message=f"is required and must be one of {wanted}",
-        custom_error_context={"field": field},
     )
 
 
 _STRING_OR_ARRAY = Discriminator(
-    _kind, custom_error_type="refused", custom_error_message="must be a string or an array", custom_error_context={}
+    _kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array"
 )
 
 Integer = Annotated[int, BeforeValidator(_whole)]

@@ -7,11 +7,12 @@ import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternvl.engine.service import Service
 
+from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.server.errors import HTTPError
 from ternvl.types import Prompt
@@ -30,7 +31,7 @@ class Serving:
         self.llm = llm
         self.config = config
         self.service = Service(llm.engine)
-        self.names = config.served_model_name or (llm.name,)
+        self.names = config.served_model_name or (_public_name(llm.name),)
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self._builders = ThreadPoolExecutor(config.prompt_workers, thread_name_prefix="prompt")
@@ -61,17 +62,14 @@ class Serving:
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""
         card = {"id": name, "object": "model", "created": self.created, "owned_by": "ternvl"}
-        return card | {"max_model_len": self.llm.engine.max_model_len}
+        return card | {"max_model_len": self.llm.engine.config.max_model_len}
 
 
-def package_version() -> str:
-    """The installed version; "0+source" where the package runs from a folder without being installed."""
-    try:
-        return version("ternvl")
-    except PackageNotFoundError:
-        return "0+source"
+def _public_name(name: str) -> str:
+    """A folder is known by its own name: where it lies is nobody's business."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _fingerprint(llm: LLM) -> str:
-    described = f"{package_version()} {llm.name} {llm.config!r}"
+    described = f"{__version__} {llm.name} {llm.config!r}"
     return "fp_" + hashlib.sha256(described.encode()).hexdigest()[:12]
