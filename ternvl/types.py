@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ternvl.errors import RequestError
 
@@ -93,7 +93,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                 raise RequestError(f"{name} is {value!r}, but must be {_rule(kinds, low, high)}.", param=name)
         if not self.repetition_penalty:
             raise RequestError("repetition_penalty is 0, but must be above 0.", param="repetition_penalty")
@@ -111,7 +111,7 @@ class SamplingParams:
 MAX_STOP_STRINGS = 16
 _NUMBER, _INTEGER = (int, float), (int,)
 _OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
-_RANGES: dict[str, tuple[tuple[type, ...], float, float]] = {
+_RANGES: dict[str, tuple[Any, float, float]] = {
     "temperature": (_NUMBER, 0, 2),
     "top_p": (_NUMBER, 0, 1),
     "top_k": (_INTEGER, -1, inf),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,14 +52,13 @@ class Engine:
         longest = min(config.max_model_len, language.max_position_embeddings)
         num_blocks = memory.num_blocks(config, language, longest, dtype=weight.dtype, device=weight.device)
         self.model = model.eval()
-        self.config = config
-        self.max_model_len = min(longest, num_blocks * config.block_size)
-        """Prompt and answer together: the setting, within what the model and the KV cache hold."""
-        if self.max_model_len < longest:
-            logger.warning("The KV cache holds only %d tokens: contexts are limited to it.", self.max_model_len)
+        self.config = replace(config, max_model_len=min(longest, num_blocks * config.block_size))
+        """As given, but `max_model_len` is within what the model and the KV cache hold."""
+        if self.config.max_model_len < longest:
+            logger.warning("The KV cache holds only %d tokens: contexts are limited to it.", self.config.max_model_len)
         self.stop_ids = frozenset(stop_ids)
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
-        self.scheduler = Scheduler(config, BlockPool(num_blocks, config.block_size))
+        self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size))
         self._sequences: dict[str, EngineSequence] = {}
         self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
@@ -76,14 +75,14 @@ class Engine:
         """Queue a request. Raises RequestError for a prompt the model cannot take, ContextLengthError for one that is
         too long for the context, OverloadedError where the queue is full."""
         assert request.id not in self._sequences, f"request {request.id} is here already"
-        check_prompt(request.prompt, self.model.config, self.max_model_len)
+        check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         seed = request.params.seed
         sequence = EngineSequence(
             request,
             arrival=self._num_added,
             seed=derive_seed(self.config.seed, self._num_added) if seed is None else seed,
             stop_ids=self.stop_ids,
-            max_model_len=self.max_model_len,
+            max_model_len=self.config.max_model_len,
         )
         self.scheduler.add(sequence)
         self._sequences[request.id] = sequence

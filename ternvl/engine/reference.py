@@ -50,8 +50,8 @@ class ReferenceEngine:
         """Raises ConfigError for settings that cannot be."""
         check_config(config)
         self.model = model.eval()
-        self.config = config
-        self.max_model_len = min(config.max_model_len, model.config.language.max_position_embeddings)
+        longest = min(config.max_model_len, model.config.language.max_position_embeddings)
+        self.config = replace(config, max_model_len=longest)
         self.stop_ids = tuple(stop_ids)
         self._answers: dict[str, Iterator[TokenOutput]] = {}  # in order of arrival
         self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
@@ -67,15 +67,15 @@ class ReferenceEngine:
 
     def add(self, request: Request) -> None:
         """Queue a request; raises what `Engine.add` raises."""
-        check_prompt(request.prompt, self.model.config, self.max_model_len)
+        check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         if self.is_full:
-            raise OverloadedError(f"{self.config.max_queue} requests are waiting already, which is all the queue holds.")
+            raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is all the queue holds.")
         self._answers[request.id] = generate(
             self.model,
             request.prompt,
             request.params,
             stop_ids=self.stop_ids,
-            max_model_len=self.max_model_len,
+            max_model_len=self.config.max_model_len,
             request_id=request.id,
             default_seed=derive_seed(self.config.seed, self._num_added),
         )

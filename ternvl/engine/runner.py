@@ -35,11 +35,11 @@ class Runner:
         if not chunks:
             return
         pixels = torch.cat([_tiles(chunk) for chunk in chunks]).to(self.device)
-        features = self.model.encode_tiles(pixels).split([chunk.num_tiles for chunk in chunks])
+        features = torch.split(self.model.encode_tiles(pixels), [chunk.num_tiles for chunk in chunks])
         for chunk, rows in zip(chunks, features, strict=True):
             sequence = chunk.sequence
             kept = self._features.setdefault(sequence.id, rows.new_empty(sequence.num_tiles, *rows.shape[1:]))
-            kept[sequence.num_encoded_tiles : sequence.num_encoded_tiles + chunk.num_tiles] = rows
+            kept[chunk.first_tile : chunk.first_tile + chunk.num_tiles] = rows
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [S, V] in float32 of the rows that are sampled."""
@@ -61,5 +61,4 @@ class Runner:
 def _tiles(chunk: Chunk) -> Tensor:
     pixels = chunk.sequence.request.prompt.pixel_values
     assert pixels is not None
-    first = chunk.sequence.num_encoded_tiles
-    return pixels[first : first + chunk.num_tiles]
+    return pixels[chunk.first_tile : chunk.first_tile + chunk.num_tiles]

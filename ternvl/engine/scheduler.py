@@ -25,29 +25,22 @@ class Chunk:
     """One sequence's share of a step. All its counts may be 0: then it waits with its blocks kept."""
 
     sequence: Sequence
+    start: int
+    """First token to compute; those before it are in the cache."""
     num_tokens: int
-    """Tokens to compute, from `sequence.num_computed` on."""
+    first_tile: int
+    """First image tile to encode, before the tokens are computed."""
     num_tiles: int
-    """Image tiles to encode before that, from `sequence.num_encoded_tiles` on."""
+    block_table: tuple[int, ...]
+    """Blocks for all tokens the sequence has."""
     new_blocks: tuple[int, ...]
-    """Blocks that the sequence's table grows by: it then holds all tokens the sequence has."""
-
-    @property
-    def start(self) -> int:
-        return self.sequence.num_computed
+    """The last of them, which the sequence has not yet."""
+    samples: bool
+    """Whether the step brings the sequence its next token."""
 
     @property
     def stop(self) -> int:
         return self.start + self.num_tokens
-
-    @property
-    def block_table(self) -> list[int]:
-        return [*self.sequence.block_table, *self.new_blocks]
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step brings the sequence its next token."""
-        return self.num_tokens > 0 and self.stop == self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,13 +65,22 @@ class _Budget:
         self.num_tiles = num_tiles
 
     def spend(self, sequence: Sequence, new_blocks: tuple[int, ...]) -> Chunk:
-        """As much of the sequence as the budget allows. Tokens of an image wait for its tiles; tiles never for tokens."""
+        """As much of the sequence as there is left. Tokens of an image wait for its tiles; tiles wait for no token."""
         num_tiles = min(self.num_tiles, sequence.num_tiles - sequence.num_encoded_tiles)
-        ready = sequence.num_ready(sequence.num_encoded_tiles + num_tiles) - sequence.num_computed
-        num_tokens = min(self.num_tokens, ready)
+        num_ready = sequence.num_ready(sequence.num_encoded_tiles + num_tiles) - sequence.num_computed
+        num_tokens = min(self.num_tokens, num_ready)
         self.num_tiles -= num_tiles
         self.num_tokens -= num_tokens
-        return Chunk(sequence, num_tokens, num_tiles, new_blocks)
+        return Chunk(
+            sequence=sequence,
+            start=sequence.num_computed,
+            num_tokens=num_tokens,
+            first_tile=sequence.num_encoded_tiles,
+            num_tiles=num_tiles,
+            block_table=(*sequence.block_table, *new_blocks),
+            new_blocks=new_blocks,
+            samples=0 < num_tokens == sequence.num_uncomputed,
+        )
 
 
 class Scheduler:
@@ -104,7 +106,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises OverloadedError where the queue is full."""
         if self.is_full:
-            raise OverloadedError(f"{len(self.waiting)} requests are waiting already, which is all the queue holds.")
+            raise OverloadedError(f"{len(self.waiting)} requests are waiting, which is all the queue holds.")
         insort(self.waiting, sequence, key=_by_order)
 
     def schedule(self) -> Schedule:
@@ -148,10 +150,9 @@ class Scheduler:
         """Make a step that has run so. `token_ids` are the drawn ones, in the order of `schedule.sampling`."""
         for sequence in schedule.preempted:
             self._preempt(sequence)
-        sampling = schedule.sampling
         for chunk in schedule.chunks:
             self._advance(chunk)
-        for chunk, token_id in zip(sampling, token_ids, strict=True):
+        for chunk, token_id in zip(schedule.sampling, token_ids, strict=True):
             chunk.sequence.append(token_id)
             if chunk.sequence.finish_reason:
                 self.finish(chunk.sequence)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
@@ -84,7 +84,7 @@ class Service:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
-    async def submit(self, request: Request) -> AsyncIterator[TokenOutput]:
+    async def submit(self, request: Request) -> AsyncGenerator[TokenOutput]:
         """Outputs of a request until the one with a finish reason. Leaving the iterator aborts the request.
 
         Raises, at the first output, what `Engine.add` raises and UnavailableError where the service is not open;

@@ -94,7 +94,7 @@ class PagedAttention:
 
 def _attend_rows(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """One query a sequence: q [S, H, D] -> [S, H, D]. The G heads of a key become its queries, so it is read once."""
-    q = q.unflatten(1, (keys.shape[1], -1))  # [S, K, G, D]
+    q = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # [S, K, G, D]
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).flatten(1, 2)
 
 

@@ -1,0 +1,283 @@
+"""The offline API: a model, its tokenizer and an engine in one object.
+
+    llm = LLM()
+    print(llm.chat([{"role": "user", "content": "Name the european capitals"}])[0].text)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from ternvl.config import EngineConfig, ImageLimits, ModelConfig
+from ternvl.engine.engine import Engine
+from ternvl.engine.reference import ReferenceEngine
+from ternvl.errors import ConfigError
+from ternvl.model import checkpoint, weights
+from ternvl.model.internvl import InternVL
+from ternvl.output.detokenizer import Detokenizer
+from ternvl.output.stop import StopStrings
+from ternvl.prompt.build import PromptBuilder
+from ternvl.prompt.messages import parse_messages
+from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer."""
+
+    index: int
+    """Among the `n` answers of its prompt."""
+    text: str
+    token_ids: tuple[int, ...]
+    """Without the token that stopped the answer. Where a stop string did, the tokens that hold it are here."""
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None
+    """Beside `token_ids`; None where they were not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A prompt and its answers; the shortcuts are of the first."""
+
+    prompt: Prompt
+    outputs: list[Completion]
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        return self.outputs[0].logprobs
+
+
+class LLM:
+    """A model that answers prompts. Not to be used while a server runs its engine."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        quantization: str = "none",
+        max_model_len: int = 16_384,
+        reference: bool = False,
+        device: str = "auto",
+        revision: str | None = None,
+        limits: ImageLimits | None = None,
+        max_dynamic_patch: int | None = None,
+        progress: bool = False,
+        **engine_options: Any,
+    ) -> None:
+        """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
+
+        `dtype` is "auto" (the checkpoint's), "bfloat16", "float16" or "float32"; `device` "auto" takes CUDA where there
+        is one; `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct
+        path instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
+        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
+        cannot be loaded, ConfigError for a setting that cannot be.
+        """
+        if quantization != "none":
+            raise ConfigError(f"quantization is {quantization!r}, but only 'none' exists.")
+        engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
+        folder = checkpoint.resolve(model, revision=revision)
+        config = checkpoint.load_config(folder)
+        tokenizer = Tokenizer.from_folder(folder)
+        builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
+        place = _device(device)
+        loaded = _load(folder, config, weights.resolve_dtype(dtype, config, place), progress=progress).to(place)
+        self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: InternVL,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "internvl",
+        max_model_len: int = 16_384,
+        reference: bool = False,
+        limits: ImageLimits | None = None,
+        max_dynamic_patch: int | None = None,
+        **engine_options: Any,
+    ) -> LLM:
+        """An LLM over a model that is built already; the arguments are the constructor's."""
+        llm = cls.__new__(cls)
+        builder = PromptBuilder(model.config, tokenizer, limits, max_dynamic_patch)
+        engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
+        llm._assemble(model, builder, engine_config, name=name, reference=reference)
+        return llm
+
+    def _assemble(
+        self, model: InternVL, builder: PromptBuilder, engine_config: EngineConfig, *, name: str, reference: bool
+    ) -> None:
+        self.name = name
+        self.config = model.config
+        self.builder = builder
+        self.tokenizer = builder.tokenizer
+        kind = ReferenceEngine if reference else Engine
+        self.engine: Engine | ReferenceEngine = kind(model, engine_config, stop_ids=self.tokenizer.stop_ids)
+        self._request_numbers = count()
+
+    def default_params(self) -> SamplingParams:
+        """The checkpoint's own sampling defaults; greedy where its generation configuration does not sample."""
+        defaults = dict(self.config.defaults)
+        if defaults.pop("do_sample", True) is False:
+            defaults["temperature"] = 0.0
+        known = {name: value for name, value in defaults.items() if name in SamplingParams.__dataclass_fields__}
+        return SamplingParams(**known)  # type: ignore[arg-type]  # a checkpoint's values are checked there
+
+    def prompt(self, messages: Conversation, *, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """A conversation of OpenAI messages as the model takes it. Raises RequestError, ImageError."""
+        return self.builder.build(parse_messages(messages), tools=tools)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`."""
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if several else [messages]
+        prompts = [self.prompt(conversation, tools=tools) for conversation in conversations]
+        return self.generate(prompts, params, progress=progress)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer prompts, all batched through one engine; outputs are in the prompts' order.
+
+        `params` are for all prompts or one each; None takes `default_params`. Answer i of `params.n` has the seed
+        `params.seed` + i. `progress` shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be
+        answered and EngineError where the engine fails; nothing of the call is then left behind.
+        """
+        prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+        answers = [
+            [self._answer(prompt, one, index) for index in range(one.n)]
+            for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
+        ]
+        self._run([answer for group in answers for answer in group], progress=progress)
+        return [
+            RequestOutput(prompt, [answer.completion() for answer in group])
+            for prompt, group in zip(prompts, answers, strict=True)
+        ]
+
+    def _params_of(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Sequence[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_params()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
+        return params
+
+    def _answer(self, prompt: Prompt, params: SamplingParams, index: int) -> _Answer:
+        seed = None if params.seed is None else params.seed + index
+        number = next(self._request_numbers)
+        return _Answer(Request(f"llm-{number}", prompt, replace(params, seed=seed)), index, self.tokenizer)
+
+    def _run(self, answers: Sequence[_Answer], *, progress: bool) -> None:
+        """Run the engine until all answers have ended, feeding it as its queue takes them."""
+        pending, alive = deque(answers), dict[str, _Answer]()
+        with Progress() if progress else nullcontext() as bar:
+            task = bar.add_task("Answering", total=len(answers)) if bar else None
+            try:
+                while pending or alive:
+                    while pending and not self.engine.is_full:
+                        answer = pending.popleft()
+                        self.engine.add(answer.request)
+                        alive[answer.request.id] = answer
+                    num_ended = self._step(alive)
+                    if bar and task is not None:
+                        bar.advance(task, num_ended)
+            finally:
+                for request_id in alive:
+                    self.engine.abort(request_id)
+
+    def _step(self, alive: dict[str, _Answer]) -> int:
+        """One engine step; answers that end leave `alive`. Returns how many did."""
+        before = len(alive)
+        for output in self.engine.step():
+            answer = alive[output.request_id]
+            answer.take(output)
+            if answer.finish_reason is not None:
+                self.engine.abort(output.request_id)  # a stop string ends what the engine would go on with
+                del alive[output.request_id]
+        return before - len(alive)
+
+
+class _Answer:
+    """One request's answer as it grows."""
+
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self._index = index
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop = StopStrings(request.params.stop)
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+
+    def take(self, output: TokenOutput) -> None:
+        self._token_ids += output.token_ids
+        self._logprobs += output.logprobs
+        self._text += self._stop.decode(self._detokenizer.decode(output.token_ids))
+        self.finish_reason = output.finish_reason
+        if output.finish_reason is not None:
+            self._text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
+        if self._stop.stopped:
+            self.finish_reason = FinishReason.STOP
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None
+        logprobs = None if self.request.params.logprobs is None else tuple(self._logprobs)
+        return Completion(self._index, self._text, tuple(self._token_ids), self.finish_reason, logprobs)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
+        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
+    return device
+
+
+def _load(folder: Path, config: ModelConfig, dtype: torch.dtype, *, progress: bool) -> InternVL:
+    if not progress:
+        return weights.load(folder, config, dtype=dtype)
+    with Progress() as bar:
+        task = bar.add_task("Loading weights")
+        return weights.load(
+            folder, config, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )

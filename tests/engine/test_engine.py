@@ -1,0 +1,331 @@
+"""The engine against the reference, token for token, whatever the company, the chunks and the memory."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from tests.engine.tiny import (
+    CONFIG,
+    STOP_IDS,
+    VOCAB_SIZE,
+    expected,
+    image_prompt,
+    make_engine,
+    make_model,
+    mixed_requests,
+    run,
+    text_prompt,
+)
+
+from ternvl.engine.engine import Engine
+from ternvl.engine.reference import ReferenceEngine
+from ternvl.errors import ConfigError, ContextLengthError, EngineError, OverloadedError, RequestError
+from ternvl.config import EngineConfig
+from ternvl.model.internvl import InternVL
+from ternvl.types import FinishReason, Prompt, Request, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> InternVL:
+    return make_model()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_alone_equals_reference(model: InternVL, number: int) -> None:
+    request = mixed_requests(seed=1, count=8)[number]
+    assert run(make_engine(model), [request])[request.id] == expected(model, request)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "options"),
+    [
+        (200, {}),
+        (200, {"max_num_batched_tokens": 7, "max_num_batched_tiles": 1}),
+        (200, {"max_num_batched_tokens": 1, "max_num_seqs": 3}),
+        (34, {"max_num_batched_tokens": 32}),
+        (24, {"max_num_batched_tokens": 5, "max_num_batched_tiles": 2, "max_num_seqs": 5}),
+    ],
+)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_company_equals_reference(model: InternVL, seed: int, num_blocks: int, options: dict[str, int]) -> None:
+    requests = mixed_requests(seed, count=10)
+    engine = make_engine(model, num_blocks=num_blocks, **options)
+    answers = run(engine, requests)
+    limit = engine.config.max_model_len
+    assert answers == {request.id: expected(model, request, limit) for request in requests}
+    assert engine.stats().num_free_blocks == num_blocks
+
+
+def test_tiny_memory_preempts_and_loses_nothing(model: InternVL) -> None:
+    rng = random.Random(0)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    requests = [Request(f"r{i}", text_prompt(rng, 8 + i), params) for i in range(6)]
+    requests.append(Request("image", image_prompt(rng, (2,)), params))
+    engine = make_engine(model, num_blocks=20)
+    answers = run(engine, requests)
+    assert engine.stats().num_preemptions > 3
+    assert all(len(answers[request.id].token_ids) == 40 for request in requests)
+    assert answers == {request.id: expected(model, request) for request in requests}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_the_reference(dtype: torch.dtype) -> None:
+    model = make_model().to(dtype)
+    prompt = image_prompt(random.Random(4), (2, 1))
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
+    request = Request("a", prompt, params)
+    got = run(make_engine(model, max_num_batched_tokens=9), [request])["a"].logprobs[0]
+    want = dict(expected(model, Request("a", prompt, SamplingParams(temperature=0, max_tokens=1, logprobs=20))).logprobs[0].top)
+    assert all(value == pytest.approx(want[token_id], abs=0.25) for token_id, value in got.top)
+
+
+def test_streams_go_on_while_tiles_are_encoded(model: InternVL) -> None:
+    rng = random.Random(5)
+    engine = make_engine(model, max_num_batched_tiles=1)
+    engine.add(Request("stream", text_prompt(rng, 4), GREEDY))
+    engine.step()
+    engine.add(Request("image", image_prompt(rng, (3, 2)), GREEDY))
+    seen = [{output.request_id for output in engine.step()} for _ in range(6)]
+    assert all("stream" in ids for ids in seen)
+    assert [("image" in ids) for ids in seen] == [False, False, False, False, True, True]
+
+
+def test_long_prompt_does_not_hold_up_a_stream(model: InternVL) -> None:
+    rng = random.Random(6)
+    engine = make_engine(model, max_num_batched_tokens=8)
+    engine.add(Request("stream", text_prompt(rng, 2), GREEDY))
+    engine.step()
+    engine.add(Request("long", text_prompt(rng, 60), GREEDY, priority=-1))
+    seen = [{output.request_id for output in engine.step()} for _ in range(9)]
+    assert all("stream" in ids for ids in seen)
+    assert [("long" in ids) for ids in seen] == [False] * 8 + [True]
+
+
+def test_stop_token_ends_and_is_not_shown(model: InternVL) -> None:
+    request = Request("a", text_prompt(random.Random(7), 9), GREEDY)
+    tokens = expected(model, request).token_ids
+    stop = tokens[5]
+    first = tokens.index(stop)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=(stop,), logprobs=0)
+    answer = run(make_engine(model), [Request("a", request.prompt, params)])["a"]
+    assert (answer.token_ids, answer.finish_reason) == (tokens[:first], FinishReason.STOP)
+    assert len(answer.logprobs) == first
+
+
+def test_model_stop_ids_unless_ignored(model: InternVL) -> None:
+    prompt = text_prompt(random.Random(8), 9)
+    tokens = expected(model, Request("a", prompt, GREEDY)).token_ids
+    engine = Engine(model, make_engine(model).config, stop_ids=(tokens[3],))
+    stops = run(engine, [Request("a", prompt, SamplingParams(temperature=0, max_tokens=12))])["a"]
+    ignores = run(engine, [Request("a", prompt, GREEDY)])["a"]
+    assert (stops.token_ids, stops.finish_reason) == (tokens[: tokens.index(tokens[3])], FinishReason.STOP)
+    assert (ignores.token_ids, ignores.finish_reason) == (tokens, FinishReason.LENGTH)
+
+
+def test_min_tokens_keeps_stop_tokens_away(model: InternVL) -> None:
+    prompt = text_prompt(random.Random(9), 9)
+    first = expected(model, Request("a", prompt, GREEDY)).token_ids[0]
+    params = SamplingParams(temperature=0, max_tokens=12, min_tokens=4, stop_token_ids=(first,))
+    answer = run(make_engine(model), [Request("a", prompt, params)])["a"]
+    assert len(answer.token_ids) >= 4
+    assert first not in answer.token_ids[:4]
+
+
+@pytest.mark.parametrize("num_blocks", [200, 6])
+def test_context_end_is_length(model: InternVL, num_blocks: int) -> None:
+    engine = make_engine(model, num_blocks=num_blocks, max_model_len=30)
+    limit = min(30, num_blocks * 4)
+    assert engine.config.max_model_len == limit
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    answer = run(engine, [Request("a", text_prompt(random.Random(1), 10), params)])["a"]
+    assert (len(answer.token_ids), answer.finish_reason) == (limit - 10, FinishReason.LENGTH)
+    last = run(engine, [Request("b", text_prompt(random.Random(1), limit - 1), params)])["b"]
+    assert (len(last.token_ids), last.finish_reason) == (1, FinishReason.LENGTH)
+    with pytest.raises(ContextLengthError, match=f"{limit} tokens .* holds {limit}"):
+        engine.add(Request("c", text_prompt(random.Random(1), limit), params))
+    assert not engine.has_work
+
+
+def test_full_queue_refuses_and_serves_on(model: InternVL) -> None:
+    engine = make_engine(model, max_queue=2)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    engine.add(requests[0])
+    engine.add(requests[1])
+    assert engine.is_full
+    with pytest.raises(OverloadedError, match="2 requests are waiting"):
+        engine.add(requests[2])
+    answers = run(engine, [])
+    assert set(answers) == {"r0", "r1"}
+    assert run(engine, [requests[2]])["r2"] == expected(model, requests[2])
+
+
+IMAGE = image_prompt(random.Random(0), (2,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (Prompt(()), "empty"),
+        (Prompt((1, VOCAB_SIZE)), f"token {VOCAB_SIZE}"),
+        (Prompt((1, -1)), "token -1"),
+        (Prompt(IMAGE.token_ids, IMAGE.images), "2 tiles, but pixel_values holds 0"),
+        (Prompt(IMAGE.token_ids, (), IMAGE.pixel_values), "0 tiles, but pixel_values holds 2"),
+        (Prompt(IMAGE.token_ids, IMAGE.images, torch.zeros(2, 3, 8, 8)), "shape"),
+        (Prompt(IMAGE.token_ids[:6], IMAGE.images, IMAGE.pixel_values), "Image 1"),
+    ],
+)
+def test_prompts_that_cannot_be(model: InternVL, prompt: Prompt, message: str) -> None:
+    engine = make_engine(model)
+    with pytest.raises(RequestError, match=message):
+        engine.add(Request("a", prompt, GREEDY))
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "max_queue"])
+def test_settings_that_cannot_be(model: InternVL, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 0"):
+        make_engine(model, **{name: 0})
+    with pytest.raises(ConfigError, match="one block"):
+        make_engine(model, num_blocks=0)
+
+
+def test_abort_frees_at_once(model: InternVL) -> None:
+    engine = make_engine(model)
+    requests = mixed_requests(seed=11, count=6)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    for request in requests:
+        engine.abort(request.id)
+        engine.check_integrity()
+    engine.abort("unknown")
+    assert not engine.has_work
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+class Faulty(InternVL):
+    """Fails, or gives broken logits for the first row, on demand."""
+
+    fails = False
+    breaks = False
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        logits = super().logits(hidden)
+        if self.breaks and len(logits):
+            logits[0] = torch.nan
+        return logits
+
+
+def faulty_model() -> Faulty:
+    model = Faulty(CONFIG)
+    model.load_state_dict(make_model().state_dict())
+    return model.eval()
+
+
+def test_failure_drops_the_step_and_the_engine_serves_on() -> None:
+    model = faulty_model()
+    engine = make_engine(model, max_num_seqs=2)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    model.fails = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert set(caught.value.request_ids) == {"r0", "r1"}
+    assert "memory" not in str(caught.value)
+    engine.check_integrity()
+    model.fails = False
+    answers = run(engine, [])
+    assert answers == {"r2": expected(model, requests[2])}
+
+
+def test_broken_logits_concern_their_own_request_alone() -> None:
+    model = faulty_model()
+    engine = make_engine(model)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    model.breaks = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert caught.value.request_ids == ("r0",)
+    model.breaks = False
+    assert run(engine, []) == {request.id: expected(model, request) for request in requests[1:]}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fuzz(model: InternVL, seed: int) -> None:
+    """Requests come and go at random; the books are right after each step and those that stay are not touched."""
+    rng = random.Random(seed)
+    engine = make_engine(
+        model,
+        num_blocks=rng.randrange(22, 40),
+        max_num_seqs=rng.randrange(2, 6),
+        max_num_batched_tokens=rng.randrange(1, 40),
+        max_num_batched_tiles=rng.randrange(1, 4),
+        max_queue=8,
+    )
+    pending = mixed_requests(seed, count=25, max_tokens=16)
+    requests = {request.id: request for request in pending}
+    alive: dict[str, list[int]] = {}
+    finished: dict[str, list[int]] = {}
+    while pending or engine.has_work:
+        while pending and rng.random() < 0.4 and not engine.is_full:
+            request = pending.pop()
+            engine.add(request)
+            alive[request.id] = []
+        if alive and rng.random() < 0.05:
+            victim = rng.choice(sorted(alive))
+            engine.abort(victim)
+            del alive[victim]
+        for output in engine.step():
+            alive[output.request_id] += output.token_ids
+            if output.finish_reason:
+                finished[output.request_id] = alive.pop(output.request_id)
+        engine.check_integrity()
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert len(finished) > 8
+    limit = engine.config.max_model_len
+    assert finished == {each: expected(model, requests[each], limit).token_ids for each in finished}
+
+
+def test_requests_without_seed_differ_and_repeat_with_the_engine(model: InternVL) -> None:
+    prompt = text_prompt(random.Random(3), 5)
+    params = SamplingParams(temperature=1.5, max_tokens=12, ignore_eos=True)
+    requests = [Request(f"r{i}", prompt, params) for i in range(4)]
+    first, again = (run(make_engine(model), requests) for _ in range(2))
+    other = run(make_engine(model, seed=1), requests)
+    assert first == again
+    assert len({tuple(answer.token_ids) for answer in [*first.values(), *other.values()]}) == 8
+
+
+def test_logprobs_are_the_models(model: InternVL) -> None:
+    prompt = image_prompt(random.Random(2), (1, 2))
+    params = SamplingParams(temperature=1.3, top_k=3, seed=5, max_tokens=4, ignore_eos=True, logprobs=3)
+    answer = run(make_engine(model, max_num_batched_tokens=6), [Request("a", prompt, params)])["a"]
+    for position, (token_id, logprobs) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
+        whole = Prompt(prompt.token_ids + tuple(answer.token_ids[:position]), prompt.images, prompt.pixel_values)
+        want = model.forward(whole)[-1].log_softmax(-1)
+        assert logprobs.logprob == pytest.approx(float(want[token_id]), abs=1e-4)
+        assert [pair[0] for pair in logprobs.top] == want.topk(3).indices.tolist()
+        assert [pair[1] for pair in logprobs.top] == pytest.approx(want.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_reference_engine_has_the_engines_answers(model: InternVL) -> None:
+    requests = mixed_requests(seed=12, count=5, max_tokens=8)
+    slow = ReferenceEngine(model, EngineConfig(max_model_len=200, max_queue=8), stop_ids=STOP_IDS)
+    answers: dict[str, list[int]] = {request.id: [] for request in requests}
+    for request in requests:
+        slow.add(request)
+    while slow.has_work:
+        for output in slow.step():
+            answers[output.request_id] += output.token_ids
+    assert answers == {each: answer.token_ids for each, answer in run(make_engine(model), requests).items()}
+    assert slow.stats().num_generated_tokens == sum(map(len, answers.values()))
