@@ -178,7 +178,7 @@ def _left(deadline: float) -> float:
 
 
 def _resolve(host: str, port: int, timeout: float) -> list[str]:
-    """The host's IP addresses, none where it has none. A thread of its own waits for the resolver, which knows no time limit."""
+    """The host's IP addresses, maybe none. A thread of its own waits for the resolver, which knows no time limit."""
     answers: SimpleQueue[list[str]] = SimpleQueue()
 
     def ask() -> None:

@@ -78,7 +78,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_pixel_values(tiles: Sequence[Image.Image]) -> Tensor:
-    """RGB tiles of one size S to [N, 3, S, S] float32: scaled to 0..1, normalised with ImageNet's mean and deviation."""
+    """RGB tiles of side S to [N, 3, S, S] float32: scaled to 0..1, then normalised with ImageNet's mean and std."""
     pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))  # [N, S, S, 3] uint8
     values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)

@@ -62,7 +62,7 @@ class Tokenizer:
         """Raises CheckpointError where there is no readable `tokenizer.json`."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for this model.")
+            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for it.")
         return cls(path.read_text(encoding="utf-8"), name=str(path))
 
     @property
