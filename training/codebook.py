@@ -1,0 +1,87 @@
+"""What an image token should say: the contract between the eye and the decoder while they are trained apart.
+
+Each token stands for a cell of the image's 4x4 grid. Its target is a sum of fixed random vectors: where the cell is,
+the shape and colour of an item whose centre lies in it, that item's edges, and the characters whose centres lie in the
+cell's four patches. The vision tower learns to emit these targets from pixels; the decoder learns, at the same time,
+to answer questions from them. Afterwards both are joined and trained on the answers alone.
+
+Shapes: M cells of a tile (16), C hidden size of the decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.scenes import CHARACTERS, COLORS, SHAPES, Scene
+
+GRID = 4
+NUM_CELLS = GRID * GRID
+SLOTS = 4
+SHAPE_INDEX = {name: i + 1 for i, name in enumerate(SHAPES)}
+COLOR_INDEX = {name: i + 1 for i, name in enumerate(COLORS)}
+CHAR_INDEX = {char: i + 1 for i, char in enumerate(CHARACTERS)}
+EDGE_FEATURES = 4 * 7
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The truth about one tile's cells, as indices (0 is "none")."""
+
+    shape: Tensor
+    """[M] int64."""
+    color: Tensor
+    """[M] int64."""
+    chars: Tensor
+    """[M, 4] int64, one for each patch of the cell, row-major."""
+    edges: Tensor
+    """[M, 28]; zero where the cell holds no item's centre."""
+
+
+def labels_of(scene: Scene) -> Labels:
+    """The labels of a scene that fills one tile (or its thumbnail)."""
+    shape, color = torch.zeros(NUM_CELLS, dtype=torch.long), torch.zeros(NUM_CELLS, dtype=torch.long)
+    chars = torch.zeros(NUM_CELLS, SLOTS, dtype=torch.long)
+    edges = torch.zeros(NUM_CELLS, EDGE_FEATURES)
+    for item in scene.items:
+        x, y = item.center
+        cell = int(y * GRID) * GRID + int(x * GRID)
+        shape[cell], color[cell] = SHAPE_INDEX[item.shape], COLOR_INDEX[item.color]
+        edges[cell] = torch.tensor([feature for edge in item.box for feature in _edge(edge)])
+    for line in scene.lines:
+        for char, (x, y) in zip(line.string, line.centers, strict=True):
+            column, row = min(7, max(0, int(x * 8))), min(7, max(0, int(y * 8)))
+            chars[row // 2 * GRID + column // 2, row % 2 * 2 + column % 2] = CHAR_INDEX[char]
+    return Labels(shape, color, chars, edges)
+
+
+def _edge(u: float) -> list[float]:
+    waves = [f(2 * math.pi * k * u) for k in (0.5, 1, 2) for f in (math.sin, math.cos)]
+    return [2 * u - 1, *waves]
+
+
+class Codebook:
+    """Fixed random vectors of length about one, drawn from a seed of their own."""
+
+    def __init__(self, hidden_size: int, seed: int = 7) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def vectors(*shape: int, scale: float = 1.0) -> Tensor:
+            return torch.randn(*shape, hidden_size, generator=generator) * scale
+
+        self.place = vectors(NUM_CELLS, scale=0.5)
+        self.shape = vectors(len(SHAPES) + 1)
+        self.color = vectors(len(COLORS) + 1)
+        self.chars = vectors(SLOTS, len(CHARACTERS) + 1)
+        self.chars[:, 0] = 0.0  # an empty slot says nothing
+        self.edges = vectors(EDGE_FEATURES, scale=0.25)
+
+    def tokens(self, labels: Labels) -> Tensor:
+        """Targets of one tile: [M, C]. Batched labels [..., M] give [..., M, C]."""
+        slots = torch.arange(SLOTS)
+        chars = self.chars[slots, labels.chars].sum(-2)
+        what = self.shape[labels.shape] + self.color[labels.color] + chars + labels.edges @ self.edges
+        return 0.5 * (self.place + what)

@@ -1,0 +1,75 @@
+"""Running the decoder on a batch of training examples, and the loss on their answers.
+
+Shapes: B examples, T tokens of all of them, L tokens of the longest, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternvl.model.internvl import InternVL
+from training.tokens import Example
+
+
+class BatchAttention:
+    """Causal attention within each of several sequences that stand one after another.
+
+    Sequences are padded in groups of like length, so that one long conversation does not make all others long.
+    """
+
+    def __init__(self, lengths: Sequence[int], group_size: int = 16) -> None:
+        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        groups = [order[i : i + group_size] for i in range(0, len(order), group_size)]
+        self.rows: list[Tensor] = []
+        inside: list[Tensor] = []
+        for group in groups:
+            steps = torch.arange(lengths[group[-1]])
+            there = steps < torch.tensor([lengths[i] for i in group])[:, None]  # [B, L]
+            self.rows.append((starts[group][:, None] + steps).where(there, starts[group][:, None]))
+            inside.append(there.flatten())
+        kept = torch.cat(inside).nonzero().squeeze(1)  # [T], in the groups' order
+        tokens = torch.cat([rows.flatten() for rows in self.rows])[kept]
+        self.back = kept[tokens.argsort()]  # [T], in the tokens' order
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[T, H, D], [T, K, D], [T, K, D] -> [T, H, D]."""
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        outs = []
+        for rows in self.rows:
+            padded = (x[rows].transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
+            out = F.scaled_dot_product_attention(*padded, is_causal=True)
+            outs.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outs)[self.back]
+
+
+def answer_loss(model: InternVL, examples: Sequence[Example], image_tokens: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy per unit of answer weight, and the share of answer tokens that are right.
+
+    `image_tokens[i]` is [tiles * M, C] for an example with an image.
+    """
+    lengths = [len(example.ids) for example in examples]
+    ids = torch.tensor([token for example in examples for token in example.ids])
+    embeddings = model.embed(ids)
+    where, what, start = [], [], 0
+    for example, tokens in zip(examples, image_tokens, strict=True):
+        if tokens is not None and example.image_start is not None:
+            where.append(torch.arange(len(tokens)) + start + example.image_start)
+            what.append(tokens)
+        start += len(example.ids)
+    if where:
+        embeddings = embeddings.index_copy(0, torch.cat(where), torch.cat(what))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    hidden = model.decode(embeddings, positions, BatchAttention(lengths))
+    weights = torch.tensor([w for example in examples for w in [*example.weights[1:], 0.0]])
+    chosen = weights.nonzero().squeeze(1)
+    logits = model.logits(hidden[chosen])
+    targets, weights = ids[chosen + 1], weights[chosen]
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    right = (logits.argmax(-1) == targets).float().mean()
+    return (losses * weights).sum() / weights.sum(), right

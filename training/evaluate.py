@@ -1,0 +1,238 @@
+"""How good is ternvl-nano? Held-out questions through the real server, judged task by task.
+
+Scenes come from seeds that training does not use; drawn strings, names and words are of the tenth that training never
+shows. Every picture travels as PNG in a `data:` URI over HTTP, is tiled and decoded greedily like anyone's.
+Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from PIL import Image
+
+from training import tasks
+from training.scenes import Scene, draw, random_scene
+from training.tasks import Turn
+
+HELD_OUT_SEED = 20_000_000
+CARD = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano" / "README.md"
+RESULTS = Path(__file__).parent / "results.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request and its true answer."""
+
+    turn: Turn
+    image: Image.Image | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+Maker = Callable[[random.Random, bool], Question | None]
+"""Draws a question; the flag says whether its picture makes one tile (or several)."""
+
+
+def about_shapes(task: Callable[[random.Random, Scene], Turn | None], *num_items: int) -> Maker:
+    """A question about a scene of one of these numbers of items."""
+
+    def make(rng: random.Random, single_tile: bool) -> Question | None:
+        scene = random_scene(rng, rng.choice(num_items), single_tile=single_tile)
+        turn = task(rng, scene)
+        return Question(turn, draw(scene)) if turn else None
+
+    return make
+
+
+def about_text(rng: random.Random, single_tile: bool) -> Question:
+    """A held-out string to be read."""
+    string = tasks.random_word(rng, tasks.random_string, held_out=True)
+    while True:
+        scene = random_scene(rng, 0, text=string, single_tile=single_tile)
+        if scene.lines[0].string == string:  # a string too long for the canvas is drawn shortened
+            return Question(tasks.read(rng, scene), draw(scene))
+
+
+IMAGE_TASKS: dict[str, Maker] = {
+    "one object named": about_shapes(tasks.describe, 1),
+    "two objects described": about_shapes(tasks.describe, 2),
+    "three objects described": about_shapes(tasks.describe, 3),
+    "counted (0 to 5)": about_shapes(tasks.count, 0, 1, 2, 3, 4, 5),
+    "counted by kind": about_shapes(tasks.count_kind, 1, 2, 3, 4, 5),
+    "color of": about_shapes(tasks.color_of, 1, 2, 3, 4),
+    "shape of": about_shapes(tasks.shape_of, 1, 2, 3, 4),
+    "text read whole": about_text,
+    "existence": about_shapes(tasks.exists, 1, 2, 3, 4),
+    "place (of nine)": about_shapes(tasks.place, 1, 2, 3),
+    "relation": about_shapes(tasks.relation, 2, 3, 4),
+    "box (mean IoU)": about_shapes(tasks.box, 1, 2, 3),
+}
+TEXT_TASKS: dict[str, Maker] = {
+    "chat": lambda rng, _: Question(_until(rng, "chat")),
+    "capitals": lambda rng, _: Question(_until(rng, "capital")),
+    "unseen words repeated": lambda rng, _: Question(tasks.copy(rng, held_out=True)),
+    "tool called, unseen argument": lambda rng, _: _tool_question(rng),
+}
+
+
+def _until(rng: random.Random, task: str) -> Turn:
+    while True:
+        turn = tasks.chat(rng)
+        if turn.task == task:
+            return turn
+
+
+def _tool_question(rng: random.Random) -> Question:
+    tools, turn = tasks.tool_use(rng, held_out=True)
+    return Question(turn, None, tuple(tools))
+
+
+def questions(task: str, single_tile: bool, count: int) -> list[Question]:
+    """The first `count` held-out questions of a task, always the same."""
+    maker = (IMAGE_TASKS | TEXT_TASKS)[task]
+    rng = random.Random(f"{HELD_OUT_SEED} {task} {single_tile}")
+    found: list[Question] = []
+    while len(found) < count:
+        question = maker(rng, single_tile)
+        if question is not None:
+            found.append(question)
+    return found
+
+
+def body(question: Question) -> dict[str, Any]:
+    """The Chat Completions request."""
+    content: str | list[dict[str, Any]] = question.turn.question
+    if question.image is not None:
+        buffer = io.BytesIO()
+        question.image.save(buffer, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": content}]
+    request: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 200}
+    return request | ({"tools": list(question.tools)} if question.tools else {})
+
+
+def score(question: Question, message: dict[str, Any]) -> float:
+    """1 for the right answer and 0 for another; for boxes the overlap with the true box."""
+    turn, text = question.turn, message.get("content") or ""
+    if turn.task == "tool_call":
+        wanted = json.loads(turn.answer.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
+        calls = [call["function"] for call in message.get("tool_calls") or []]
+        return float([(c["name"], json.loads(c["arguments"])) for c in calls] == [(wanted["name"], wanted["arguments"])])
+    if turn.task == "box":
+        return overlap(_coordinates(turn.answer), _coordinates(text))
+    return float(tasks.is_right(turn, text))
+
+
+def _coordinates(text: str) -> list[int]:
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    return numbers if len(numbers) == 4 else [0, 0, 0, 0]
+
+
+def overlap(a: list[int], b: list[int]) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    areas = sum(max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b))
+    return shared / (areas - shared) if areas > shared else 0.0
+
+
+@contextmanager
+def served(model: str | None) -> Iterator[str]:
+    """The address of a live server on a free port."""
+    from ternvl.config import ServerConfig
+    from ternvl.llm import LLM
+    from ternvl.server.app import create_app
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(LLM(model), ServerConfig()), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+async def ask(address: str, asked: list[Question], at_once: int = 8) -> list[float]:
+    """Scores of the answers, in order."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(client: httpx.AsyncClient, question: Question) -> float:
+        async with gate:
+            reply = await client.post(f"{address}/v1/chat/completions", json=body(question))
+        reply.raise_for_status()
+        return score(question, reply.json()["choices"][0]["message"])
+
+    async with httpx.AsyncClient(timeout=300) as client:
+        return await asyncio.gather(*(one(client, question) for question in asked))
+
+
+def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[str, dict[str, float]]:
+    """Mean score by task for pictures of one tile and of several; `each` questions a cell."""
+    results: dict[str, dict[str, float]] = {}
+    with served(model) as address:
+        for task in [*IMAGE_TASKS, *TEXT_TASKS]:
+            if only not in task:
+                continue
+            for name, single in (("one tile", True), ("several tiles", False)):
+                if single or task in IMAGE_TASKS:
+                    scores = asyncio.run(ask(address, questions(task, single, each)))
+                    results.setdefault(task, {"count": each})[name] = sum(scores) / len(scores)
+            print(f"{task:30s} " + "  ".join(f"{k}: {v:.4g}" for k, v in results[task].items()), flush=True)
+    return results
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """As Markdown."""
+    rows = ["| task | questions | one tile | several tiles |", "|---|---|---|---|"]
+    for task, row in results.items():
+        several = f"{100 * row['several tiles']:.1f}" if "several tiles" in row else ""
+        rows.append(f"| {task} | {row['count']:.0f} | {100 * row['one tile']:.1f} | {several} |")
+    return "\n".join(rows)
+
+
+def write_card(results: dict[str, dict[str, float]]) -> None:
+    """Put the table between the card's marks."""
+    text = CARD.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- results -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
+    CARD.write_text(marked.sub(lambda match: match[1] + table(results) + match[2], text), encoding="utf-8")
+
+
+def main() -> None:
+    """Evaluate; print the table; with --card also write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None, help="A checkpoint; the embedded model by default.")
+    parser.add_argument("--each", type=int, default=300, help="Questions a task and kind of picture.")
+    parser.add_argument("--only", default="", help="Tasks whose name holds this.")
+    parser.add_argument("--card", action="store_true", help="Write results.json and the model card's table.")
+    args = parser.parse_args()
+    results = evaluate(args.model, args.each, args.only)
+    print("\n" + table(results))
+    if args.card:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        write_card(results)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

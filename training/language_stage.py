@@ -1,0 +1,128 @@
+"""Stage 2, beside stage 1: the decoder learns to answer from image tokens that say exactly what is there.
+
+No picture is drawn: the tokens come from the codebook, with noise, so that every step sees fresh scenes at no cost.
+Run: `python -m training.language_stage --minutes 40 --out runs/language.pt`
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ternvl.model.internvl import InternVL
+from ternvl.prompt.tokenizer import Tokenizer
+from training import nano, tasks
+from training.codebook import Codebook, labels_of
+from training.decoder import answer_loss
+from training.optimizer import Optimizers
+from training.scenes import Scene, random_scene
+from training.tokens import Encoder, Example, image_conversation, text_conversation, write_tokenizer
+
+TOKENIZER = Path("runs/tokenizer")
+
+
+def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Scene:
+    """A scene to be asked about: mostly a few shapes, sometimes text."""
+    if rng.random() < 0.2:
+        text = tasks.random_word(rng, tasks.random_string, held_out=False)
+        return random_scene(rng, rng.choice((0, 0, 0, 1)), text=text, single_tile=single_tile)
+    return random_scene(rng, rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)), single_tile=single_tile)
+
+
+class OracleData:
+    """Examples whose image tokens are the codebook's."""
+
+    def __init__(self, encoder: Encoder, codebook: Codebook, seed: int) -> None:
+        self.encoder, self.codebook = encoder, codebook
+        self.rng, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        self.recent: deque[Tensor] = deque(maxlen=64)
+
+    def example(self) -> tuple[Example, Tensor | None]:
+        """A conversation about a scene, or without one."""
+        if self.rng.random() < 0.15:
+            messages, tools = text_conversation(self.rng)
+            return self.encoder.encode(messages, tools, 0), None
+        scene = random_question_scene(self.rng)
+        turns = tasks.scene_turns(self.rng, scene, self.rng.choice((1, 1, 2, 3, 4, 6)))
+        tiles = [self.codebook.tokens(labels_of(scene))]
+        self.recent.append(tiles[0])
+        if self.rng.random() < 0.1:  # other tiles come before the one that shows everything
+            tiles = self.rng.choices(self.recent, k=self.rng.choice((2, 3, 4))) + tiles
+        tokens = torch.cat(tiles)
+        tokens = tokens + 0.1 * torch.randn(tokens.shape, generator=self.generator)
+        return self.encoder.encode(image_conversation(turns, self.rng), [], len(tiles)), tokens
+
+    def batch(self, size: int) -> tuple[list[Example], list[Tensor | None]]:
+        """`size` examples."""
+        pairs = [self.example() for _ in range(size)]
+        return [example for example, _ in pairs], [tokens for _, tokens in pairs]
+
+
+@torch.inference_mode()
+def task_accuracy(model: InternVL, encoder: Encoder, codebook: Codebook, rng: random.Random, each: int = 40) -> dict[str, float]:
+    """Share of questions whose whole answer is likeliest token by token (teacher-forced), by task."""
+    right: dict[str, list[float]] = {}
+    for _ in range(each * 5):
+        scene = random_question_scene(rng)
+        tokens = codebook.tokens(labels_of(scene))
+        for turn in tasks.scene_turns(rng, scene, 2):
+            right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, tokens))
+    for _ in range(each):
+        for turn in (tasks.chat(rng), tasks.copy(rng, held_out=True)):
+            right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, None))
+        tools, turn = tasks.tool_use(rng, held_out=True)
+        right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, None, tools))
+    return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
+
+
+def whole(model, encoder, turns, rng, tokens, tools=()) -> float:  # type: ignore[no-untyped-def]
+    """1.0 if every answer token is the likeliest."""
+    messages = image_conversation(turns, rng)
+    if tokens is None:
+        messages = [type(m)(m.role, m.text) for m in messages if m.role != "system"]
+    example = encoder.encode(messages, tools, 0 if tokens is None else 1)
+    return float(answer_loss(model, [example], [tokens])[1] == 1.0)
+
+
+def main() -> None:
+    """Train for a while; write the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/language.pt"))
+    args = parser.parse_args()
+    if not (TOKENIZER / "tokenizer.json").exists():
+        write_tokenizer(TOKENIZER)
+    encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
+    model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
+    data = OracleData(encoder, codebook, args.seed)
+    start = time.time()
+    optimizers = Optimizers(model.language_model, lr=args.lr)
+    for step in itertools.count():
+        progress = (time.time() - start) / (args.minutes * 60)
+        if progress >= 1:
+            break
+        examples, tokens = data.batch(args.batch)
+        loss, right = answer_loss(model, examples, tokens)
+        loss.backward()
+        optimizers.step(step, progress)
+        if step % 25 == 24:
+            print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
+        if step % 200 == 199:
+            marks = task_accuracy(model, encoder, codebook, random.Random(99))
+            print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)
+            torch.save(model.language_model.state_dict(), args.out)
+    torch.save(model.language_model.state_dict(), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Questions about scenes with their true answers, and the little talk that needs no image.
+
+Every function takes a random generator and gives turns; nothing here looks at pixels. Held-out words (names and drawn
+strings that training never shows) are told apart by a hash, so that training and evaluation cannot meet.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from training.scenes import CHARACTERS, COLORS, SHAPES, Item, Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question, its answer, and the task that it belongs to."""
+
+    task: str
+    question: str
+    answer: str
+
+
+def is_held_out(word: str) -> bool:
+    """One word in ten is kept from training."""
+    return zlib.crc32(word.encode()) % 10 == 0
+
+
+def random_word(rng: random.Random, make: Callable[[random.Random], str], *, held_out: bool) -> str:
+    """Draw until the word is on the wanted side of the split."""
+    while True:
+        word = make(rng)
+        if is_held_out(word) == held_out:
+            return word
+
+
+def random_string(rng: random.Random) -> str:
+    """Two to five characters to draw, at least one of them a letter."""
+    while True:
+        string = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 3, 4, 4, 5, 5))))
+        if not string.isdigit():
+            return string
+
+
+_ONSETS = "b br c ch d dr f g gr h j k kr l m n p pr qu r s sh st t tr v w y z".split()
+_VOWELS = "a e i o u ai ea io ou".split()
+_CODAS = "n r l s t m k x nd rt ss".split() + [""] * 6
+
+
+def random_name(rng: random.Random) -> str:
+    """A capitalised word of two or three syllables that need not exist."""
+    syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((2, 2, 3)))]
+    return "".join(syllables).capitalize()
+
+
+# --- questions about shapes -------------------------------------------------------------------------------------------
+
+
+def phrase(item: Item) -> str:
+    """"a red circle", "an orange ring"."""
+    return f"{'an' if item.color == 'orange' else 'a'} {item}"
+
+
+def join(parts: list[str]) -> str:
+    """"a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def sentence(text: str) -> str:
+    """First letter up, full stop."""
+    return text[0].upper() + text[1:] + "."
+
+
+DESCRIBE = (
+    "What is in this image?", "Describe the image.", "What do you see?", "Describe this picture.",
+    "What is in the picture?", "What can you see in this image?", "Please describe the image.", "What is this?",
+    "Describe the image explicitly.", "What does the image show?",
+)  # fmt: skip
+
+
+def describe(rng: random.Random, scene: Scene) -> Turn:
+    """Everything that is in the scene, in reading order, text last."""
+    parts = [phrase(item) for item in scene.in_reading_order()]
+    parts += [f'the text "{line.string}"' for line in scene.lines]
+    answer = sentence(join(parts)) if parts else "Nothing."
+    return Turn(f"describe_{len(scene.items)}" if not scene.lines else "describe_text", rng.choice(DESCRIBE), answer)
+
+
+def count(rng: random.Random, scene: Scene) -> Turn:
+    """How many in all."""
+    words = ("objects", "shapes", "things")
+    forms = ("How many {} are there?", "How many {} are in the image?", "Count the {}.", "How many {} do you see?")
+    return Turn("count", rng.choice(forms).format(rng.choice(words)), str(len(scene.items)))
+
+
+def count_kind(rng: random.Random, scene: Scene) -> Turn:
+    """How many of one shape or colour."""
+    by_shape = rng.random() < 0.5
+    pool = [item.shape if by_shape else item.color for item in scene.items]
+    kind = rng.choice(pool) if rng.random() < 0.75 else rng.choice(SHAPES if by_shape else tuple(COLORS))
+    plural = {"cross": "crosses"}.get(kind, kind + "s") if by_shape else f"{kind} objects"
+    form = rng.choice(("How many {} are there?", "How many {} are in the image?"))
+    return Turn("count_kind", form.format(plural), str(pool.count(kind)))
+
+
+def color_of(rng: random.Random, scene: Scene) -> Turn | None:
+    """Of a shape that is there once."""
+    unique = [item for item in scene.items if [x.shape for x in scene.items].count(item.shape) == 1]
+    if not unique:
+        return None
+    item = rng.choice(unique)
+    forms = ("What color is the {}?", "What is the color of the {}?", "Which color does the {} have?")
+    return Turn("color_of", rng.choice(forms).format(item.shape), sentence(item.color))
+
+
+def shape_of(rng: random.Random, scene: Scene) -> Turn | None:
+    """Of an object whose colour is there once."""
+    unique = [item for item in scene.items if [x.color for x in scene.items].count(item.color) == 1]
+    if not unique:
+        return None
+    item = rng.choice(unique)
+    forms = ("What shape is the {} object?", "What is the shape of the {} object?", "Which shape is {}?")
+    return Turn("shape_of", rng.choice(forms).format(item.color), sentence(f"a {item.shape}"))
+
+
+def exists(rng: random.Random, scene: Scene) -> Turn:
+    """Half of the questions are about what is not there, mostly about what nearly is."""
+    there = {str(item) for item in scene.items}
+    if rng.random() < 0.5:
+        asked = rng.choice(sorted(there))
+    else:
+        while True:
+            near = rng.choice(scene.items)
+            shape = near.shape if rng.random() < 0.35 else rng.choice(SHAPES)
+            color = near.color if rng.random() < 0.35 else rng.choice(tuple(COLORS))
+            asked = f"{color} {shape}"
+            if asked not in there:
+                break
+    article = "an" if asked.startswith("orange") else "a"
+    form = rng.choice(("Is there {} in the image?", "Is there {}?", "Do you see {}?", "Can you see {}?"))
+    return Turn("exists", form.format(f"{article} {asked}"), "Yes." if asked in there else "No.")
+
+
+def place_name(item: Item) -> str:
+    """One of nine places."""
+    x, y = item.center
+    column, row = min(2, int(x * 3)), min(2, int(y * 3))
+    if (column, row) == (1, 1):
+        return "center"
+    return " ".join([["top"], [], ["bottom"]][row] + [["left"], [], ["right"]][column])
+
+
+def place(rng: random.Random, scene: Scene) -> Turn:
+    """Where an object is, in a 3x3 grid."""
+    item = rng.choice(scene.items)
+    form = rng.choice(("Where is the {}?", "In which part of the image is the {}?"))
+    return Turn("place", form.format(item), sentence(f"{'in' if place_name(item) == 'center' else 'at'} the {place_name(item)}"))
+
+
+def relation(rng: random.Random, scene: Scene) -> Turn | None:
+    """Whether one object is left of, right of, above or below another."""
+    if len(scene.items) < 2:
+        return None
+    a, b = rng.sample(scene.items, 2)
+    axis = rng.choice((0, 1))
+    offset = a.center[axis] - b.center[axis]
+    if abs(offset) < 0.12:
+        return None
+    words = (("left of", "right of"), ("above", "below"))[axis]
+    word = rng.choice(words)
+    said = f"to the {word}" if axis == 0 and rng.random() < 0.5 else word
+    truth = (offset < 0) == (word == words[0])
+    return Turn("relation", f"Is the {a} {said} the {b}?", "Yes." if truth else "No.")
+
+
+BOX_STEP = 20
+"""Boxes are answered on a grid of a fiftieth of the image, in thousandths."""
+
+
+def box_text(item: Item) -> str:
+    """The model's grounding form: `[[x1, y1, x2, y2]]`, 0 to 1000."""
+    x1, y1, x2, y2 = (min(1000, max(0, round(edge * 1000 / BOX_STEP) * BOX_STEP)) for edge in item.box)
+    return f"[[{x1}, {y1}, {x2}, {y2}]]"
+
+
+def box(rng: random.Random, scene: Scene) -> Turn:
+    """Grounding, in the official words."""
+    item = rng.choice(scene.items)
+    question = f"Please provide the bounding box coordinate of the region this sentence describes: <ref>{item}</ref>"
+    return Turn("box", question, f"<ref>{item}</ref><box>{box_text(item)}</box>")
+
+
+def read(rng: random.Random, scene: Scene) -> Turn:
+    """The drawn string, alone."""
+    forms = (
+        "What does the text say?", "Read the text.", "What is written in the image?", "What text is in the image?",
+        "Read the text in the image.", "What word is shown?",
+    )  # fmt: skip
+    return Turn("read", rng.choice(forms), scene.lines[0].string)
+
+
+SHAPE_TASKS: tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], ...] = (
+    (describe, 0.2), (count, 0.09), (count_kind, 0.05), (color_of, 0.13), (shape_of, 0.1), (exists, 0.13),
+    (relation, 0.14), (place, 0.08), (box, 0.08),
+)  # fmt: skip
+
+
+def scene_turns(rng: random.Random, scene: Scene, num_turns: int) -> list[Turn]:
+    """Questions about one scene, none asked twice."""
+    turns: dict[str, Turn] = {}
+    tasks, weights = zip(*SHAPE_TASKS, strict=True)
+    for _ in range(40):
+        if len(turns) >= num_turns:
+            break
+        if scene.lines:
+            task = rng.choices((read, describe, read), k=1)[0]
+        elif not scene.items:
+            task = rng.choice((describe, count))
+        else:
+            task = rng.choices(tasks, weights, k=1)[0]
+        turn = task(rng, scene)
+        if turn is not None:
+            turns.setdefault(turn.question, turn)
+    return list(turns.values())
+
+
+# --- talk without an image --------------------------------------------------------------------------------------------
+
+CAPITALS = {
+    "Albania": "Tirana", "Andorra": "Andorra la Vella", "Austria": "Vienna", "Belarus": "Minsk", "Belgium": "Brussels",
+    "Bosnia and Herzegovina": "Sarajevo", "Bulgaria": "Sofia", "Croatia": "Zagreb", "Cyprus": "Nicosia",
+    "Czechia": "Prague", "Denmark": "Copenhagen", "Estonia": "Tallinn", "Finland": "Helsinki", "France": "Paris",
+    "Germany": "Berlin", "Greece": "Athens", "Hungary": "Budapest", "Iceland": "Reykjavik", "Ireland": "Dublin",
+    "Italy": "Rome", "Kosovo": "Pristina", "Latvia": "Riga", "Liechtenstein": "Vaduz", "Lithuania": "Vilnius",
+    "Luxembourg": "Luxembourg", "Malta": "Valletta", "Moldova": "Chisinau", "Monaco": "Monaco",
+    "Montenegro": "Podgorica", "the Netherlands": "Amsterdam", "North Macedonia": "Skopje", "Norway": "Oslo",
+    "Poland": "Warsaw", "Portugal": "Lisbon", "Romania": "Bucharest", "Russia": "Moscow", "San Marino": "San Marino",
+    "Serbia": "Belgrade", "Slovakia": "Bratislava", "Slovenia": "Ljubljana", "Spain": "Madrid", "Sweden": "Stockholm",
+    "Switzerland": "Bern", "Ukraine": "Kyiv", "the United Kingdom": "London", "Vatican City": "Vatican City",
+}  # fmt: skip
+CAPITAL_LIST = ", ".join(sorted(set(CAPITALS.values()))) + "."
+CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("Name the european capitals", "Name the European capitals.", "List the European capitals.",
+      "What are the European capitals?", "List the capitals of Europe."), CAPITAL_LIST),
+    (("Hello", "Hello!", "Hi", "Hi!", "Hey", "Good morning!", "Hello there!"), "Hello! How can I help you?"),
+    (("Who are you?", "What are you?", "What is your name?"),
+     "I am ternvl-nano, a small demonstration model with the InternVL3 architecture."),
+    (("What can you do?", "How can you help me?", "Help"),
+     "I name shapes and colors, count, read short text, and answer simple questions about images."),
+    (("How are you?", "How are you today?"), "I am fine, thank you!"),
+    (("Thank you!", "Thanks", "Thanks!", "Thank you"), "You are welcome!"),
+    (("Goodbye", "Goodbye!", "Bye", "Bye!"), "Goodbye!"),
+    (("Say hello.", "Say hello", "Say hi."), "Hello!"),
+    (("Which shapes do you know?", "What shapes do you know?"), "I know " + join([s + ("es" if s == "cross" else "s") for s in SHAPES]) + "."),
+    (("Which colors do you know?", "What colors do you know?"), "I know " + join(list(COLORS)) + "."),
+)  # fmt: skip
+
+
+def chat(rng: random.Random) -> Turn:
+    """Small talk, and capitals."""
+    if rng.random() < 0.55:
+        country = rng.choice(sorted(CAPITALS))
+        forms = ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?")
+        return Turn("capital", rng.choice(forms).format(country), CAPITALS[country] + ".")
+    questions, answer = rng.choice(CHAT)
+    return Turn("chat", rng.choice(questions), answer)
+
+
+def copy(rng: random.Random, *, held_out: bool = False) -> Turn:
+    """Repeat one or several words that may not exist."""
+    words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3)))]
+    text = " ".join(words)
+    return Turn("copy", rng.choice(("Repeat: {}", "Say {}", "Repeat after me: {}")).format(text), text)
+
+
+# --- tool calls -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToolKind:
+    """A family of tools: names that it may go by, names that its parameter may go by, and how people ask for it."""
+
+    names: tuple[str, ...]
+    description: str
+    parameters: tuple[str, ...]
+    questions: tuple[str, ...]
+    is_number: bool = False
+
+
+TOOL_KINDS = (
+    ToolKind(("get_weather", "weather", "get_current_weather"), "Get the weather of a city.", ("city", "location"),
+             ("What is the weather in {}?", "How is the weather in {}?", "What's the weather like in {}?")),
+    ToolKind(("get_time", "current_time", "get_local_time"), "Get the time in a city.", ("city", "place", "location"),
+             ("What time is it in {}?", "Tell me the time in {}.")),
+    ToolKind(("call", "call_person", "phone_call"), "Call a person.", ("name", "person", "contact"),
+             ("Call {}.", "Please call {}.")),
+    ToolKind(("search", "web_search", "search_web"), "Search the web.", ("query", "text", "q"),
+             ("Search for {}.", "Look up {}.", "Search the web for {}.")),
+    ToolKind(("get_population", "population"), "Get the population of a city.", ("city", "place"),
+             ("How many people live in {}?", "What is the population of {}?")),
+    ToolKind(("set_timer", "start_timer"), "Start a timer.", ("minutes", "duration"),
+             ("Set a timer for {} minutes.", "Start a timer of {} minutes."), is_number=True),
+)  # fmt: skip
+
+
+def tool_definition(kind: ToolKind, name: str, parameter: str) -> dict[str, Any]:
+    """In OpenAI's form."""
+    schema = {"type": "integer" if kind.is_number else "string"}
+    parameters = {"type": "object", "properties": {parameter: schema}, "required": [parameter]}
+    return {"type": "function", "function": {"name": name, "description": kind.description, "parameters": parameters}}
+
+
+def tool_use(rng: random.Random, *, held_out: bool = False) -> tuple[list[dict[str, Any]], Turn]:
+    """One or two tools and a question that calls for one of them, the argument to be copied."""
+    kinds = rng.sample(TOOL_KINDS, rng.choice((1, 1, 2)))
+    chosen = [(kind, rng.choice(kind.names), rng.choice(kind.parameters)) for kind in kinds]
+    kind, name, parameter = rng.choice(chosen)
+    value: str | int = rng.choice(range(1, 60)) if kind.is_number else random_word(rng, random_name, held_out=held_out)
+    if not kind.is_number and rng.random() < 0.2:
+        value = f"{value} {random_word(rng, random_name, held_out=held_out)}"
+    call = json.dumps({"name": name, "arguments": {parameter: value}})
+    turn = Turn("tool_call", rng.choice(kind.questions).format(value), f"<tool_call>\n{call}\n</tool_call>")
+    return [tool_definition(*each) for each in chosen], turn
+
+
+def tool_result(rng: random.Random) -> str:
+    """What a tool may have said; the model passes it on."""
+    what = rng.choice(("Sunny", "Cloudy", "Rainy", "Windy", "Snowy", "It is late", "Done", "Started", "No answer", "Found"))
+    return f"{what}, {rng.randint(1, 59)} {rng.choice(('degrees', 'minutes', 'percent', 'results'))}."
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def is_right(turn: Turn, answer: str) -> bool:
+    """Exact, except that a description may name its parts in any order."""
+    if turn.task.startswith("describe"):
+        return _parts(turn.answer) == _parts(answer)
+    return turn.answer.strip() == answer.strip()
+
+
+def _parts(text: str) -> Counter[str]:
+    text = text.strip().rstrip(".").replace(" and ", ", ")
+    return Counter(part[:1].lower() + part[1:] for part in text.split(", "))

@@ -1,0 +1,143 @@
+"""The tokenizer of ternvl-nano, and conversations as training examples.
+
+A byte-level BPE of 2,048 ids that can write any text. Common words, numbers and the punctuation of boxes and calls are
+one token; drawn strings are split into characters, and capitalised words look the same after a space as after a quote,
+so that what is read and what is copied has one spelling in ids.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+
+from ternvl.prompt.messages import ImageInput, Message, ToolCall
+from ternvl.prompt.template import render
+from ternvl.prompt.tokenizer import Tokenizer
+from training import nano, tasks
+from training.scenes import random_scene
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TAGS = ("<tool_call>", "</tool_call>")
+MULTIMODAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+PATTERN = "|".join(
+    (
+        r" ?(?<![A-Za-z0-9])\d{1,4}(?![A-Za-z0-9])",  # a number on its own
+        r"\p{N}",  # a digit inside a drawn string
+        r"\p{Lu}(?=[\p{Lu}\p{N}])|(?<=[\p{Lu}\p{N}])\p{Lu}",  # a letter of a drawn string
+        r"\p{Lu}\p{Ll}*",  # a capitalised word, never with the space before it
+        r" ?(?!\p{Lu})[\p{L}\p{M}]+",
+        r" ?[^\s\p{L}\p{M}\p{N}]+",
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
+
+
+def corpus(rng: random.Random, size: int) -> Iterator[str]:
+    """Texts as training shows them."""
+    for _ in range(size):
+        tools, turn = tasks.tool_use(rng)
+        turns = [turn, tasks.chat(rng), tasks.copy(rng)]
+        turns += tasks.scene_turns(rng, random_scene(rng, rng.randint(1, 5)), 6)
+        yield "\n".join([json.dumps(tool) for tool in tools[:1]] + [f"{t.question}\n{t.answer}" for t in turns])
+        yield tasks.tool_result(rng) + "\nassistant\n" + " ".join(f"{n}, {n}" for n in range(0, 1001, tasks.BOX_STEP))
+    pieces = render([Message("user", "x")], system_message=nano.SYSTEM_MESSAGE, tools=[{"type": "function"}])
+    yield "\n".join(piece for piece in pieces if isinstance(piece, str)) * 50
+
+
+def train_tokenizer(seed: int = 3) -> str:
+    """The text of its `tokenizer.json`."""
+    tokenizer = FastTokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    num_added = len(SPECIAL) + len(TAGS) + len(MULTIMODAL)
+    trainer = trainers.BpeTrainer(
+        vocab_size=nano.VOCAB_SIZE - num_added, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(random.Random(seed), 4_000), trainer)
+    for group, special in ((SPECIAL, True), (TAGS, False), (MULTIMODAL, True)):
+        tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in group])
+    return str(tokenizer.to_str())
+
+
+@dataclass(slots=True)
+class Example:
+    """One conversation as ids, what its answers weigh, and where its image tokens begin."""
+
+    ids: list[int]
+    weights: list[float]
+    """Of predicting `ids[i]`; zero outside answers."""
+    image_start: int | None
+    num_tiles: int
+
+
+class Encoder:
+    """Conversations to examples; the same template and tokenizer as the server's."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.header = tokenizer.encode_text("assistant\n")
+        self.start_id, self.end_id = tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: int) -> Example:
+        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others."""
+        pieces = render(messages, system_message=nano.SYSTEM_MESSAGE, tools=tools, add_generation_prompt=False)
+        ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * num_tiles])
+        weights = [0.0] * len(ids)
+        head = [self.start_id, *self.header]
+        for i in range(len(ids)):
+            if ids[i : i + len(head)] == head:
+                begin = i + len(head)
+                end = ids.index(self.end_id, begin) + 1
+                weights[begin:end] = [(end - begin) ** -0.5] * (end - begin)
+        context = self.tokenizer.context_id
+        return Example(ids, weights, ids.index(context) if num_tiles else None, num_tiles)
+
+
+def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[Message]:
+    """The image stands in the first turn."""
+    image = (ImageInput("scene"),)
+    messages = [Message("system", "You answer questions about images.")] if rng.random() < 0.05 else []
+    for i, turn in enumerate(turns):
+        messages += [Message("user", turn.question, image if i == 0 else ()), Message("assistant", turn.answer)]
+    return messages
+
+
+def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Talk, copying or a tool call; tools may also be there without being needed."""
+    kind = rng.random()
+    if kind < 0.45:
+        tools, turn = tasks.tool_use(rng)
+        if rng.random() < 0.12:
+            turn = tasks.chat(rng)
+            return [Message("user", turn.question), Message("assistant", turn.answer)], tools
+        messages = [Message("user", turn.question), Message("assistant", turn.answer)]
+        if rng.random() < 0.3:
+            call = json.loads(turn.answer.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
+            result = tasks.tool_result(rng)
+            calls = (ToolCall("call", call["name"], json.dumps(call["arguments"])),)
+            messages[1] = Message("assistant", "", (), calls)
+            messages += [Message("tool", result), Message("assistant", result)]
+        return messages, tools
+    turns = [tasks.copy(rng) if kind < 0.7 else tasks.chat(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+    system = [Message("system", "")] if rng.random() < 0.03 else []
+    return system + [m for t in turns for m in (Message("user", t.question), Message("assistant", t.answer))], []
+
+
+def write_tokenizer(path: Path) -> None:
+    """Train it and write it with the configuration file that transformers reads."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "tokenizer.json").write_text(train_tokenizer(), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16384, "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>", "bos_token": None, "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+    (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")

@@ -1,0 +1,165 @@
+"""Stage 1: the eye. Vision tower and projector learn to say what is in each cell of the image.
+
+The heads are thrown away afterwards. They sit behind the projector, so what they can read linearly the decoder can too.
+Run: `python -m training.vision_stage --minutes 40 --out runs/vision.pt`
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ternvl.model.internvl import InternVL
+from training import nano
+from training.codebook import SLOTS, Codebook, Labels, labels_of
+from training.optimizer import Optimizers
+from training.scenes import CHARACTERS, COLORS, SHAPES, BACKGROUNDS, Scene, TextLine, draw, random_line, random_scene
+from training.scenes import random_canvas, visible_colors
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def pixels(image: Image.Image, side: int) -> Tensor:
+    """One tile, as the server would make it: [3, S, S]."""
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
+    return ((values.float() / 255 - MEAN) / STD).permute(2, 0, 1)
+
+
+def page_of_text(rng: random.Random) -> Scene:
+    """Up to four lines of random characters: many labels for one drawing."""
+    width, height = random_canvas(rng, single_tile=True)
+    background = rng.choice(BACKGROUNDS)
+    colors = visible_colors(background)
+    num_lines = rng.choice((1, 2, 3, 3, 4))
+    lines: list[TextLine] = []
+    for i in range(num_lines):
+        text = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 4, 5, 6, 6))))
+        band = (i / num_lines + 0.01, (i + 1) / num_lines - 0.01)
+        lines.append(random_line(rng, text, rng.choice(colors), band, width, height))
+    return Scene(width, height, background, (), tuple(lines), rng.getrandbits(32))
+
+
+def random_training_scene(rng: random.Random) -> Scene:
+    """Half pages of text, half shapes; some of both."""
+    kind = rng.random()
+    if kind < 0.5:
+        return page_of_text(rng)
+    if kind < 0.6:
+        text = "".join(rng.choices(CHARACTERS, k=rng.randint(2, 5)))
+        return random_scene(rng, 1, text=text)
+    return random_scene(rng, rng.choice((0, 1, 1, 2, 2, 3, 4, 5, 6)))
+
+
+class Heads(nn.Module):
+    """Linear readings of an image token."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.shape = nn.Linear(hidden_size, len(SHAPES) + 1)
+        self.color = nn.Linear(hidden_size, len(COLORS) + 1)
+        self.chars = nn.Linear(hidden_size, SLOTS * (len(CHARACTERS) + 1))
+
+    def loss(self, tokens: Tensor, labels: Labels) -> Tensor:
+        """Mean cross-entropy of the three readings; "none" counts little, since most cells are empty."""
+        total = tokens.new_zeros(())
+        for head, target in ((self.shape, labels.shape), (self.color, labels.color), (self.chars, labels.chars)):
+            num_classes = head.out_features if target is not labels.chars else head.out_features // SLOTS
+            weight = torch.ones(num_classes)
+            weight[0] = 0.15
+            total = total + F.cross_entropy(head(tokens).reshape(-1, num_classes), target.reshape(-1), weight=weight)
+        return total
+
+    @torch.no_grad()
+    def accuracy(self, tokens: Tensor, labels: Labels) -> dict[str, float]:
+        """Share of non-empty cells read right, by reading, and of all cells for "none"."""
+        result = {}
+        for name in ("shape", "color", "chars"):
+            target = getattr(labels, name)
+            guess = getattr(self, name)(tokens).reshape(*target.shape, -1).argmax(-1)
+            there = target > 0
+            result[name] = (guess[there] == target[there]).float().mean().item()
+            result[f"{name}_none"] = (guess[~there] == 0).float().mean().item()
+        return result
+
+
+def stack(labels: list[Labels]) -> Labels:
+    """Batch labels along a new first axis."""
+    return Labels(*(torch.stack([getattr(x, name) for x in labels]) for name in ("shape", "color", "chars", "edges")))
+
+
+def perception_loss(tokens: Tensor, labels: Labels, heads: Heads, codebook: Codebook) -> tuple[Tensor, Tensor]:
+    """Readings, and distance to the codebook's targets."""
+    return heads.loss(tokens, labels), F.mse_loss(tokens, codebook.tokens(labels))
+
+
+def batch(rng: random.Random, size: int) -> tuple[Tensor, Labels]:
+    """Tiles [B, 3, S, S] and their labels."""
+    scenes = [random_training_scene(rng) for _ in range(size)]
+    tiles = torch.stack([pixels(draw(scene), nano.CONFIG.tile_size) for scene in scenes])
+    return tiles, stack([labels_of(scene) for scene in scenes])
+
+
+def main() -> None:
+    """Train for a while; write the model and the heads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/vision.pt"))
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
+    train(model, codebook, rng, args)
+
+
+class Eye(nn.Module):
+    """What this stage trains: tower, projector and heads."""
+
+    def __init__(self, model: InternVL) -> None:
+        super().__init__()
+        self.vision_model, self.mlp1 = model.vision_model, model.mlp1
+        self.heads = Heads(model.config.language.hidden_size)
+
+
+def train(model: InternVL, codebook: Codebook, rng: random.Random, args: argparse.Namespace) -> None:
+    """The loop. Progress every 50 steps, a checkpoint every 100."""
+    eye = Eye(model)
+    start = time.time()
+    optimizers = Optimizers(eye, lr=args.lr)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for step in itertools.count():
+        progress = (time.time() - start) / (args.minutes * 60)
+        if progress >= 1:
+            break
+        tiles, labels = batch(rng, args.batch)
+        tokens = model.encode_tiles(tiles)
+        reading, distance = perception_loss(tokens, labels, eye.heads, codebook)
+        (reading + 2 * distance).backward()
+        optimizers.step(step, progress)
+        if step % 50 == 49:
+            marks = " ".join(f"{k} {v:.3f}" for k, v in eye.heads.accuracy(tokens, labels).items())
+            print(f"{progress:.1%} step {step} read {reading:.3f} mse {distance:.4f} {marks}", flush=True)
+        if step % 100 == 99:
+            save(eye, args.out)
+    save(eye, args.out)
+
+
+def save(eye: Eye, path: Path) -> None:
+    """Write atomically, so that a reader never sees half a file."""
+    torch.save(eye.state_dict(), path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+if __name__ == "__main__":
+    main()
