@@ -22,16 +22,24 @@ def bind(config: ServerConfig) -> socket.socket:
 
     Raises TernvlError where the address cannot be had.
     """
+    if not 0 <= config.port <= 65_535:
+        raise TernvlError(f"The port is {config.port}; it must be from 0 to 65535.")
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, proto)
+        return _socket(config)
+    except OSError as error:
+        raise TernvlError(f"Cannot listen on {config.host} port {config.port}: {error.strerror}.") from error
+
+
+def _socket(config: ServerConfig) -> socket.socket:
+    found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, proto, _, address = found[0]
+    sock = socket.socket(family, kind, proto)
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the port must be 0 to 65535"
-        raise TernvlError(f"Cannot listen on {config.host} port {config.port}: {reason}.") from error
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

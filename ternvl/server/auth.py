@@ -25,8 +25,9 @@ class BearerAuth:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             return await self._app(scope, receive, send)
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Compared in constant time: how long it takes must not tell how much of a guess was right.
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._api_key):
+        # Latin-1 gives the bytes of the header back. They are compared in constant time: how long it takes must not
+        # tell how much of a guess was right.
+        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
             return await self._app(scope, receive, send)
         message = "The API key is wrong." if key else "An API key is needed: send it as `Authorization: Bearer KEY`."
         headers = {"WWW-Authenticate": "Bearer"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class ScriptedEngine:
         self._running[request.id] = (request, self._tokens())
 
     def step(self) -> list[TokenOutput]:
+        time.sleep(0.001)  # a model that takes no time at all would leave the event loop none
         self._num_steps += 1
         if self.fail_after is not None and self._num_steps > self.fail_after:
             self._num_steps = 0

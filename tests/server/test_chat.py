@@ -165,7 +165,7 @@ def test_an_image_as_data_and_over_http_is_the_same(client: OpenAI, detail: str,
     assert inline.usage is not None
     details = inline.usage.prompt_tokens_details
     assert details is not None
-    assert details.model_extra == {"image_tokens": num_tiles * 4}
+    assert details.model_dump()["image_tokens"] == num_tiles * 4
     assert details.cached_tokens == 0
 
 
@@ -178,11 +178,11 @@ def test_the_number_of_tiles_is_a_field(client: OpenAI) -> None:
     )
     assert answer.usage is not None
     assert answer.usage.prompt_tokens_details is not None
-    assert answer.usage.prompt_tokens_details.model_extra == {"image_tokens": 3 * 4}
+    assert answer.usage.prompt_tokens_details.model_dump()["image_tokens"] == 3 * 4
 
 
 @pytest.mark.parametrize(
-    ("url", "status"),
+    ("source", "status"),
     [
         ("data:image/png;base64,AAAA", 400),
         (data_uri(b"x" * 300_000), 413),
@@ -190,9 +190,9 @@ def test_the_number_of_tiles_is_a_field(client: OpenAI) -> None:
         ("ftp://example.com/a.png", 400),
     ],
 )
-def test_a_bad_image_is_refused_in_plain_words(client: OpenAI, url: str, status: int) -> None:
+def test_a_bad_image_is_refused_in_plain_words(client: OpenAI, source: str, status: int) -> None:
     with pytest.raises(APIStatusError) as refusal:
-        client.chat.completions.create(model="tiny", messages=about(url), stream=True)
+        client.chat.completions.create(model="tiny", messages=about(source), stream=True)
     assert refusal.value.status_code == status
     assert refusal.value.param == "messages[0].content"
     assert "image" in refusal.value.message

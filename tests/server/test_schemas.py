@@ -248,7 +248,7 @@ _request = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(body=_request)
 def test_agrees_with_the_page_on_any_request(body: dict[str, Any]) -> None:
     page_says = page_validator().is_valid(body)
