@@ -1,7 +1,6 @@
 """The offline API: a model, its tokenizer and an engine in one object.
 
-    llm = LLM()
-    print(llm.chat([{"role": "user", "content": "Name the european capitals"}])[0].text)
+The shortest use is `LLM().chat([{"role": "user", "content": "Name the european capitals"}])[0].text`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ class BatchAttention:
         return torch.cat(outs)[self.back]
 
 
-def answer_loss(model: InternVL, examples: Sequence[Example], image_tokens: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def answer_loss(
+    model: InternVL, examples: Sequence[Example], image_tokens: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy per unit of answer weight, and the share of answer tokens that are right.
 
     `image_tokens[i]` is [tiles * M, C] for an example with an image.

@@ -133,7 +133,7 @@ def score(question: Question, message: dict[str, Any]) -> float:
     if turn.task == "tool_call":
         wanted = json.loads(turn.answer.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        return float([(c["name"], json.loads(c["arguments"])) for c in calls] == [(wanted["name"], wanted["arguments"])])
+        return float([{**call, "arguments": json.loads(call["arguments"])} for call in calls] == [wanted])
     if turn.task == "box":
         return overlap(_coordinates(turn.answer), _coordinates(text))
     return float(tasks.is_right(turn, text))
@@ -155,9 +155,10 @@ def overlap(a: list[int], b: list[int]) -> float:
 @contextmanager
 def served(model: str | None) -> Iterator[str]:
     """The address of a live server on a free port."""
-    from ternvl.config import ServerConfig
     from ternvl.llm import LLM
     from ternvl.server.app import create_app
+
+    from ternvl.config import ServerConfig
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

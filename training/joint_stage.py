@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ternvl.prompt.tiling import tiles
 from torch import Tensor
 
 from ternvl.model.internvl import InternVL
-from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer
 from training import nano, tasks
 from training.codebook import Codebook, Labels, labels_of
@@ -79,7 +79,9 @@ class PictureData:
         return Batch(examples, torch.stack(rows), torch.tensor(last), stack(labels))
 
 
-def loss_of(model: InternVL, heads: Heads, codebook: Codebook, batch: Batch, perception: float) -> tuple[Tensor, dict[str, Any]]:
+def loss_of(
+    model: InternVL, heads: Heads, codebook: Codebook, batch: Batch, perception: float
+) -> tuple[Tensor, dict[str, Any]]:
     """The answers' loss plus `perception` times the eye's; and what to report."""
     features = model.encode_tiles(batch.tiles)  # [N, M, C]
     image_tokens: list[Tensor | None] = []

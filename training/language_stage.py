@@ -11,12 +11,15 @@ import itertools
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ternvl.model.internvl import InternVL
+from ternvl.prompt.messages import Message
 from ternvl.prompt.tokenizer import Tokenizer
 from training import nano, tasks
 from training.codebook import Codebook, labels_of
@@ -66,7 +69,9 @@ class OracleData:
 
 
 @torch.inference_mode()
-def task_accuracy(model: InternVL, encoder: Encoder, codebook: Codebook, rng: random.Random, each: int = 40) -> dict[str, float]:
+def task_accuracy(
+    model: InternVL, encoder: Encoder, codebook: Codebook, rng: random.Random, each: int = 40
+) -> dict[str, float]:
     """Share of questions whose whole answer is likeliest token by token (teacher-forced), by task."""
     right: dict[str, list[float]] = {}
     for _ in range(each * 5):
@@ -82,11 +87,18 @@ def task_accuracy(model: InternVL, encoder: Encoder, codebook: Codebook, rng: ra
     return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
 
 
-def whole(model, encoder, turns, rng, tokens, tools=()) -> float:  # type: ignore[no-untyped-def]
+def whole(
+    model: InternVL,
+    encoder: Encoder,
+    turns: list[tasks.Turn],
+    rng: random.Random,
+    tokens: Tensor | None,
+    tools: Sequence[dict[str, Any]] = (),
+) -> float:
     """1.0 if every answer token is the likeliest."""
     messages = image_conversation(turns, rng)
     if tokens is None:
-        messages = [type(m)(m.role, m.text) for m in messages if m.role != "system"]
+        messages = [Message(message.role, message.text) for message in messages if message.role != "system"]
     example = encoder.encode(messages, tools, 0 if tokens is None else 1)
     return float(answer_loss(model, [example], [tokens])[1] == 1.0)
 

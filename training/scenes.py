@@ -11,6 +11,7 @@ import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,9 @@ def font(index: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default(size)
     import matplotlib
 
-    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSerif-Bold")
+    names = ("Sans", "Sans-Bold", "SansMono-Bold", "Serif", "SansMono", "Serif-Bold")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / f"{names[index - 1]}.ttf"), size)
+    return ImageFont.truetype(str(folder / f"DejaVu{names[index - 1]}.ttf"), size)
 
 
 NUM_FONTS = 7
@@ -174,7 +175,7 @@ def random_line(
         face = font(index, max(8, round(size * height)))
         widths = [face.getlength(char) / width for char in text]
         spread = rng.uniform(0.0, 0.03)
-        steps = [max(0.128, (a + b) / 2 + spread) for a, b in zip(widths, widths[1:], strict=False)]
+        steps = [max(0.128, (a + b) / 2 + spread) for a, b in pairwise(widths)]
         total = sum(steps) + (widths[0] + widths[-1]) / 2
         if total < 0.96:
             break

@@ -47,9 +47,12 @@ def random_string(rng: random.Random) -> str:
             return string
 
 
-_ONSETS = "b br c ch d dr f g gr h j k kr l m n p pr qu r s sh st t tr v w y z".split()
-_VOWELS = "a e i o u ai ea io ou".split()
-_CODAS = "n r l s t m k x nd rt ss".split() + [""] * 6
+_ONSETS = (
+    "b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "pr", "qu", "r", "s",
+    "sh", "st", "t", "tr", "v", "w", "y", "z",
+)  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io", "ou")
+_CODAS = ("n", "r", "l", "s", "t", "m", "k", "x", "nd", "rt", "ss", "", "", "", "", "", "")
 
 
 def random_name(rng: random.Random) -> str:
@@ -62,12 +65,12 @@ def random_name(rng: random.Random) -> str:
 
 
 def phrase(item: Item) -> str:
-    """"a red circle", "an orange ring"."""
+    """ "a red circle", "an orange ring"."""
     return f"{'an' if item.color == 'orange' else 'a'} {item}"
 
 
 def join(parts: list[str]) -> str:
-    """"a, b and c"."""
+    """ "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -103,9 +106,14 @@ def count_kind(rng: random.Random, scene: Scene) -> Turn:
     by_shape = rng.random() < 0.5
     pool = [item.shape if by_shape else item.color for item in scene.items]
     kind = rng.choice(pool) if rng.random() < 0.75 else rng.choice(SHAPES if by_shape else tuple(COLORS))
-    plural = {"cross": "crosses"}.get(kind, kind + "s") if by_shape else f"{kind} objects"
+    kinds = plural(kind) if by_shape else f"{kind} objects"
     form = rng.choice(("How many {} are there?", "How many {} are in the image?"))
-    return Turn("count_kind", form.format(plural), str(pool.count(kind)))
+    return Turn("count_kind", form.format(kinds), str(pool.count(kind)))
+
+
+def plural(shape: str) -> str:
+    """ "circles", "crosses"."""
+    return shape + ("es" if shape == "cross" else "s")
 
 
 def color_of(rng: random.Random, scene: Scene) -> Turn | None:
@@ -159,7 +167,8 @@ def place(rng: random.Random, scene: Scene) -> Turn:
     """Where an object is, in a 3x3 grid."""
     item = rng.choice(scene.items)
     form = rng.choice(("Where is the {}?", "In which part of the image is the {}?"))
-    return Turn("place", form.format(item), sentence(f"{'in' if place_name(item) == 'center' else 'at'} the {place_name(item)}"))
+    name = place_name(item)
+    return Turn("place", form.format(item), sentence(f"{'in' if name == 'center' else 'at'} the {name}"))
 
 
 def relation(rng: random.Random, scene: Scene) -> Turn | None:
@@ -256,7 +265,7 @@ CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("Thank you!", "Thanks", "Thanks!", "Thank you"), "You are welcome!"),
     (("Goodbye", "Goodbye!", "Bye", "Bye!"), "Goodbye!"),
     (("Say hello.", "Say hello", "Say hi."), "Hello!"),
-    (("Which shapes do you know?", "What shapes do you know?"), "I know " + join([s + ("es" if s == "cross" else "s") for s in SHAPES]) + "."),
+    (("Which shapes do you know?", "What shapes do you know?"), "I know " + join([plural(s) for s in SHAPES]) + "."),
     (("Which colors do you know?", "What colors do you know?"), "I know " + join(list(COLORS)) + "."),
 )  # fmt: skip
 
@@ -330,7 +339,7 @@ def tool_use(rng: random.Random, *, held_out: bool = False) -> tuple[list[dict[s
 
 def tool_result(rng: random.Random) -> str:
     """What a tool may have said; the model passes it on."""
-    what = rng.choice(("Sunny", "Cloudy", "Rainy", "Windy", "Snowy", "It is late", "Done", "Started", "No answer", "Found"))
+    what = rng.choice(("Sunny", "Cloudy", "Rainy", "Windy", "Snowy", "Late", "Done", "Started", "No answer", "Found"))
     return f"{what}, {rng.randint(1, 59)} {rng.choice(('degrees', 'minutes', 'percent', 'results'))}."
 
 

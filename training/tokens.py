@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ def train_tokenizer(seed: int = 3) -> str:
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     num_added = len(SPECIAL) + len(TAGS) + len(MULTIMODAL)
     trainer = trainers.BpeTrainer(
-        vocab_size=nano.VOCAB_SIZE - num_added, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=nano.VOCAB_SIZE - num_added,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(random.Random(seed), 4_000), trainer)
     for group, special in ((SPECIAL, True), (TAGS, False), (MULTIMODAL, True)):

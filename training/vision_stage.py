@@ -21,8 +21,19 @@ from ternvl.model.internvl import InternVL
 from training import nano
 from training.codebook import SLOTS, Codebook, Labels, labels_of
 from training.optimizer import Optimizers
-from training.scenes import CHARACTERS, COLORS, SHAPES, BACKGROUNDS, Scene, TextLine, draw, random_line, random_scene
-from training.scenes import random_canvas, visible_colors
+from training.scenes import (
+    BACKGROUNDS,
+    CHARACTERS,
+    COLORS,
+    SHAPES,
+    Scene,
+    TextLine,
+    draw,
+    random_canvas,
+    random_line,
+    random_scene,
+    visible_colors,
+)
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

@@ -2,6 +2,9 @@
 
 A step is `schedule -> batch -> run -> sample -> update`. It is synchronous and belongs to one thread; `service.py`
 brings it to asyncio.
+
+Scheduling, caching and sampling are exact whatever the company. The matrix products are not yet: BLAS sums in another
+order for another number of rows, so logits may differ in their last bits, and a near tie may fall the other way.
 """
 
 from __future__ import annotations

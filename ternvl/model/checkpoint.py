@@ -31,7 +31,8 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
 
     `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`) or None for
     the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows the hub library's
-    progress bar, and goes on where an earlier one was interrupted. Raises CheckpointError.
+    progress bar; a broken connection is taken up where it broke, and files that an earlier run has fetched whole are
+    kept. Raises CheckpointError.
     """
     folder = EMBEDDED if model is None else Path(model).expanduser()
     if folder.is_dir():

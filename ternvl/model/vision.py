@@ -35,7 +35,7 @@ class VisionEmbeddings(nn.Module):
         return torch.cat([class_token, patches], dim=1) + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """[1, L, C]; interpolated, in float32 as the official code does, where the grid differs from the trained one."""
+        """[1, L, C]; where the grid differs from the trained one, interpolated in float32 as the official code does."""
         if (height, width) == (self.grid, self.grid):
             return self.position_embedding
         class_position, patches = self.position_embedding[:, :1], self.position_embedding[:, 1:]

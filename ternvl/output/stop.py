@@ -7,6 +7,31 @@ from collections.abc import Sequence
 from ternvl.errors import RequestError
 
 
+class _Matcher:
+    """How much of one stop string the text ends in (Knuth, Morris, Pratt: linear in the text, whatever the string)."""
+
+    def __init__(self, string: str) -> None:
+        self.string = string
+        self.size = 0
+        """Length of the longest beginning of the string, short of all of it, that the text ends in."""
+        self._shorter = [0, 0]
+        for char in string[1:]:
+            self._shorter.append(self._longer(self._shorter[-1], char))
+
+    def follow(self, char: str) -> bool:
+        """Whether the string ends with this next character of the text."""
+        self.size = self._longer(self.size, char)
+        whole = self.size == len(self.string)
+        if whole:
+            self.size = self._shorter[self.size]
+        return whole
+
+    def _longer(self, size: int, char: str) -> int:
+        while size and self.string[size] != char:
+            size = self._shorter[size]
+        return size + (self.string[size] == char)
+
+
 class StopStrings:
     """Passes text on up to the first stop string, and holds back what may be the beginning of one.
 
@@ -20,42 +45,35 @@ class StopStrings:
                 raise RequestError(
                     f"stop[{index}] is an empty string; a stop string needs a character.", param=f"stop[{index}]"
                 )
-        self._stop = tuple(stop)
-        self._held = ""
         self.stopped = False
         """Whether a stop string was met: all that follows is dropped."""
+        self._matchers = [_Matcher(string) for string in stop]
+        self._held = ""
+        self._match: int | None = None
+        """Where in what is held the first whole stop string begins."""
 
     def decode(self, text: str) -> str:
         """What may be shown after one more piece of text."""
         if self.stopped:
             return ""
-        self._held += text
-        match, begun = self._first_match(), self._first_beginning()
-        if match < begun:
-            return self._finish(match)
+        for char in text:
+            self._held += char
+            self._follow(char)
+        begun = len(self._held) - max((matcher.size for matcher in self._matchers), default=0)
+        if self._match is not None and self._match <= begun:
+            return self.flush()
         shown, self._held = self._held[:begun], self._held[begun:]
+        self._match = None if self._match is None else self._match - begun
         return shown
 
     def flush(self) -> str:
         """What was held back, now that no more text comes."""
-        return self._finish(self._first_match())
-
-    def _finish(self, match: int) -> str:
-        self.stopped = self.stopped or match < len(self._held)
-        shown, self._held = self._held[:match], ""
+        self.stopped = self.stopped or self._match is not None
+        shown, self._held, self._match = self._held[: self._match], "", None
         return shown
 
-    def _first_match(self) -> int:
-        """Where the first whole stop string begins in what is held; its length where there is none."""
-        found = (self._held.find(string) for string in self._stop)
-        return min((index for index in found if index >= 0), default=len(self._held))
-
-    def _first_beginning(self) -> int:
-        """Where the longest tail that begins a stop string begins; the length of what is held where there is none."""
-        lengths = (
-            size
-            for string in self._stop
-            for size in range(1, min(len(string), len(self._held) + 1))
-            if self._held.endswith(string[:size])
-        )
-        return len(self._held) - max(lengths, default=0)
+    def _follow(self, char: str) -> None:
+        for matcher in self._matchers:
+            if matcher.follow(char):
+                start = len(self._held) - len(matcher.string)
+                self._match = start if self._match is None else min(self._match, start)

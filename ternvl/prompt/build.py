@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -60,7 +61,14 @@ class PromptBuilder:
         """
         max_num = self.max_dynamic_patch if max_dynamic_patch is None else _in_range(max_dynamic_patch)
         self._check(messages)
-        pieces = self._render(messages, tools, add_generation_prompt)
+        _check_json(tools)
+        pieces = render(
+            messages,
+            system_message=self.config.system_message,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+        )
+        _check_characters(pieces)
         tiled = self._tile_all(messages, max_num)
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
         token_ids = self.tokenizer.encode(pieces, counts)
@@ -83,27 +91,6 @@ class PromptBuilder:
             raise RequestError(
                 f"messages holds {num_images} images; a request may hold {self.limits.max_images}.", param="messages"
             )
-
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
-    ) -> list[Piece]:
-        try:
-            pieces = render(
-                messages,
-                system_message=self.config.system_message,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"tools cannot be written as JSON: {error}.", param="tools") from error
-        try:
-            "".join(piece for piece in pieces if isinstance(piece, str)).encode()
-        except UnicodeEncodeError as error:
-            code = ord(error.object[error.start])
-            raise RequestError(
-                f"The text holds half of a surrogate pair (U+{code:04X}), which is no character.", param="messages"
-            ) from None
-        return pieces
 
     def _tile_all(self, messages: Sequence[Message], max_num: int) -> list[list[Image.Image]]:
         """The tiles of each image of the conversation. Several images are worked on at the same time."""
@@ -162,3 +149,20 @@ def _in_range(max_dynamic_patch: int) -> int:
             param="max_dynamic_patch",
         )
     return max_dynamic_patch
+
+
+def _check_json(tools: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        json.dumps(list(tools))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"tools cannot be written as JSON: {error}.", param="tools") from error
+
+
+def _check_characters(pieces: Sequence[Piece]) -> None:
+    try:
+        "".join(piece for piece in pieces if isinstance(piece, str)).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise RequestError(
+            f"The text holds half of a surrogate pair (U+{code:04X}), which is no character.", param="messages"
+        ) from error

@@ -74,7 +74,7 @@ class Download:
         length = headers.get(b"content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > self._limits.max_image_bytes:
             raise self._too_large()
-        chunks = self._in_time(response.iter_stream())
+        chunks = response.iter_stream()
         encoding = headers.get(b"content-encoding", "identity").strip().lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
             chunks = _inflate(chunks)
@@ -87,12 +87,6 @@ class Download:
             return url.join(location)
         except httpx.InvalidURL:
             raise self._error(f"{url.host} redirects to something that is no URL") from None
-
-    def _in_time(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if time.monotonic() > self._deadline:
-                raise httpcore.ReadTimeout
-            yield chunk
 
     def _collect(self, chunks: Iterable[bytes]) -> bytes:
         body = bytearray()

@@ -84,6 +84,8 @@ def _checked(text: str, limits: ImageLimits, name: str) -> httpx.URL:
         raise _invalid(name, "holds a user name, which is not sent")
     if not _HOST.fullmatch(host) or not _plain_number(host):
         raise _invalid(name, "has no proper host name or address")
+    if url.port is not None and not 1 <= url.port <= 65_535:
+        raise _invalid(name, f"has a port, {url.port}, that is not from 1 to 65535")
     domains = limits.allowed_media_domains
     if domains and not any(_belongs(host, domain) for domain in domains):
         raise ImageError(

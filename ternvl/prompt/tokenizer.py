@@ -40,7 +40,7 @@ class Tokenizer:
         try:
             self.full = FastTokenizer.from_str(spec)
             plain = json.loads(spec)
-            plain["added_tokens"] = []
+            plain |= {"added_tokens": [], "truncation": None, "padding": None}
             self._plain = FastTokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{name} is not a tokenizer that can be read: {error}") from error

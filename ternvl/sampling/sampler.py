@@ -137,9 +137,7 @@ def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return torch.searchsorted(cumulative, heights, right=True).squeeze(-1)
 
 
-def _apply(
-    apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Sequence[float | None]
-) -> Tensor:
+def _apply(apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Sequence[float | None]) -> Tensor:
     """Apply a processor to the rows that have a value for it."""
     rows = [row for row, value in enumerate(values) if value is not None]
     if not rows:

@@ -44,7 +44,8 @@ def text_prompt(rng: random.Random, num_tokens: int) -> Prompt:
 def image_prompt(rng: random.Random, tiles: Iterable[int], *, gap: int = 3, config: ModelConfig = CONFIG) -> Prompt:
     """Text, then for each count an image of that many random tiles and text after it."""
     ids = list(text_prompt(rng, gap).token_ids)
-    spans, pixels = [], []
+    spans: list[ImageSpan] = []
+    pixels: list[torch.Tensor] = []
     for count in tiles:
         side = config.tile_size
         values = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(rng.randrange(2**31)))

@@ -32,8 +32,10 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], st
         come += piece
         shown += stops.decode(piece)
         held = come[len(shown) :]
-        assert stops.stopped or any(string.startswith(held) and string != held for string in stop) or (
-            any(string in held for string in stop) and len(held) < max(map(len, stop))
+        assert (
+            stops.stopped
+            or any(string.startswith(held) and string != held for string in stop)
+            or (any(string in held for string in stop) and len(held) < max(map(len, stop)))
         )
 
 
@@ -55,6 +57,8 @@ def test_an_earlier_match_that_may_still_come_is_waited_for() -> None:
     assert (stops.decode("e"), stops.stopped) == ("", True)
     stops = StopStrings(["bcde", "d"])
     assert (stops.decode("abcd"), stops.decode("x"), stops.stopped) == ("a", "bc", True)
+    stops = StopStrings(["bcde", "d"])
+    assert (stops.decode("abcd"), stops.flush(), stops.stopped) == ("a", "bc", True)
 
 
 def test_what_was_held_back_comes_at_the_end() -> None:

@@ -28,11 +28,13 @@ def parse(pieces: list[str]) -> Answer:
             answer.text += delta.text
             assert delta.text
         elif delta.id is not None:
-            assert delta.index == len(answer.calls) and delta.name
+            assert delta.index == len(answer.calls)
+            assert delta.name
             assert re.fullmatch(r"call_[0-9a-f]{24}", delta.id)
             answer.calls.append([delta.name, delta.arguments])
         else:
-            assert delta.index == len(answer.calls) - 1 and delta.name is None
+            assert delta.index == len(answer.calls) - 1
+            assert delta.name is None
             answer.calls[delta.index][1] += delta.arguments
     assert parser.num_calls == len(answer.calls)
     return answer
@@ -102,7 +104,23 @@ def test_nesting_beyond_what_can_be_parsed_is_text() -> None:
 
 
 FRAGMENTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<tool", "\n", " ", "{", "}", '"', "\\", '"name": "f"', WEATHER, "text", "<", ", ", "["]
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "\n",
+        " ",
+        "{",
+        "}",
+        '"',
+        "\\",
+        '"name": "f"',
+        WEATHER,
+        "text",
+        "<",
+        ", ",
+        "[",
+    ]
     + [case[0] for case in CASES]
     + NO_CALLS
 )
@@ -121,7 +139,8 @@ def test_nothing_is_lost(text: str) -> None:
     for delta in [*parser.decode(text), *parser.flush()]:
         shown.append(delta.text if isinstance(delta, TextDelta) else delta.arguments)
     rest = iter(text)
-    assert all(char in rest for char in "".join(shown).replace("{}", "")) and (parser.num_calls or "".join(shown) == text)
+    assert all(char in rest for char in "".join(shown).replace("{}", ""))
+    assert parser.num_calls or "".join(shown) == text
 
 
 @pytest.mark.parametrize("text", [text for text in NO_CALLS if text.endswith("</tool_call>")])
@@ -136,8 +155,13 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.text("abc_", min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), max_size=3), st.booleans())
-def test_every_call_that_json_can_write_is_read_back(calls: list[tuple[str, dict[str, object]]], ascii_only: bool) -> None:
+@given(
+    st.lists(st.tuples(st.text("abc_", min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), max_size=3),
+    st.booleans(),
+)
+def test_every_call_that_json_can_write_is_read_back(
+    calls: list[tuple[str, dict[str, object]]], ascii_only: bool
+) -> None:
     written = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii_only) for name, arguments in calls]
     answer = parse(list("Well: " + "\n".join(map(call, written))))
     assert answer.text == "Well: "
@@ -153,7 +177,8 @@ def test_text_is_not_held_back_longer_than_a_tag_may_begin_in_it() -> None:
 
 def test_the_first_delta_names_the_call_and_the_next_bring_its_arguments() -> None:
     first, second = ToolCallParser().decode(call(WEATHER))
-    assert isinstance(first, ToolCallDelta) and (first.index, first.name, first.arguments) == (0, "weather", "")
+    assert isinstance(first, ToolCallDelta)
+    assert (first.index, first.name, first.arguments) == (0, "weather", "")
     assert second == ToolCallDelta(0, None, None, RIO[1])
 
 

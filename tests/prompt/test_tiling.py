@@ -24,13 +24,13 @@ PUBLISHED = [
 
 @cache
 def official_candidates(min_num: int, max_num: int) -> list[tuple[int, int]]:
-    found = set(
+    found = {
         (i, j)
         for n in range(min_num, max_num + 1)
         for i in range(1, n + 1)
         for j in range(1, n + 1)
         if min_num <= i * j <= max_num
-    )
+    }
     return sorted(found, key=lambda pair: pair[0] * pair[1])
 
 
@@ -76,17 +76,25 @@ def test_published_vectors(size: tuple[int, int], expected: tuple[int, int] | No
 def test_equals_the_official_rule_for_100_000_sizes() -> None:
     random_sizes = np.random.default_rng(0).integers(1, 5000, (60_000, 2))
     small_sizes = np.random.default_rng(1).integers(1, 60, (20_000, 2))  # many exact ties
-    exact = np.random.default_rng(2).integers(1, 13, (20_000, 2)) * np.random.default_rng(3).integers(1, 400, (20_000, 1))
+    exact = np.random.default_rng(2).integers(1, 13, (20_000, 2)) * np.random.default_rng(3).integers(
+        1, 400, (20_000, 1)
+    )
     sizes = np.concatenate([random_sizes, small_sizes, exact])
     expected = [tuple(pair) for pair in official_grids(sizes, 12, 448).tolist()]
     assert [grid(width, height) for width, height in sizes.tolist()] == expected
 
 
-@pytest.mark.parametrize(("min_num", "max_num", "side"), [(1, 6, 448), (2, 2, 448), (2, 6, 448), (4, 40, 112), (1, 64, 448)])
+@pytest.mark.parametrize(
+    ("min_num", "max_num", "side"), [(1, 6, 448), (2, 2, 448), (2, 6, 448), (4, 40, 112), (1, 64, 448)]
+)
 def test_equals_the_official_rule_for_other_settings(min_num: int, max_num: int, side: int) -> None:
     draw = random.Random(min_num * 100 + max_num)
-    ties = [(k * (a * d + b * c), k * 2 * b * d) for a, b in [(1, 2), (2, 3), (3, 2)] for c, d in [(2, 1), (6, 1), (3, 2)]
-            for k in (1, 7, 50)]  # midway between a/b and c/d
+    ties = [
+        (k * (a * d + b * c), k * 2 * b * d)
+        for a, b in [(1, 2), (2, 3), (3, 2)]
+        for c, d in [(2, 1), (6, 1), (3, 2)]
+        for k in (1, 7, 50)
+    ]  # midway between a/b and c/d
     for width, height in ties + [(draw.randint(1, 300), draw.randint(1, 300)) for _ in range(1000)]:
         arguments = {"min_num": min_num, "max_num": max_num, "side": side}
         assert grid(width, height, **arguments) == official_grid(width, height, **arguments), (width, height)

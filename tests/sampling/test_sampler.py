@@ -42,9 +42,11 @@ BOUND = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52}
     ],
 )
 @pytest.mark.parametrize("by", ["position", "seed"])
-def test_distribution(params: dict[str, float], weights: list[float], by: str) -> None:
-    count = 6000
-    draws = [make_draw(i if by == "position" else 0, seed=0 if by == "position" else i, **params) for i in range(count)]
+def test_distribution(params: dict[str, Any], weights: list[float], by: str) -> None:
+    count = 4000
+    wanted = SamplingParams(**params)
+    places = [(0, i) if by == "position" else (i, 0) for i in range(count)]
+    draws = [Draw(wanted, seed, (), [5] * position, frozenset()) for seed, position in places]
     counts = Counter(each.token_id for each in sample(LOGITS.repeat(count, 1), draws))
     probabilities = [weight / sum(weights) for weight in weights]
     assert all(probabilities[token_id] > 0 for token_id in counts)
@@ -52,7 +54,7 @@ def test_distribution(params: dict[str, float], weights: list[float], by: str) -
 
 
 def test_penalties_shape_the_distribution() -> None:
-    count = 6000
+    count = 4000
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=1.25)
     draws = [Draw(params, seed, (0, 4), [1, 3, 1], frozenset()) for seed in range(count)]
     counts = Counter(each.token_id for each in sample(LOGITS.repeat(count, 1), draws))
@@ -94,8 +96,10 @@ def test_neither_reads_nor_moves_the_global_generator() -> None:
     assert sample(LOGITS[None], [make_draw(seed=9)]) == first
 
 
-@pytest.mark.parametrize("params", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}, {"temperature": 1e-9}, {"min_p": 1}])
-def test_greedy_in_five_ways(params: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}, {"temperature": 1e-9}, {"min_p": 1}]
+)
+def test_greedy_in_five_ways(params: dict[str, Any]) -> None:
     draws = [make_draw(seed=seed, **params) for seed in range(200)]
     assert {each.token_id for each in sample(LOGITS.repeat(200, 1), draws)} == {0}
 
@@ -105,7 +109,7 @@ def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
 
 
 def test_logprobs_are_after_penalties_and_before_temperature() -> None:
-    params = {"temperature": 0.1, "top_k": 1, "presence_penalty": 2.0, "logprobs": 2}
+    params: dict[str, Any] = {"temperature": 0.1, "top_k": 1, "presence_penalty": 2.0, "logprobs": 2}
     drawn = sample(LOGITS[None], [Draw(SamplingParams(**params), 0, (), [0], frozenset())])[0]
     want = torch.tensor([0.0, 1.0, 0.5, 0.0, -1.0, -3.0]).log_softmax(-1)
     assert drawn.token_id == 1
@@ -148,7 +152,8 @@ def test_uniform_is_uniform_and_inside() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("temperature", "1"), ("temperature", True),
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("temperature", "1"),
+        ("temperature", True),
         ("top_p", -0.01), ("top_p", 1.01), ("top_k", -2), ("top_k", 1.5), ("min_p", 1.1),
         ("presence_penalty", 2.01), ("presence_penalty", -2.01), ("frequency_penalty", 3), ("frequency_penalty", -3),
         ("repetition_penalty", 0), ("repetition_penalty", -1), ("seed", 1.5), ("n", 0), ("n", None),
@@ -165,7 +170,9 @@ def test_params_out_of_range(field: str, value: object) -> None:
 
 def test_params_at_their_bounds() -> None:
     low = SamplingParams(temperature=0, top_p=0, top_k=-1, presence_penalty=-2, frequency_penalty=-2, min_p=0)
-    high = SamplingParams(temperature=2, top_p=1, presence_penalty=2, frequency_penalty=2, min_p=1, logprobs=20, seed=-5)
+    high = SamplingParams(
+        temperature=2, top_p=1, presence_penalty=2, frequency_penalty=2, min_p=1, logprobs=20, seed=-5
+    )
     assert (low.temperature, high.temperature) == (0, 2)
     with pytest.raises(RequestError, match="min_tokens is 5, but max_tokens is 4"):
         SamplingParams(min_tokens=5, max_tokens=4)

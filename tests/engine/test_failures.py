@@ -1,0 +1,163 @@
+"""What the engine refuses, what it drops, and that it serves on."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from ternvl.config import EngineConfig
+from ternvl.engine.reference import ReferenceEngine
+from ternvl.errors import ConfigError, ContextLengthError, EngineError, OverloadedError, RequestError
+from ternvl.model.internvl import InternVL
+from ternvl.types import Prompt, Request, SamplingParams
+from tests.engine.tiny import (
+    CONFIG,
+    STOP_IDS,
+    VOCAB_SIZE,
+    expected,
+    image_prompt,
+    make_engine,
+    make_model,
+    mixed_requests,
+    run,
+    text_prompt,
+)
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> InternVL:
+    return make_model()
+
+
+def test_full_queue_refuses_and_serves_on(model: InternVL) -> None:
+    engine = make_engine(model, max_queue=2)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    engine.add(requests[0])
+    engine.add(requests[1])
+    assert engine.is_full
+    with pytest.raises(OverloadedError, match="2 requests are waiting"):
+        engine.add(requests[2])
+    answers = run(engine, [])
+    assert set(answers) == {"r0", "r1"}
+    assert run(engine, [requests[2]])["r2"] == expected(model, requests[2])
+
+
+IMAGE = image_prompt(random.Random(0), (2,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (Prompt(()), "empty"),
+        (Prompt((1, VOCAB_SIZE)), f"token {VOCAB_SIZE}"),
+        (Prompt((1, -1)), "token -1"),
+        (Prompt(IMAGE.token_ids, IMAGE.images), "2 tiles, but pixel_values holds 0"),
+        (Prompt(IMAGE.token_ids, (), IMAGE.pixel_values), "0 tiles, but pixel_values holds 2"),
+        (Prompt(IMAGE.token_ids, IMAGE.images, torch.zeros(2, 3, 8, 8)), "shape"),
+        (Prompt(IMAGE.token_ids[:6], IMAGE.images, IMAGE.pixel_values), "Image 1"),
+    ],
+)
+def test_prompts_that_cannot_be(model: InternVL, prompt: Prompt, message: str) -> None:
+    engine = make_engine(model)
+    with pytest.raises(RequestError, match=message):
+        engine.add(Request("a", prompt, GREEDY))
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "max_queue"])
+def test_settings_that_cannot_be(model: InternVL, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 0"):
+        make_engine(model, **{name: 0})
+    with pytest.raises(ConfigError, match="one block"):
+        make_engine(model, num_blocks=0)
+
+
+def test_abort_frees_at_once(model: InternVL) -> None:
+    engine = make_engine(model)
+    requests = mixed_requests(seed=11, count=6)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    for request in requests:
+        engine.abort(request.id)
+        engine.check_integrity()
+    engine.abort("unknown")
+    assert not engine.has_work
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+class Faulty(InternVL):
+    """Fails, or gives broken logits for the first row, on demand."""
+
+    fails = False
+    breaks = False
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        logits = super().logits(hidden)
+        if self.breaks and len(logits):
+            logits[0] = torch.nan
+        return logits
+
+
+def faulty_model() -> Faulty:
+    model = Faulty(CONFIG)
+    model.load_state_dict(make_model().state_dict())
+    return model.eval()
+
+
+def test_failure_drops_the_step_and_the_engine_serves_on() -> None:
+    model = faulty_model()
+    engine = make_engine(model, max_num_seqs=2)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    model.fails = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert set(caught.value.request_ids) == {"r0", "r1"}
+    assert "memory" not in str(caught.value)
+    engine.check_integrity()
+    model.fails = False
+    answers = run(engine, [])
+    assert answers == {"r2": expected(model, requests[2])}
+
+
+def test_broken_logits_concern_their_own_request_alone() -> None:
+    model = faulty_model()
+    engine = make_engine(model)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    model.breaks = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert caught.value.request_ids == ("r0",)
+    model.breaks = False
+    assert run(engine, []) == {request.id: expected(model, request) for request in requests[1:]}
+
+
+def test_reference_engine_refuses_and_fails_like_the_engine() -> None:
+    model = faulty_model()
+    engine = ReferenceEngine(model, EngineConfig(max_model_len=20, max_queue=1), stop_ids=STOP_IDS)
+    requests = [Request(f"r{i}", text_prompt(random.Random(i), 5), GREEDY) for i in range(3)]
+    engine.add(requests[0])
+    engine.add(requests[1])
+    with pytest.raises(OverloadedError, match="1 requests are waiting"):
+        engine.add(requests[2])
+    with pytest.raises(ContextLengthError):
+        engine.add(Request("long", text_prompt(random.Random(0), 20), GREEDY))
+    model.fails = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert caught.value.request_ids == ("r0",)
+    model.fails = False
+    outputs = [engine.step()[0] for _ in range(12)]
+    assert [output.token_ids[0] for output in outputs] == expected(model, requests[1]).token_ids
+    assert not engine.has_work

@@ -1,0 +1,188 @@
+"""The offline API over a tiny random model, and over its checkpoint on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import ternvl
+from ternvl import LLM, SamplingParams
+from ternvl.config import ModelConfig
+from ternvl.errors import CheckpointError, ConfigError, ContextLengthError, EngineError, RequestError
+from ternvl.model import weights
+from ternvl.model.internvl import InternVL
+from ternvl.types import FinishReason, Prompt
+from tests.engine.tiny import CONFIG, make_model
+from tests.fakes import tiny_tokenizer
+
+GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+QUESTION = [{"role": "user", "content": "What is the colour?"}]
+
+
+def make_config(**defaults: float) -> ModelConfig:
+    language = {name: getattr(CONFIG.language, name) for name in CONFIG.language.__dataclass_fields__}
+    language |= {"vocab_size": tiny_tokenizer().vocab_size, "max_position_embeddings": 2048}
+    return ModelConfig(
+        CONFIG.vision, type(CONFIG.language)(**language), system_message="Be true.", dtype="float32", defaults=defaults
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> InternVL:
+    return make_model(make_config())
+
+
+@pytest.fixture
+def llm(model: InternVL) -> LLM:
+    return LLM.from_parts(model, tiny_tokenizer(), name="tiny")
+
+
+def image_question(colour: str) -> list[dict[str, Any]]:
+    image = Image.new("RGB", (32, 16), colour)
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+
+
+def test_import_is_light_and_exports_are_these() -> None:
+    assert ternvl.__all__ == ["LLM", "SamplingParams", "__version__"]
+    code = "import sys, ternvl; assert 'torch' not in sys.modules; assert ternvl.SamplingParams and ternvl.__version__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = ternvl.nothing
+
+
+def test_generate_is_the_models_own_greedy_continuation(llm: LLM, model: InternVL) -> None:
+    prompt = llm.prompt(QUESTION)
+    output = llm.generate(prompt, GREEDY)[0]
+    ids: list[int] = []
+    for _ in range(10):
+        ids.append(int(model.forward(Prompt((*prompt.token_ids, *ids)))[-1].argmax()))
+    assert output.token_ids == tuple(ids)
+    assert output.text == llm.tokenizer.decode(ids)
+    assert (output.finish_reason, output.logprobs, output.prompt) == (FinishReason.LENGTH, None, prompt)
+
+
+def test_reference_gives_the_same(llm: LLM, model: InternVL) -> None:
+    slow = LLM.from_parts(model, tiny_tokenizer(), reference=True)
+    params = SamplingParams(temperature=0.9, seed=3, max_tokens=6, logprobs=1, n=2)
+    fast_output, slow_output = llm.chat(QUESTION, params)[0], slow.chat(QUESTION, params)[0]
+    assert [each.token_ids for each in fast_output.outputs] == [each.token_ids for each in slow_output.outputs]
+    assert fast_output.logprobs is not None
+    assert slow_output.logprobs is not None
+    assert [each.logprob for each in fast_output.logprobs] == pytest.approx(
+        [each.logprob for each in slow_output.logprobs], abs=1e-4
+    )
+
+
+def test_more_prompts_than_the_queue_holds(model: InternVL) -> None:
+    llm = LLM.from_parts(model, tiny_tokenizer(), max_num_seqs=2, max_queue=3)
+    prompts = [llm.prompt([{"role": "user", "content": "x" * number}]) for number in range(1, 12)]
+    outputs = llm.generate(prompts, GREEDY)
+    assert [output.prompt for output in outputs] == prompts
+    assert [output.token_ids for output in outputs] == [llm.generate(p, GREEDY)[0].token_ids for p in prompts]
+    assert llm.generate([]) == []
+
+
+def test_n_answers_have_seeds_of_their_own(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, seed=40, n=3, max_tokens=8, ignore_eos=True)
+    output = llm.chat(QUESTION, params)[0]
+    assert [each.index for each in output.outputs] == [0, 1, 2]
+    for index, each in enumerate(output.outputs):
+        alone = SamplingParams(temperature=1.5, seed=40 + index, max_tokens=8, ignore_eos=True)
+        assert llm.chat(QUESTION, alone)[0].token_ids == each.token_ids
+    assert len({each.token_ids for each in output.outputs}) == 3
+
+
+def test_params_for_each_prompt(llm: LLM) -> None:
+    prompt = llm.prompt(QUESTION)
+    sizes = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (1, 4)]
+    assert [len(output.token_ids) for output in llm.generate([prompt, prompt], sizes)] == [1, 4]
+    with pytest.raises(ConfigError, match="2 sampling parameters for 1 prompts"):
+        llm.generate([prompt], sizes)
+
+
+def test_stop_string_ends_the_answer_before_it(llm: LLM) -> None:
+    whole = llm.chat(QUESTION, GREEDY)[0]
+    stop = whole.text[4:6]
+    output = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, stop=(stop,)))[0]
+    assert output.text == whole.text[: whole.text.index(stop)]
+    assert output.finish_reason is FinishReason.STOP
+    assert output.token_ids == whole.token_ids[: len(output.token_ids)]
+    assert not llm.engine.has_work
+
+
+def test_images_change_the_answer_and_conversations_batch(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=0)
+    red, blue, text, again = llm.chat(
+        [image_question("red"), image_question("blue"), QUESTION, image_question("red")], params
+    )
+    assert red.prompt.num_image_tokens == blue.prompt.num_image_tokens > 0
+    assert red.logprobs != blue.logprobs
+    assert red.token_ids == again.token_ids
+    assert text.token_ids == llm.chat(QUESTION, params)[0].token_ids
+
+
+def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    llm.chat(QUESTION, GREEDY)
+    assert capsys.readouterr().out == ""
+    llm.chat(QUESTION, GREEDY, progress=True)
+    assert "Answering" in capsys.readouterr().out
+
+
+def test_failures_leave_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, long = llm.prompt(QUESTION), llm.prompt([{"role": "user", "content": "x " * 2000}])
+    with pytest.raises(ContextLengthError, match="context holds 2048"):
+        llm.generate([good, long], GREEDY)
+    assert not llm.engine.has_work
+    with monkeypatch.context() as patch:
+        patch.setattr(InternVL, "logits", lambda self, hidden: 1 // 0)
+        with pytest.raises(EngineError):
+            llm.generate([good, good], GREEDY)
+    assert not llm.engine.has_work
+    with pytest.raises(RequestError):
+        llm.chat([])
+    assert len(llm.generate(good, GREEDY)[0].token_ids) == 10
+
+
+def test_default_params_are_the_checkpoints() -> None:
+    sampling = LLM.from_parts(make_model(make_config(temperature=0.6, top_p=0.9, do_sample=True)), tiny_tokenizer())
+    greedy = LLM.from_parts(make_model(make_config(temperature=0.6, do_sample=False)), tiny_tokenizer())
+    assert sampling.default_params() == SamplingParams(temperature=0.6, top_p=0.9)
+    assert greedy.default_params() == SamplingParams(temperature=0)
+    params = greedy.default_params()
+    assert greedy.chat(QUESTION)[0].token_ids == greedy.chat(QUESTION, params)[0].token_ids
+
+
+def test_a_folder(llm: LLM, model: InternVL, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights.save(model, tmp_path, dtype=torch.float32)
+    (tmp_path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
+    loaded = LLM(tmp_path, max_model_len=300, device="cpu", progress=True)
+    assert "Loading weights" in capsys.readouterr().out
+    assert loaded.engine.config.max_model_len == 300
+    assert loaded.name == str(tmp_path)
+    assert loaded.config.language.vocab_size == model.config.language.vocab_size
+    prompt = llm.prompt(QUESTION)
+    assert loaded.generate(prompt, GREEDY)[0].token_ids == llm.generate(prompt, GREEDY)[0].token_ids
+
+
+def test_settings_that_cannot_be(model: InternVL, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantization is 'int8'"):
+        LLM(tmp_path, quantization="int8")
+    with pytest.raises(CheckpointError):
+        LLM(tmp_path)
+    with pytest.raises(TypeError, match="max_seqs"):
+        LLM.from_parts(model, tiny_tokenizer(), max_seqs=3)
+    with pytest.raises(ConfigError, match="max_num_seqs is 0"):
+        LLM.from_parts(model, tiny_tokenizer(), max_num_seqs=0)
+
+
+def test_unknown_device(model: InternVL, tmp_path: Path) -> None:
+    weights.save(model, tmp_path, dtype=torch.float32)
+    (tmp_path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
+    with pytest.raises(ConfigError, match="device is 'toaster'"):
+        LLM(tmp_path, device="toaster")

@@ -1,0 +1,35 @@
+"""Make ternvl-nano from nothing: `python -m training` (about two hours on two cores).
+
+Runs the stages as `training/README.md` describes them, then exports the checkpoint and evaluates it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+
+def stage(module: str, *args: str) -> list[str]:
+    """The command line of a stage."""
+    return [sys.executable, "-m", f"training.{module}", *args]
+
+
+def main() -> None:
+    """All stages, in order; the first two side by side."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the minutes of every stage.")
+    args = parser.parse_args()
+    Path("runs").mkdir(exist_ok=True)
+    apart, together = str(50 * args.scale), str(70 * args.scale)
+    pair = [subprocess.Popen(stage(f"{name}_stage", "--minutes", apart)) for name in ("vision", "language")]
+    if any(process.wait() for process in pair):
+        sys.exit("A stage failed; see its output above.")
+    subprocess.run(stage("joint_stage", "--minutes", together), check=True)
+    subprocess.run(stage("export"), check=True)
+    subprocess.run(stage("evaluate", "--card"), check=True)
+
+
+if __name__ == "__main__":
+    main()
