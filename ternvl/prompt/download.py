@@ -42,7 +42,7 @@ class Download:
 
     def get(self, url: httpx.URL) -> bytes | httpx.URL:
         """The body of a checked URL, or the URL that it redirects to. Raises ImageError."""
-        host = url.host
+        host = _host(url)
         backend = _GuardedBackend(self._deadline, allow_private=self._limits.allow_private_addresses)
         try:
             with httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool:
@@ -70,7 +70,7 @@ class Download:
         if response.status in _REDIRECTS and b"location" in headers:
             return self._target(url, headers[b"location"])
         if response.status != 200:
-            raise self._error(f"{url.host} answered with status {response.status}")
+            raise self._error(f"{_host(url)} answered with status {response.status}")
         length = headers.get(b"content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > self._limits.max_image_bytes:
             raise self._too_large()
@@ -79,14 +79,14 @@ class Download:
         if encoding in ("gzip", "x-gzip", "deflate"):
             chunks = _inflate(chunks)
         elif encoding not in ("identity", ""):
-            raise self._error(f"{url.host} answered in an encoding that is not read here")
+            raise self._error(f"{_host(url)} answered in an encoding that is not read here")
         return self._collect(chunks)
 
     def _target(self, url: httpx.URL, location: str) -> httpx.URL:
         try:
             return url.join(location)
-        except httpx.InvalidURL:
-            raise self._error(f"{url.host} redirects to something that is no URL") from None
+        except (httpx.InvalidURL, ValueError):
+            raise self._error(f"{_host(url)} redirects to something that is no URL") from None
 
     def _collect(self, chunks: Iterable[bytes]) -> bytes:
         body = bytearray()
@@ -197,6 +197,11 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield inflater.decompress(chunk, 65_536)
             chunk = inflater.unconsumed_tail
     yield inflater.flush()
+
+
+def _host(url: httpx.URL) -> str:
+    """As it goes over the wire: `url.host` decodes international names, and fails at some."""
+    return url.raw_host.decode("ascii")
 
 
 def _core_url(url: httpx.URL) -> httpcore.URL:

@@ -114,8 +114,7 @@ def _belongs(host: str, domain: str) -> bool:
 def _from_file(url: str, limits: ImageLimits, name: str) -> bytes:
     if limits.allow_local_media is None:
         raise ImageError(f"{name} is a file: URL, and local files are not opened here.", code="image_not_allowed")
-    parts = urlsplit(url)
-    path = _below(limits.allow_local_media, unquote(parts.path)) if parts.netloc in ("", "localhost") else None
+    path = _below(limits.allow_local_media, url)
     if path is None:
         raise ImageError(f"{name} is no file below the folder of images that is open here.", code="image_not_allowed")
     try:
@@ -128,11 +127,13 @@ def _from_file(url: str, limits: ImageLimits, name: str) -> bytes:
     return data
 
 
-def _below(folder: Path, path: str) -> Path | None:
-    """The regular file at `path`, links resolved, if it lies below `folder`."""
+def _below(folder: Path, url: str) -> Path | None:
+    """The regular file that a file: URL names, links resolved, if it lies below `folder`."""
     try:
-        found = Path(path).resolve(strict=True)
-        return found if found.is_relative_to(folder.resolve()) and found.is_file() else None
+        parts = urlsplit(url)
+        found = Path(unquote(parts.path)).resolve(strict=True)
+        here = parts.netloc in ("", "localhost") and found.is_relative_to(folder.resolve())
+        return found if here and found.is_file() else None
     except (OSError, ValueError, RuntimeError):
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import os
+import re
 import socket
 import ssl
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ternvl.config import ImageLimits
@@ -208,7 +209,8 @@ def test_the_number_of_redirects_is_limited(server: Server) -> None:
 @pytest.mark.parametrize(
     "location",
     ["file:///etc/passwd", "ftp://example.com/a", "data:image/png;base64,AAAA", "http://169.254.169.254/latest",
-     "http://user@127.0.0.1/", "http://[::ffff:169.254.169.254]/", "http://0x7f.1/", "//\\evil", "http://[/"],
+     "http://user@127.0.0.1/", "http://[::ffff:169.254.169.254]/", "http://0x7f.1/", "//\\evil", "http://[/",
+     "http://xn--a/", "http://\x80/"],
 )  # fmt: skip
 def test_redirects_are_checked_again(server: Server, location: str) -> None:
     server.answers["/go"] = redirect(location)
@@ -395,6 +397,25 @@ def test_odd_urls_are_refused_before_anything_is_resolved(url: str, monkeypatch:
     asked = names(monkeypatch, {"example.com": ["127.0.0.1"]})
     assert refused(url).code == "invalid_image_url"
     assert asked == []
+
+
+URL_PARTS = [
+    "http://", "https://", "file://", "data:", ";base64,", "//", "[", "]", "::1", "%", "%00", "@", ":", "80", "9" * 20,
+    "é", "。", "..", "a", "example.com", "/", "?", "#", "\\", " ", "xn--", "xn--a", "\u2100", "\uff0e", "0x", "1", "-",
+    "_", "~", "İ", "☃", "a" * 300, "\ud800",
+]  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(
+    st.sampled_from(["http://", "https://", "file:///", "data:", ""]), st.lists(st.sampled_from(URL_PARTS), max_size=6)
+)
+def test_any_url_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, head: str, parts: list[str]) -> None:
+    with monkeypatch.context() as patch:
+        names(patch, {})
+        patch.setattr("ternvl.prompt.download.may_connect", lambda *_, **__: False)
+        with pytest.raises(ImageError, match=f"^{re.escape(NAME)} "):
+            fetch(head + "".join([*parts, "|"]), ImageLimits(allow_local_media=Path(__file__).parent), NAME)
 
 
 def test_allowed_domains(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

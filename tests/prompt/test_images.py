@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, features
 
 from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
-from ternvl.prompt.images import decode, to_pixel_values
+from ternvl.prompt.images import decode, to_pixel_values, to_rgb
 
 LIMITS = ImageLimits()
 NAME = "messages[1] image 2"
@@ -178,9 +178,9 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     assert "100000 x 100000" in str(error)
 
 
-def test_sizes_about_which_pillow_warns_are_the_callers_own_limit() -> None:
-    data = encoded(Image.new("1", (9500, 9500)))  # over Pillow's 89 megapixels, within ours
-    assert decode(data, LIMITS, NAME).size == (9500, 9500)
+def test_the_limit_is_the_callers_own_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode(encoded(picture()), LIMITS, NAME).size == (24, 16)
 
 
 @pytest.mark.parametrize(
@@ -255,3 +255,13 @@ def test_a_cameras_picture_with_several_frames_gives_its_first() -> None:
         red, _, blue = pixels(decode(data, LIMITS, NAME))[0]
         assert red > 200, image_format
         assert blue < 60, image_format
+
+
+def test_colours_that_cannot_be_converted_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"^messages\[1\] image 2 .* its colours \(mode La\) are not supported"):
+        to_rgb(Image.new("La", (4, 4)), NAME)
+
+
+def test_an_open_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="has no pixels"):
+        to_rgb(Image.new("RGB", (0, 4)), NAME)
