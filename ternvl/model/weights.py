@@ -173,9 +173,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _read(
-    parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: Progress | None
-) -> dict[str, Tensor]:
+def _read(parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: Progress | None) -> dict[str, Tensor]:
     """Whole tensors in `dtype`; those that need no change stay in the mapped file."""
     total = sum(torch.Size(stored.shape).numel() for found in parts.values() for stored in found) * dtype.itemsize
     done = 0
