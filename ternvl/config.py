@@ -143,11 +143,11 @@ class ServerConfig:
     )
     strict: bool = field(default=False, metadata={"help": "Refuse requests with unknown fields."})
     allowed_origins: tuple[str, ...] = field(
-        default=(), metadata={"help": "Web origins whose pages may call the server, or * (repeatable); none by default."}
+        default=(), metadata={"help": "Web origins whose pages may call the server, or * for all (repeatable)."}
     )
     max_body_bytes: int = field(default=64 * 1024**2, metadata={"help": "Bytes a request body may have."})
     max_concurrent_requests: int = field(
-        default=256, metadata={"help": "HTTP requests in work at the same time; beyond it a request is refused with 429."}
+        default=256, metadata={"help": "HTTP requests in work at the same time; more are refused with 429."}
     )
     prompt_workers: int = field(default=4, metadata={"help": "Threads that fetch, decode and tile images."})
     body_timeout: float = field(default=60.0, metadata={"help": "Seconds a request body may take to arrive."})

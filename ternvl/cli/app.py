@@ -67,7 +67,7 @@ class AnswerConfig:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         typer.echo(f"ternvl {__version__}")
         raise typer.Exit
@@ -155,7 +155,7 @@ def _load(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command. What goes wrong is one line on standard error: status 2 for wrong usage, else 1."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="ternvl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:

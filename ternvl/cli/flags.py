@@ -19,7 +19,8 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     A field's `metadata` gives the `help` and, where a variable may set it too, `env`.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
-    classes = {p.name: p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)}
+    annotations: dict[str, Any] = {parameter.name: parameter.annotation for parameter in parameters}
+    classes = {name: kind for name, kind in annotations.items() if dataclasses.is_dataclass(kind)}
 
     def run(**values: Any) -> None:
         configs = {name: _build(cls, values) for name, cls in classes.items()}
@@ -47,13 +48,11 @@ def _flag(field: dataclasses.Field[Any], kind: Any, panel: str) -> inspect.Param
         envvar=field.metadata.get("env"),
         rich_help_panel=panel,
     )
-    many = kind == _STRINGS
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[list[str] if many else kind, option],
-        default=list(field.default) if many else field.default,
-    )
+    default: Any = field.default
+    if kind == _STRINGS:
+        kind, default = list[str], list(default)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:

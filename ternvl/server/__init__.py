@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -54,7 +54,7 @@ def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> No
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: uvicorn._types.ASGIApplication, config: ServerConfig, name: str) -> None:
+    def __init__(self, app: Any, config: ServerConfig, name: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

@@ -11,11 +11,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+from ternvl.errors import EngineError, UnavailableError
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
-
-from ternvl.errors import EngineError, UnavailableError
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
 

@@ -96,9 +96,7 @@ def _check_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise RequestError(
-            "The JSON holds half of a surrogate pair (as \\ud800), which is no character."
-        ) from None
+        raise RequestError("The JSON holds half of a surrogate pair (as \\ud800), which is no character.") from None
 
 
 def _check_depth(value: Any) -> None:

@@ -54,7 +54,7 @@ def _not_empty(value: str) -> str:
 
 def _kind(value: Any) -> str | None:
     """The branch of a field that is a string or an array."""
-    return {str: "@string", list: "@array"}.get(type(value))
+    return "@string" if isinstance(value, str) else "@array" if isinstance(value, list) else None
 
 
 def _by(field: str, *names: str) -> Discriminator:
@@ -72,9 +72,7 @@ def _by(field: str, *names: str) -> Discriminator:
     )
 
 
-_STRING_OR_ARRAY = Discriminator(
-    _kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array"
-)
+_STRING_OR_ARRAY = Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array")
 
 Integer = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

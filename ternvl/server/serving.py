@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternvl.engine.service import Service
-
 from ternvl import __version__
 from ternvl.config import ServerConfig
+from ternvl.engine.service import Service
 from ternvl.server.errors import HTTPError
 from ternvl.types import Prompt
 

@@ -318,12 +318,14 @@ def test_a_stop_string_frees_the_request() -> None:
 
 
 def test_too_many_requests_at_once() -> None:
-    with serving(scripted_llm("abc", endless=True), max_concurrent_requests=1) as url:
-        with httpx.stream("POST", url + CHAT, json={**HI, "stream": True}) as response:
-            stream = response.iter_bytes()  # held, for httpx ends the connection with its iterator
-            next(stream)
-            refused = httpx.post(url + CHAT, json=HI)
-            assert httpx.get(f"{url}/health").status_code == 200
+    with (
+        serving(scripted_llm("abc", endless=True), max_concurrent_requests=1) as url,
+        httpx.stream("POST", url + CHAT, json={**HI, "stream": True}) as response,
+    ):
+        stream = response.iter_bytes()  # held, for httpx ends the connection with its iterator
+        next(stream)
+        refused = httpx.post(url + CHAT, json=HI)
+        assert httpx.get(f"{url}/health").status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 0
 
