@@ -26,15 +26,17 @@ from training.codebook import Codebook, labels_of
 from training.decoder import answer_loss
 from training.optimizer import Optimizers
 from training.scenes import Scene, random_scene
-from training.tokens import Encoder, Example, image_conversation, text_conversation, write_tokenizer
+from training.tokens import QUESTION_WEIGHT, Encoder, Example, image_conversation, text_conversation, write_tokenizer
 
 TOKENIZER = Path("runs/tokenizer")
+TEXT_SHARE = 0.3
+"""Of conversations without an image."""
 
 
 def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Scene:
     """A scene to be asked about: mostly a few shapes, sometimes text."""
-    if rng.random() < 0.2:
-        text = tasks.random_word(rng, tasks.random_string, held_out=False)
+    if rng.random() < 0.28:
+        text = tasks.string_to_draw(rng)
         return random_scene(rng, rng.choice((0, 0, 0, 1)), text=text, single_tile=single_tile)
     return random_scene(rng, rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)), single_tile=single_tile)
 
@@ -49,7 +51,7 @@ class OracleData:
 
     def example(self) -> tuple[Example, Tensor | None]:
         """A conversation about a scene, or without one."""
-        if self.rng.random() < 0.15:
+        if self.rng.random() < TEXT_SHARE:
             messages, tools = text_conversation(self.rng)
             return self.encoder.encode(messages, tools, 0), None
         scene = random_question_scene(self.rng)
@@ -100,6 +102,7 @@ def whole(
     if tokens is None:
         messages = [Message(message.role, message.text) for message in messages if message.role != "system"]
     example = encoder.encode(messages, tools, 0 if tokens is None else 1)
+    example.weights = [weight if weight > QUESTION_WEIGHT else 0.0 for weight in example.weights]
     return float(answer_loss(model, [example], [tokens])[1] == 1.0)
 
 
@@ -110,12 +113,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/language.pt"))
     args = parser.parse_args()
     if not (TOKENIZER / "tokenizer.json").exists():
         write_tokenizer(TOKENIZER)
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
+    if args.resume:
+        model.language_model.load_state_dict(torch.load(args.resume))
     data = OracleData(encoder, codebook, args.seed)
     start = time.time()
     optimizers = Optimizers(model.language_model, lr=args.lr)
@@ -129,7 +135,7 @@ def main() -> None:
         optimizers.step(step, progress)
         if step % 25 == 24:
             print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
-        if step % 200 == 199:
+        if step % 100 == 99:
             marks = task_accuracy(model, encoder, codebook, random.Random(99))
             print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)
             torch.save(model.language_model.state_dict(), args.out)

@@ -26,9 +26,20 @@ class Turn:
     answer: str
 
 
+WORDS = (
+    "HELLO", "STOP", "OPEN", "EXIT", "SALE", "FREE", "CAFE", "TAXI", "HOTEL", "BANK", "POST", "MENU", "PLAY", "NEXT",
+    "BACK", "HOME", "HELP", "GO", "YES", "NO", "OK", "CAT", "DOG", "SUN", "RED", "BLUE", "GREEN", "BOOK", "FISH",
+    "MILK", "BREAD", "WATER", "PIZZA", "PARIS", "ROME", "LOVE", "TIME", "WORK", "SLOW", "FAST", "PUSH", "PULL",
+    "ENTER", "START", "END", "NEW", "OLD", "BIG", "TEST", "TEXT", "WORD", "ABC", "XYZ", "USB", "WIFI", "CODE",
+    "DATA", "CLOUD", "EDGE", "AZION", "INPUT", "ERROR", "LIGHT", "NIGHT", "DAY", "MAP", "BUS", "CAR", "KEY", "BOX",
+    "TOY", "SHOP", "PARK", "TREE",
+)  # fmt: skip
+"""Words that people put on signs; of drawn strings one in four is such a word, the others are random."""
+
+
 def is_held_out(word: str) -> bool:
     """One word in ten is kept from training."""
-    return zlib.crc32(word.encode()) % 10 == 0
+    return zlib.crc32(word.encode()) % 10 == 0 and word not in WORDS
 
 
 def random_word(rng: random.Random, make: Callable[[random.Random], str], *, held_out: bool) -> str:
@@ -45,6 +56,11 @@ def random_string(rng: random.Random) -> str:
         string = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 3, 4, 4, 5, 5))))
         if not string.isdigit():
             return string
+
+
+def string_to_draw(rng: random.Random) -> str:
+    """A string for training: not one of the held-out ones."""
+    return rng.choice(WORDS) if rng.random() < 0.25 else random_word(rng, random_string, held_out=False)
 
 
 _ONSETS = (
@@ -282,7 +298,7 @@ def chat(rng: random.Random) -> Turn:
 
 def copy(rng: random.Random, *, held_out: bool = False) -> Turn:
     """Repeat one or several words that may not exist."""
-    words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3)))]
+    words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3, 5, 7)))]
     text = " ".join(words)
     return Turn("copy", rng.choice(("Repeat: {}", "Say {}", "Repeat after me: {}")).format(text), text)
 

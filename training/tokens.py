@@ -26,6 +26,7 @@ from training.scenes import random_scene
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<tool_call>", "</tool_call>")
 MULTIMODAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+QUESTION_WEIGHT = 0.05
 PATTERN = "|".join(
     (
         r" ?(?<![A-Za-z0-9])\d{1,4}(?![A-Za-z0-9])",  # a number on its own
@@ -76,7 +77,7 @@ class Example:
 
     ids: list[int]
     weights: list[float]
-    """Of predicting `ids[i]`; zero outside answers."""
+    """Of predicting `ids[i]`: answers count, questions a little, the rest not at all."""
     image_start: int | None
     num_tiles: int
 
@@ -86,21 +87,24 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.header = tokenizer.encode_text("assistant\n")
+        self.answer_header = tokenizer.encode_text("assistant\n")
+        self.question_header = tokenizer.encode_text("user\n")
         self.start_id, self.end_id = tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")
 
     def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: int) -> Example:
-        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others."""
+        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others. Questions name what
+        is in the image, so guessing them teaches to look, too."""
         pieces = render(messages, system_message=nano.SYSTEM_MESSAGE, tools=tools, add_generation_prompt=False)
         ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * num_tiles])
         weights = [0.0] * len(ids)
-        head = [self.start_id, *self.header]
-        for i in range(len(ids)):
-            if ids[i : i + len(head)] == head:
-                begin = i + len(head)
-                end = ids.index(self.end_id, begin) + 1
-                weights[begin:end] = [(end - begin) ** -0.5] * (end - begin)
         context = self.tokenizer.context_id
+        for i in (i for i, token in enumerate(ids) if token == self.start_id):
+            end = ids.index(self.end_id, i) + 1
+            for header, is_answer in ((self.answer_header, True), (self.question_header, False)):
+                if ids[i + 1 : i + 1 + len(header)] == header:
+                    begin = i + 1 + len(header)
+                    weight = (end - begin) ** -0.5 if is_answer else QUESTION_WEIGHT
+                    weights[begin:end] = [weight * (token != context) for token in ids[begin:end]]
         return Example(ids, weights, ids.index(context) if num_tiles else None, num_tiles)
 
 
@@ -116,7 +120,7 @@ def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[
 def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
     """Talk, copying or a tool call; tools may also be there without being needed."""
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.25:
         tools, turn = tasks.tool_use(rng)
         if rng.random() < 0.12:
             turn = tasks.chat(rng)
@@ -129,7 +133,7 @@ def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str,
             messages[1] = Message("assistant", "", (), calls)
             messages += [Message("tool", result), Message("assistant", result)]
         return messages, tools
-    turns = [tasks.copy(rng) if kind < 0.7 else tasks.chat(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+    turns = [tasks.copy(rng) if kind < 0.85 else tasks.chat(rng) for _ in range(rng.choice((1, 1, 2, 3, 4)))]
     system = [Message("system", "")] if rng.random() < 0.03 else []
     return system + [m for t in turns for m in (Message("user", t.question), Message("assistant", t.answer))], []
 

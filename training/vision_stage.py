@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/vision.pt"))
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -146,6 +147,8 @@ class Eye(nn.Module):
 def train(model: InternVL, codebook: Codebook, rng: random.Random, args: argparse.Namespace) -> None:
     """The loop. Progress every 50 steps, a checkpoint every 100."""
     eye = Eye(model)
+    if args.resume:
+        eye.load_state_dict(torch.load(args.resume))
     start = time.time()
     optimizers = Optimizers(eye, lr=args.lr)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from ternvl.errors import CheckpointError
+from ternvl.prompt import slow_tokenizer
 from ternvl.prompt.template import IM_END, Control, Piece
 
 IMG, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -59,11 +60,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Raises CheckpointError where there is no readable `tokenizer.json`."""
+        """From `tokenizer.json`, or from the files that a slow tokenizer has. Raises CheckpointError without either."""
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for it.")
-        return cls(path.read_text(encoding="utf-8"), name=str(path))
+        if path.is_file():
+            return cls(path.read_text(encoding="utf-8"), name=str(path))
+        if slow_tokenizer.is_there(folder):
+            return cls(slow_tokenizer.to_spec(folder), name=f"the tokenizer in {folder}")
+        raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for it.")
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,66 @@
+"""The three files of a slow Qwen2 tokenizer as one `tokenizer.json`.
+
+The original InternVL3 checkpoints may come with `vocab.json`, `merges.txt` and `added_tokens.json` alone. What turns
+them into the fast tokenizer is fixed: NFC, Qwen2's split, byte-level BPE. Source: transformers, `Qwen2Converter`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ternvl.errors import CheckpointError
+
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+_FILES = ("vocab.json", "merges.txt", "added_tokens.json")
+_PLAIN_ADDED = ("<tool_call>", "</tool_call>")
+"""Added tokens that are not special: they are decoded as text."""
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds the three files."""
+    return all((folder / name).is_file() for name in _FILES)
+
+
+def to_spec(folder: Path) -> str:
+    """The text of the `tokenizer.json` that the three files amount to. Raises CheckpointError for broken ones."""
+    vocab, added = _read_ids(folder / "vocab.json"), _read_ids(folder / "added_tokens.json")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    spec = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(token, added[token]) for token in sorted(added, key=lambda token: added[token])],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Isolated", "invert": False},
+                _BYTE_LEVEL,
+            ],
+        },
+        "post_processor": None,
+        "decoder": _BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def _read_ids(path: Path) -> dict[str, int]:
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(ids, dict) or not all(isinstance(value, int) for value in ids.values()):
+        raise CheckpointError(f"{path} must map each token to its id.")
+    return ids
+
+
+def _added_token(content: str, token_id: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": content, **flags, "special": content not in _PLAIN_ADDED}
