@@ -20,7 +20,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     annotations: dict[str, Any] = {parameter.name: parameter.annotation for parameter in parameters}
-    classes = {name: kind for name, kind in annotations.items() if dataclasses.is_dataclass(kind)}
+    classes: dict[str, Any] = {name: kind for name, kind in annotations.items() if dataclasses.is_dataclass(kind)}
 
     def run(**values: Any) -> None:
         configs = {name: _build(cls, values) for name, cls in classes.items()}

@@ -42,7 +42,7 @@ def _whole(value: Any) -> Any:
 
 def _uri(value: str) -> str:
     if not _URI.fullmatch(value) or _BROKEN_ESCAPE.search(value):
-        raise _refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,...")
+        raise _refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,AAAA")
     return value
 
 
@@ -241,7 +241,7 @@ class ChatRequest(Schema):
     metadata: dict[str, str] | None = None
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=2)] | None = None
     min_tokens: Annotated[Integer, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Annotated[Integer, Field(ge=0)]] | None = None

@@ -108,6 +108,13 @@ def test_seeds(client: OpenAI) -> None:
     assert ask() != ask()
 
 
+@pytest.mark.parametrize("fields", [{"temperature": 1e-300}, {"top_p": 0}, {"temperature": 2, "top_p": 1e-300}])
+def test_the_ends_of_the_ranges_leave_the_likeliest_token(client: OpenAI, fields: dict[str, float]) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "max_tokens": 10}
+    greedy, other = (client.chat.completions.create(**asked, **each) for each in ({"temperature": 0}, fields))
+    assert other.choices[0].message.content == greedy.choices[0].message.content
+
+
 def test_usage_of_a_stream_comes_last(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": HI, "max_tokens": 5, "seed": 1, "n": 2}
     usage = client.chat.completions.create(**asked).usage

@@ -118,7 +118,7 @@ REFUSED = [
     ({"min_tokens": 5, "max_tokens": 9, "max_completion_tokens": 4}, "min_tokens"),
     ({"min_p": 1.1}, "min_p"),
     ({"top_k": -2}, "top_k"),
-    ({"repetition_penalty": 0}, "repetition_penalty"),
+    *[({"repetition_penalty": value}, "repetition_penalty") for value in (0, 1e-300, 2.1)],
     ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ({"metadata": {"a": 1}}, "metadata.a"),
     ({"model": 5}, "model"),
