@@ -1,6 +1,6 @@
 """Frozen configurations. What can be derived is a property; CLI flags are generated from the fields.
 
-The three architecture classes are read from a checkpoint by `ternvl.model.checkpoint`; the two others are the user's.
+The three architecture classes are read from a checkpoint by `ternvl.model.checkpoint`; the others are the user's.
 """
 
 from __future__ import annotations
@@ -125,3 +125,33 @@ class ImageLimits:
         default=False, metadata={"help": "Also fetch images from loopback and private addresses."}
     )
     allow_local_media: Path | None = field(default=None, metadata={"help": "Allow file:// images below this folder."})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How the HTTP server behaves. Field names are the CLI's flags."""
+
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 opens it to the network."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 takes a free one."})
+    served_model_name: tuple[str, ...] = field(
+        default=(), metadata={"help": "Name of the model in requests and answers; by default its own (repeatable)."}
+    )
+    api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Key that clients must send as a bearer token.", "env": "TERNVL_API_KEY"},
+    )
+    strict: bool = field(default=False, metadata={"help": "Refuse requests with unknown fields."})
+    allowed_origins: tuple[str, ...] = field(
+        default=(), metadata={"help": "Web origins whose pages may call the server, or * for all (repeatable)."}
+    )
+    max_body_bytes: int = field(default=64 * 1024**2, metadata={"help": "Bytes a request body may have."})
+    max_concurrent_requests: int = field(
+        default=256, metadata={"help": "HTTP requests in work at the same time; more are refused with 429."}
+    )
+    prompt_workers: int = field(default=4, metadata={"help": "Threads that fetch, decode and tile images."})
+    body_timeout: float = field(default=60.0, metadata={"help": "Seconds a request body may take to arrive."})
+    shutdown_timeout: int = field(
+        default=30, metadata={"help": "Seconds that running requests get to finish when the server stops."}
+    )
+    log_level: str = field(default="info", metadata={"help": "Log level: debug, info, warning or error."})

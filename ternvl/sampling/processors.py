@@ -30,8 +30,10 @@ def apply_frequency_penalty(logits: Tensor, penalty: Tensor, counts: Tensor) -> 
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Divide by temperatures above 0. The best token is moved to 0 first, so that a tiny one cannot overflow."""
-    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+    """Divide by temperatures above 0. The best token is moved to 0 first, so that a tiny one cannot overflow, and one
+    that is 0 in float32 counts as the smallest that is not."""
+    smallest = torch.finfo(temperature.dtype).tiny
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature.clamp_min(smallest)[:, None]
 
 
 def apply_top_k(logits: Tensor, k: Tensor) -> Tensor:

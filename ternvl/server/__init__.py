@@ -1,0 +1,84 @@
+"""The HTTP server: Chat Completions as OpenAI's clients speak it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from ternvl.config import ServerConfig
+from ternvl.errors import TernvlError
+from ternvl.server.app import create_app
+
+if TYPE_CHECKING:
+    from ternvl.llm import LLM
+
+__all__ = ["bind", "create_app", "run"]
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """Takes the address before anything slow is begun; nothing is answered before `run`.
+
+    Raises TernvlError where the address cannot be had.
+    """
+    if not 0 <= config.port <= 65_535:
+        raise TernvlError(f"The port is {config.port}; it must be from 0 to 65535.")
+    try:
+        return _socket(config)
+    except OSError as error:
+        raise TernvlError(f"Cannot listen on {config.host} port {config.port}: {error.strerror}.") from error
+
+
+def _socket(config: ServerConfig) -> socket.socket:
+    found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, proto, _, address = found[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
+    """Serves until SIGINT or SIGTERM; then running requests get `shutdown_timeout` seconds to finish.
+
+    `sock` is what `bind` gave, where that was called earlier. Raises TernvlError where the address cannot be had.
+    """
+    with sock or bind(config) as listener:
+        app = create_app(llm, config)
+        _Server(app, config, app.state.serving.names[0]).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, app: Any, config: ServerConfig, name: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level=config.log_level,
+                timeout_graceful_shutdown=config.shutdown_timeout,
+                server_header=False,
+                ws="none",
+            )
+        )
+        self._name = name
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            print(_greeting(self._name, sockets[0]), flush=True)
+
+
+def _greeting(name: str, sock: socket.socket) -> str:
+    """The address, and a request that can be pasted into a shell."""
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    url = f"http://{shown}:{port}/v1"
+    body = '{"messages": [{"role": "user", "content": "Name the european capitals"}]}'
+    return (
+        f"\n{name} is served at {url}\nTry it:\n\n"
+        f"  curl {url}/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
+    )

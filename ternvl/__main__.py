@@ -1,0 +1,5 @@
+"""`python -m ternvl` is `ternvl`."""
+
+from ternvl.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""The commands. What is slow to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ternvl import __version__
+from ternvl.cli.flags import with_flags
+from ternvl.config import EngineConfig, ImageLimits, ServerConfig
+from ternvl.errors import TernvlError
+
+if TYPE_CHECKING:
+    from ternvl.llm import LLM
+
+app = typer.Typer(
+    name="ternvl",
+    help="InternVL3 on your own machine: chat about images, or serve them over the OpenAI protocol.",
+    epilog="Begin with: [bold]ternvl run 'What is in this image?' --image photo.jpg[/bold]",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+_MODEL_HELP = (
+    "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; "
+    "without it the small embedded model."
+)
+Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default=False)]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", "-i", exists=True, dir_okay=False, readable=True, help="An image file (repeatable)."),
+]
+
+
+@dataclass(frozen=True)
+class LoadingConfig:
+    """How the model is loaded: options of `LLM` under the same names."""
+
+    dtype: str = field(default="auto", metadata={"help": "Precision of the weights: auto, bfloat16, float16, float32."})
+    device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
+    reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})
+    max_dynamic_patch: int | None = field(
+        default=None, metadata={"help": "Tiles an image is cut into at most; by default as the checkpoint says."}
+    )
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are drawn."""
+
+    max_tokens: int = field(default=1024, metadata={"help": "Tokens an answer may have."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "0 always takes the likeliest token; by default as the checkpoint says."}
+    )
+    seed: int | None = field(default=None, metadata={"help": "Makes answers repeatable."})
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"ternvl {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: [bold]ternvl serve OpenGVLab/InternVL3-1B --port 8080 --api-key secret[/bold]")
+@with_flags
+def serve(
+    model: Model = None,
+    *,
+    loading: LoadingConfig,
+    server: ServerConfig,
+    engine: EngineConfig,
+    images: ImageLimits,
+) -> None:
+    """Serve a model over the OpenAI protocol: POST /v1/chat/completions."""
+    import logging
+
+    from ternvl.server import bind, run
+
+    levels = logging.getLevelNamesMapping()
+    if server.log_level.upper() not in levels:
+        raise typer.BadParameter(f"{server.log_level!r} is none of debug, info, warning, error.")
+    logging.basicConfig(level=levels[server.log_level.upper()], format="%(levelname)s %(name)s: %(message)s")
+    with bind(server) as sock:
+        run(_load(model, loading, engine, images), server, sock)
+
+
+@app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
+@with_flags
+def chat(model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig) -> None:
+    """Talk with a model in the terminal; /help lists what can be typed."""
+    from ternvl.cli.console import Conversation, talk
+
+    conversation = Conversation(_load(model, loading), _params(answers))
+    for path in image or []:
+        conversation.attach(path)
+    talk(conversation)
+
+
+@app.command(epilog="Example: [bold]ternvl run 'What is written here?' --image sign.png --temperature 0[/bold]")
+@with_flags
+def run(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    image: Images = None,
+    model: ModelOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
+    *,
+    answers: AnswerConfig,
+    loading: LoadingConfig,
+) -> None:
+    """Ask one question, with or without images, and print the answer."""
+    from ternvl.cli.console import Conversation, answer
+
+    question = sys.stdin.read() if question == "-" else question
+    conversation = Conversation(_load(model, loading), _params(answers))
+    for path in image or []:
+        conversation.attach(path)
+    answer(conversation, question, as_json=json)
+
+
+@app.command()
+def models() -> None:
+    """List models: the embedded one, those already downloaded, and those the hub offers."""
+    from ternvl.cli.models import print_models
+
+    print_models()
+
+
+def _params(answers: AnswerConfig) -> dict[str, float | int]:
+    given = {"max_tokens": answers.max_tokens, "temperature": answers.temperature, "seed": answers.seed}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _load(
+    model: str | None, loading: LoadingConfig, engine: EngineConfig | None = None, images: ImageLimits | None = None
+) -> LLM:
+    from ternvl.llm import LLM
+
+    engine_options = dataclasses.asdict(engine or EngineConfig())
+    is_terminal = sys.stdout.isatty()
+    return LLM(model, **dataclasses.asdict(loading), **engine_options, limits=images, progress=is_terminal)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command. What goes wrong is one line on standard error: status 2 for wrong usage, else 1."""
+    try:
+        code = app(arguments, prog_name="ternvl", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("TERNVL_TRACEBACK"):
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Prints one line and gives the exit status."""
+    usage = getattr(error, "format_message", None)  # of typer's own errors, whose classes moved between its versions
+    if usage is not None:
+        return _print_error(f"{usage().rstrip('.')}. Try 'ternvl --help'.", 2)
+    if isinstance(error, TernvlError):
+        return _print_error(str(error), 1)
+    return _print_error(f"{type(error).__name__}: {error} (TERNVL_TRACEBACK=1 shows where)", 1)
+
+
+def _print_error(message: str, code: int) -> int:
+    typer.echo("ternvl: " + " ".join(message.split()), err=True)
+    return code

@@ -1,0 +1,59 @@
+"""Which models there are: in the package, on this machine, on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ternvl.model.checkpoint import EMBEDDED
+
+PUBLISHED = {
+    "OpenGVLab/InternVL3-1B": 938_193_024,
+    "OpenGVLab/InternVL3-2B": 2_088_957_440,
+    "OpenGVLab/InternVL3-8B": 7_944_373_760,
+    "OpenGVLab/InternVL3-14B": 15_117_256_704,
+}
+"""Hub names of the models that this architecture covers, with their parameters; two bytes each."""
+
+
+def print_models() -> None:
+    """Prints one model a line: its name, its size and where it is."""
+    cached = dict(_cached())
+    rows = [(EMBEDDED.name, _folder_size(EMBEDDED), "embedded")] if EMBEDDED.is_dir() else []
+    rows += [(name, size, "downloaded") for name, size in sorted(cached.items())]
+    rows += [(name, 2 * count, "on the hub") for name, count in PUBLISHED.items() if name not in cached]
+    for name, size, place in rows:
+        print(f"{name:<40} {_shown(size):>9}  {place}")
+
+
+def _cached() -> Iterator[tuple[str, int]]:
+    """Names and bytes of the InternVL models in the hub's cache on this machine."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return
+    for repo in repos:
+        folders = [revision.snapshot_path for revision in repo.revisions]
+        if repo.repo_type == "model" and any(_is_internvl(folder) for folder in folders):
+            yield repo.repo_id, repo.size_on_disk
+
+
+def _is_internvl(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).startswith("InternVL") for name in config["architectures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _shown(size: int) -> str:
+    unit = next((unit for unit in ("kB", "MB") if size < 1000 ** (2 + (unit == "MB"))), "GB")
+    return f"{size / {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[unit]:.1f} {unit}"

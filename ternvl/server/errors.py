@@ -1,0 +1,94 @@
+"""Exceptions to HTTP answers in OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from secrets import token_hex
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ternvl.errors import ImageError, OverloadedError, RequestError, UnavailableError
+
+logger = logging.getLogger("ternvl.server")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_PLAIN = {
+    404: "There is no {method} {path} here; the chat endpoint is POST /v1/chat/completions.",
+    405: "{path} does not take {method}.",
+}
+
+
+class HTTPError(Exception):
+    """An answer that is no success. `type` follows from the status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        error = {"message": self.message, "type": self._type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def response(self) -> Response:
+        """The answer itself."""
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+
+    @property
+    def _type(self) -> str:
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+        return kinds.get(self.status, "invalid_request_error")
+
+
+def to_http(error: BaseException) -> HTTPError:
+    """The answer to an exception. What is not the client's doing is logged under an id, and only the id is shown."""
+    match error:
+        case HTTPError():
+            return error
+        case RequestError():
+            status = 413 if isinstance(error, ImageError) and error.too_large else 400
+            return HTTPError(status, str(error), error.param, error.code)
+        case OverloadedError():
+            return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after)})
+        case UnavailableError():
+            return HTTPError(503, str(error), code="unavailable", headers={"Retry-After": "5"})
+    error_id = f"err_{token_hex(8)}"
+    logger.error("%s: %s", error_id, error, exc_info=error)
+    return HTTPError(500, f"The server failed on this request; its log has the cause under {error_id}.", code=error_id)
+
+
+def guarded(endpoint: Endpoint) -> Endpoint:
+    """`endpoint` with every exception answered in the protocol's shape."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:
+            return to_http(error).response
+
+    return answer
+
+
+async def plain_http_error(request: Request, error: Exception) -> Response:
+    """Answers what the router refuses (unknown path, wrong method) in the protocol's shape."""
+    assert isinstance(error, HTTPException)
+    message = _PLAIN.get(error.status_code, error.detail).format(method=request.method, path=request.url.path)
+    return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response

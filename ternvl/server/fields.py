@@ -1,0 +1,162 @@
+"""Which fields of a request are served, and what becomes of the others.
+
+A field that is documented (here, by OpenAI or by vLLM) is served or refused, never accepted and then ignored. A field
+that no one defines is accepted and reported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ValidationError
+
+from ternvl.errors import RequestError
+from ternvl.server.schemas import REFUSED, TAG_MARK, ChatRequest
+
+UNSUPPORTED = "unsupported_parameter"
+
+SERVED_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "continue_final_message": (False,),
+    "documents": (),
+    "echo": (False,),
+    "function_call": (),
+    "functions": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "structured_outputs": (),
+    "tool_choice": ("none", "auto"),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Documented fields of which only some values are served: those that ask for what happens anyway."""
+
+NEVER_SERVED = ("chat_template", "chat_template_kwargs")
+"""A chat template is code."""
+
+_NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
+"""Labels of a request, like `user` and `metadata`: nothing of the answer depends on them."""
+
+_MAX_HEADER = 1_000
+
+
+def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[str]]:
+    """The request in a decoded JSON body, and the paths of fields that no one defines.
+
+    Raises RequestError, naming the field: for what the schema forbids, for documented fields that are not served
+    (code "unsupported_parameter"), and with `strict` for unknown fields.
+    """
+    if not isinstance(body, dict):
+        raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
+    _check_served(body)
+    try:
+        request = ChatRequest.model_validate(body)
+    except ValidationError as error:
+        raise _request_error(error) from None
+    known = SERVED_VALUES.keys() | _NO_EFFECT
+    ignored = [path for path in _unknown_fields(request, "") if path not in known]
+    if ignored and strict:
+        raise RequestError(f"Unknown field {ignored[0]}; the server is strict.", param=ignored[0], code="unknown_field")
+    return request, ignored
+
+
+def ignored_header(paths: list[str]) -> str:
+    """Value of `x-ternvl-ignored-fields`: percent-encoded paths, comma-separated, cut at about 1,000 characters."""
+    value = ""
+    for path in paths:
+        encoded = quote(path, safe=".[]")
+        if len(value) + len(encoded) > _MAX_HEADER:
+            return value + ",..."
+        value += "," * bool(value) + encoded
+    return value
+
+
+def _check_served(body: Mapping[str, Any]) -> None:
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name in NEVER_SERVED:
+            raise RequestError(f"{name} is refused: a chat template is code.", param=name, code=UNSUPPORTED)
+        values = SERVED_VALUES.get(name)
+        if values is not None and not any(_same_json(value, served) for served in values):
+            served = ", ".join(json.dumps(v) for v in values)
+            hint = f"; supported: {served}" if served else ""
+            raise RequestError(f"{name} {_shown(value)} is not supported yet{hint}.", param=name, code=UNSUPPORTED)
+
+
+def _same_json(value: Any, served: Any) -> bool:
+    return type(value) is type(served) and bool(value == served)
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    """The first violation as one sentence that begins with the field's path."""
+    first = error.errors(include_url=False)[0]
+    field = first["type"].removeprefix(REFUSED) if first["type"].startswith(REFUSED) else ""
+    parts = [part for part in first["loc"] if not str(part).startswith(TAG_MARK)]
+    path = _path([*parts, field] if field else parts)
+    if first["type"] == "missing":
+        return RequestError(f"{path} is required.", param=path, code="missing_required_parameter")
+    message = first["msg"].replace("Input should be", "must be").replace("List should have", "must have")
+    shown = "" if first["type"].startswith(REFUSED) else f", not {_shown(first['input'])}"
+    code = first.get("ctx", {}).get("code") or "invalid_value"
+    return RequestError(f"{path} {message}{shown}.", param=path, code=code)
+
+
+def _path(parts: list[int | str]) -> str:
+    """("messages", 0, "content") as `messages[0].content`."""
+    path = ""
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' * bool(path)}{part}"
+    return path
+
+
+def _unknown_fields(value: Any, path: str) -> Iterator[str]:
+    """Paths of fields with a value that no schema names, in a validated request. Tools are the model's to read."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown_fields(item, f"{path}[{index}]")
+    elif isinstance(value, BaseModel):
+        prefix = f"{path}." if path else ""
+        yield from (prefix + name for name, extra in (value.model_extra or {}).items() if extra is not None)
+        for name in type(value).model_fields.keys() - {"tools"}:
+            yield from _unknown_fields(getattr(value, name), prefix + name)
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "a string", list: "an array", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null" if value is None else "an object")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short ones as JSON, others by their kind."""
+    if isinstance(value, str | int | float | bool):
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 60 else text[:57] + "..."
+    return _kind(value)

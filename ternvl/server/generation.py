@@ -1,0 +1,175 @@
+"""Requests to a stream of deltas: what every endpoint's answer is made of, whatever its protocol.
+
+tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one line a choice, the choices merged as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from ternvl.errors import EngineError, UnavailableError
+from ternvl.output.detokenizer import Detokenizer
+from ternvl.output.stop import StopStrings
+from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
+from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+
+
+class Submitter(Protocol):
+    """What answers requests: `ternvl.engine.service.Service`. Closing the iterator aborts the request."""
+
+    def submit(self, request: Request) -> AsyncGenerator[TokenOutput]:
+        """Outputs of one request until its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step adds to one choice. The last one of a choice has a finish reason."""
+
+    index: int
+    """Of the choice, from 0."""
+    num_tokens: int
+    """Tokens that were drawn, shown or not."""
+    text: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    """Shown tokens with their log probabilities, where these were asked for."""
+    finish_reason: str | None = None
+    """"stop", "length" or "tool_calls"."""
+
+
+class ChoiceDecoder:
+    """Tokens of one choice to deltas."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, parse_tool_calls: bool) -> None:
+        self._index = index
+        self._hidden_ids = tokenizer.hidden_ids
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop = StopStrings(params.stop)
+        self._tool_calls = ToolCallParser() if parse_tool_calls else None
+        self._logprobs = _LogprobQueue()
+
+    def decode(self, output: TokenOutput) -> Delta:
+        """Raises UnavailableError where the engine gave the request up."""
+        if output.finish_reason is FinishReason.ABORT:
+            raise UnavailableError("The server is stopping and gave this request up.")
+        text = self._text(output)
+        if output.finish_reason:
+            text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
+        finish_reason = FinishReason.STOP if self._stop.stopped else output.finish_reason
+        logprobs = self._logprobs.take(len(text), rest=finish_reason is not None and not self._stop.stopped)
+        pieces = self._split(text, final=finish_reason is not None)
+        return Delta(
+            index=self._index,
+            num_tokens=len(output.token_ids),
+            text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
+            tool_calls=_merged([piece for piece in pieces if isinstance(piece, ToolCallDelta)]),
+            logprobs=logprobs,
+            finish_reason=self._reason(finish_reason),
+        )
+
+    def _text(self, output: TokenOutput) -> str:
+        """What may be shown of the new tokens."""
+        text = ""
+        logprobs = output.logprobs or (None,) * len(output.token_ids)
+        for token_id, logprob in zip(output.token_ids, logprobs, strict=True):
+            piece = self._detokenizer.decode([token_id])
+            if logprob is not None and token_id not in self._hidden_ids:
+                self._logprobs.put(token_id, logprob, len(piece))
+            text += self._stop.decode(piece)
+        return text
+
+    def _split(self, text: str, *, final: bool) -> list[TextDelta | ToolCallDelta]:
+        if self._tool_calls is None:
+            return [TextDelta(text)]
+        return self._tool_calls.decode(text) + (self._tool_calls.flush() if final else [])
+
+    def _reason(self, reason: FinishReason | None) -> str | None:
+        if reason is FinishReason.STOP and self._tool_calls and self._tool_calls.num_calls:
+            return "tool_calls"
+        return reason.value if reason else None
+
+
+class _LogprobQueue:
+    """Holds tokens back until their text is shown, so that tokens of a stop string are never listed."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, TokenLogprobs, int, int]] = []
+        self._num_decoded = 0
+        self._num_shown = 0
+
+    def put(self, token_id: int, logprob: TokenLogprobs, num_characters: int) -> None:
+        start = self._num_decoded
+        self._num_decoded += num_characters
+        self._waiting.append((token_id, logprob, start, self._num_decoded))
+
+    def take(self, num_characters: int, *, rest: bool) -> tuple[tuple[int, TokenLogprobs], ...]:
+        """Tokens whose text began before what is shown now ends; with `rest` all that wait."""
+        self._num_shown += num_characters
+        count = len(self._waiting) if rest else self._num_ready()
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return tuple((token_id, logprob) for token_id, logprob, _, _ in taken)
+
+    def _num_ready(self) -> int:
+        ready = (start < self._num_shown or stop == self._num_shown for _, _, start, stop in self._waiting)
+        return next((index for index, is_ready in enumerate(ready) if not is_ready), len(self._waiting))
+
+
+def _merged(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """One delta a call, for clients that take one a chunk."""
+    calls: dict[int, ToolCallDelta] = {}
+    for delta in deltas:
+        first = calls.get(delta.index)
+        calls[delta.index] = (
+            ToolCallDelta(first.index, first.id, first.name, first.arguments + delta.arguments) if first else delta
+        )
+    return tuple(calls.values())
+
+
+async def generate(
+    service: Submitter, requests: Sequence[Request], tokenizer: Tokenizer, *, parse_tool_calls: bool
+) -> AsyncGenerator[Delta]:
+    """Deltas of all requests as they come; request i is choice i.
+
+    The first error of any request is raised and ends the others. Closing the generator aborts what still runs.
+    """
+    queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+
+    async def pump(decoder: ChoiceDecoder, request: Request) -> None:
+        try:
+            async for delta in _deltas(service, decoder, request):
+                queue.put_nowait(delta)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    decoders = [
+        ChoiceDecoder(index, tokenizer, request.params, parse_tool_calls=parse_tool_calls)
+        for index, request in enumerate(requests)
+    ]
+    pumps = [asyncio.create_task(pump(*work)) for work in zip(decoders, requests, strict=True)]
+    num_running = len(pumps)
+    try:
+        while num_running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_running -= item.finish_reason is not None
+            yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _deltas(service: Submitter, decoder: ChoiceDecoder, request: Request) -> AsyncGenerator[Delta]:
+    async with aclosing(service.submit(request)) as outputs:
+        async for output in outputs:
+            delta = decoder.decode(output)
+            yield delta
+            if delta.finish_reason:
+                return
+    raise EngineError("The engine ended the answer without a reason.")

@@ -1,0 +1,134 @@
+"""What a request may cost before anyone looks at it: its size, its time, its type, its depth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ternvl.config import ServerConfig
+from ternvl.errors import OverloadedError, RequestError
+from ternvl.server.errors import HTTPError, to_http
+
+MAX_DEPTH = 64
+"""Levels of arrays and objects in a JSON body."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+async def read_json(request: Request, config: ServerConfig) -> Any:
+    """The decoded JSON body.
+
+    Raises HTTPError 415 for another content type, 413 past `max_body_bytes`, 408 past `body_timeout`, and RequestError
+    for what is no JSON.
+    """
+    check_content_type(request)
+    try:
+        async with asyncio.timeout(config.body_timeout):
+            body = await _read(request, config.max_body_bytes)
+    except TimeoutError:
+        raise HTTPError(408, f"The request body did not arrive within {config.body_timeout:g} seconds.") from None
+    except ClientDisconnect:
+        raise HTTPError(400, "The connection closed before the request body was complete.") from None
+    return await asyncio.to_thread(decode_json, body)
+
+
+def check_content_type(request: Request) -> None:
+    """HTTPError 415 unless the body is plain JSON. Asking for the type by name keeps web pages of other origins out:
+    a browser sends it only after asking the server."""
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.split(";")[0].strip().lower()
+    if media_type != "application/json":
+        given = f"is {content_type!r}" if content_type else "is missing"
+        raise HTTPError(415, f"The Content-Type header {given}; it must be application/json.")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HTTPError(415, f"The Content-Encoding {encoding!r} is not supported; send the body uncompressed.")
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> NoReturn:
+    message = f"The request body is larger than the {limit} bytes this server takes."
+    raise HTTPError(413, message, code="request_too_large", headers={"Connection": "close"})
+
+
+def decode_json(body: bytes) -> Any:
+    """A JSON value; RequestError for invalid UTF-8, invalid JSON, NaN and Infinity, and more than MAX_DEPTH levels."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"The request body is not UTF-8: byte {error.start} cannot be read.") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(f"The request body is not JSON: {error.msg} ({place}).") from None
+    except RecursionError:
+        raise RequestError(f"The JSON is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError:
+        raise RequestError("The request body is not JSON: a number has too many digits.") from None
+    _check_depth(value)
+    if _SURROGATE.search(body):
+        _check_surrogates(value)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise RequestError(f"The request body is not JSON: {name} is no JSON number.")
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError("The JSON holds half of a surrogate pair (as \\ud800), which is no character.") from None
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for parent in level for item in _items(parent) if isinstance(item, list | dict)]
+        if not level:
+            return
+    raise RequestError(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+class ConcurrencyLimit:
+    """ASGI middleware that answers 429 where too many requests that bring work are running."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._num_running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Holds a place from the request's first byte to its answer's last."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        if self._num_running >= self._limit:
+            error = OverloadedError(f"The server already works on {self._limit} requests; try again shortly.")
+            return await to_http(error).response(scope, receive, send)
+        self._num_running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_running -= 1

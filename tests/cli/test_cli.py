@@ -1,0 +1,229 @@
+"""The command line, from its arguments to what it prints and its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from ternvl.cli import main
+from ternvl.config import EngineConfig, ImageLimits, ServerConfig
+from ternvl.llm import LLM
+from ternvl.model import weights
+from ternvl.types import SamplingParams
+from tests.fakes import tiny_tokenizer
+from tests.server.fakes import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+GREEDY = ["--temperature", "0", "--max-tokens", "8"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny random model."""
+    path = tmp_path_factory.mktemp("models") / "tiny-vl"
+    weights.save(tiny_model(), path, dtype=torch.float32)
+    (path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def offline(folder: Path) -> LLM:
+    return LLM(folder, max_model_len=512)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (60, 40), "red").save(path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+def user(text: str, *images: Image.Image) -> dict[str, Any]:
+    parts = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def expected(llm: LLM, *messages: dict[str, Any]) -> str:
+    return llm.chat(list(messages), SamplingParams(temperature=0, max_tokens=8))[0].text
+
+
+def test_run_prints_the_offline_answer(
+    capsys: pytest.CaptureFixture[str], folder: Path, offline: LLM, image: Path
+) -> None:
+    code, out, err = run(capsys, "run", "hi", "--model", str(folder), *GREEDY)
+    assert (code, out, err) == (0, expected(offline, user("hi")) + "\n", "")
+    code, out, _ = run(capsys, "run", "hi", "--model", str(folder), "--image", str(image), *GREEDY)
+    assert (code, out) == (0, expected(offline, user("hi", Image.open(image))) + "\n")
+
+
+def test_run_as_json(capsys: pytest.CaptureFixture[str], folder: Path, offline: LLM, image: Path) -> None:
+    code, out, _ = run(capsys, "run", "hi", "-m", str(folder), "-i", str(image), "--json", *GREEDY)
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["text"] == expected(offline, user("hi", Image.open(image)))
+    assert answer["finish_reason"] in ("stop", "length")
+    assert answer["usage"]["completion_tokens"] <= 8
+    assert answer["usage"]["image_tokens"] % 4 == 0
+
+
+def test_run_reads_the_question(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi"))
+    _, out, _ = run(capsys, "run", "-", "--model", str(folder), *GREEDY)
+    assert out == expected(offline, user("hi")) + "\n"
+
+
+def test_a_seed_makes_answers_repeatable(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    asked = ["run", "hi", "--model", str(folder), "--max-tokens", "8", "--temperature", "1", "--seed"]
+    assert run(capsys, *asked, "3") == run(capsys, *asked, "3") != run(capsys, *asked, "4")
+
+
+def test_chat_keeps_the_conversation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM, image: Path
+) -> None:
+    lines = ["a", f"/image {image}", "b", "", "/nothing", "/image none.png", "/reset", "c", "/help", "/quit", "never"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = run(capsys, "chat", str(folder), *GREEDY)
+    first = expected(offline, user("a"))
+    said = {"role": "assistant", "content": first}
+    second = expected(offline, user("a"), said, user("b", Image.open(image)))
+    third = expected(offline, user("c"))
+    assert code == 0
+    assert out.startswith(f"{first}\n{second}\n{third}\n/image PATH")
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["ternvl", "ternvl"]
+    assert "/nothing" in err
+    assert "none.png" in err
+
+
+def test_chat_ends_with_its_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM, image: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what?"))
+    code, out, _ = run(capsys, "chat", str(folder), "--image", str(image), *GREEDY)
+    assert (code, out) == (0, expected(offline, user("what?", Image.open(image))) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["fly"], 2, "fly"),
+        (["run"], 2, "question"),
+        (["run", "hi", "--image", "none.png"], 2, "none.png"),
+        (["run", "hi", "--max-tokens", "many"], 2, "--max-tokens"),
+        (["serve", "--port", "http"], 2, "--port"),
+        (["serve", "--log-level", "loud"], 2, "loud"),
+        (["serve", "--port", "70000"], 1, "70000"),
+        (["run", "hi", "--model", "no/such/folder"], 1, "no/such/folder"),
+        (["run", "hi", "--model", "{folder}", "--dtype", "int3"], 1, "int3"),
+        (["run", "hi", "--model", "{folder}", "--max-dynamic-patch", "0"], 1, "max_dynamic_patch"),
+        (["run", "hi", "--model", "{folder}", "--image", "{folder}/config.json"], 1, "image"),
+        (["serve", "{folder}", "--port", "0", "--block-size", "0"], 1, "block_size"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], code: int, says: str
+) -> None:
+    ended, out, err = run(capsys, *(argument.format(folder=folder) for argument in arguments))
+    assert (ended, out) == (code, "")
+    assert err.startswith("ternvl: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_models_lists_what_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    for name, config in (("Org--cached-vl", folder / "config.json"), ("Org--other", None)):
+        snapshot = tmp_path / f"models--{name}" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (tmp_path / f"models--{name}" / "refs").mkdir()
+        (snapshot / "config.json").write_bytes(config.read_bytes() if config else b"{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    code, out, _ = run(capsys, "models")
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
+    assert code == 0
+    assert ["OpenGVLab/InternVL3-1B", "1.9 GB", "on the hub"] in rows
+    assert [row[2] for row in rows if row[0] == "Org/cached-vl"] == ["downloaded"]
+    assert "Org/other" not in out
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["run"], ["models"]])
+def test_help_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert " ".join(["Usage: ternvl", *command]) in out
+    assert command == ["models"] or re.search(r"ternvl (run|serve|chat) \S", out), "there is an example"
+
+
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "serve", "--help")
+    settings = [field for config in (EngineConfig, ServerConfig, ImageLimits) for field in fields(config)]
+    assert len(settings) > 20
+    for field in settings:
+        assert "--" + field.name.replace("_", "-") in out
+
+
+def test_the_version_comes_without_torch() -> None:
+    code = "import sys, ternvl.cli; print([name for name in ('torch', 'starlette', 'pydantic') if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "[]"
+    version = subprocess.run([sys.executable, "-m", "ternvl", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert re.fullmatch(r"ternvl \d+\.\d+\.\d+\n", version.stdout)
+
+
+def test_serve_answers_and_stops(folder: Path) -> None:
+    command = [sys.executable, "-m", "ternvl", "serve", str(folder), "--port", "0", "--max-model-len", "256"]
+    environment = {**os.environ, "TERNVL_API_KEY": "secret"}
+    flags = ["--served-model-name", "one", "--served-model-name", "two", "--log-level", "error"]
+    with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        assert process.stdout is not None
+        greeting = ""
+        while "-d '" not in greeting:
+            line = process.stdout.readline()
+            assert line, "the server ended before it greeted"
+            greeting += line
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", greeting)
+        body = re.search(r"-d '(.*)'", greeting)
+        assert url
+        assert body
+        asked = {**json.loads(body[1]), "max_tokens": 3}
+        assert httpx.post(f"{url[0]}/chat/completions", json=asked).status_code == 401
+        good = {"Authorization": "Bearer secret"}
+        answer = httpx.post(f"{url[0]}/chat/completions", json=asked, headers=good, timeout=60)
+        cards = httpx.get(f"{url[0]}/models", headers=good).json()["data"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert answer.json()["model"] == "one"
+    assert [(card["id"], card["max_model_len"]) for card in cards] == [("one", 256), ("two", 256)]
+
+
+def test_a_taken_port_is_told_before_the_model_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = run(capsys, "serve", "/no/model/here", "--port", str(taken.getsockname()[1]))
+    assert code == 1
+    assert "Cannot listen" in err

@@ -1,0 +1,261 @@
+"""The request schema: what is accepted, and what is refused naming the field."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ternvl.errors import RequestError
+from ternvl.server.fields import ignored_header, parse_chat
+
+USER = {"role": "user", "content": "hi"}
+PNG = "data:image/png;base64,iVBORw0KGgo="
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def image(url: Any, **extra: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **extra}}
+
+
+def text(value: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def with_content(*parts: Any, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": list(parts)}]}
+
+
+ACCEPTED = [
+    {"temperature": 0, "top_p": 0, "n": 1},
+    {"temperature": 2, "top_p": 1.0, "n": 128},
+    {"max_tokens": 1.0},
+    {"presence_penalty": -2, "frequency_penalty": 2.0},
+    {"temperature": None, "n": None, "stop": None, "tools": None, "stream_options": None, "tool_choice": None},
+    {"stream": True, "stream_options": {"include_usage": True}},
+    {"stop": "a"},
+    {"stop": ["a"] * 16},
+    {"logprobs": True, "top_logprobs": 20},
+    {"top_k": -1, "min_p": 0.5, "repetition_penalty": 1.5, "min_tokens": 3, "ignore_eos": True, "stop_token_ids": [1]},
+    {"tools": [], "tool_choice": "auto"},
+    {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": True},
+    {"tools": [{"type": "function", "function": {"name": "f", "strict": False}}]},
+    {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "default", "modalities": ["text"]},
+    {"mm_processor_kwargs": {"max_dynamic_patch": 4}, "response_format": {"type": "text"}, "logit_bias": {}},
+    {"skip_special_tokens": True, "include_stop_str_in_output": False, "priority": 0, "model": "any"},
+    {"seed": -(2**63)},
+    {"min_tokens": 4, "max_tokens": 4},
+    with_content(),
+    with_content(text("a"), image(PNG), image("https://example.com/a.jpg", detail="low")),
+    with_content(text("a"), role="system"),
+    with_content(text("a"), role="assistant"),
+    {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}]},
+    {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+    {"messages": [USER, {"role": "assistant", "content": "so", "tool_calls": None, "refusal": None}]},
+    {"messages": [{"role": "tool", "content": [text("4")], "tool_call_id": "c1"}]},
+]
+
+REFUSED = [
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": ["hi"]}, "messages[0].role"),
+    ({"messages": [{"content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "owner", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [USER, {"role": "user"}]}, "messages[1].content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "tool", "content": "4"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "id": 1}]}]}, "messages[0].tool_calls[0].id"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}]}, "messages[0].tool_calls[0].type"),
+    (with_content({"type": "video"}), "messages[0].content[0].type"),
+    (with_content({"text": "a"}), "messages[0].content[0].type"),
+    (with_content(text("a"), text(1)), "messages[0].content[1].text"),
+    (with_content({"type": "image_url"}), "messages[0].content[0].image_url"),
+    (with_content({"type": "image_url", "image_url": PNG}), "messages[0].content[0].image_url"),
+    (with_content({"type": "image_url", "image_url": {}}), "messages[0].content[0].image_url.url"),
+    (with_content(image(1)), "messages[0].content[0].image_url.url"),
+    (with_content(image("photo.jpg")), "messages[0].content[0].image_url.url"),
+    (with_content(image("https://a b")), "messages[0].content[0].image_url.url"),
+    (with_content(image("https://a/%zz")), "messages[0].content[0].image_url.url"),
+    (with_content(image(PNG, detail="medium")), "messages[0].content[0].image_url.detail"),
+    (with_content(image(PNG), role="system"), "messages[0].content[0].type"),
+    (with_content(image(PNG), role="assistant"), "messages[0].content[0].type"),
+    *[({"temperature": value}, "temperature") for value in (-0.1, 2.01, "1", True, [], 1e400, 10**400)],
+    *[({"top_p": value}, "top_p") for value in (-0.1, 1.1, "1", False)],
+    *[({"n": value}, "n") for value in (0, -1, 1.5, "1", True, 129)],
+    *[({"stream": value}, "stream") for value in ("true", 1, 0)],
+    *[({"max_tokens": value}, "max_tokens") for value in (0, -5, 1.5, "7", True)],
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    *[({"presence_penalty": value}, "presence_penalty") for value in (-2.1, 2.1, "0")],
+    *[({"frequency_penalty": value}, "frequency_penalty") for value in (-2.1, 2.1, True)],
+    ({"tools": {}}, "tools"),
+    ({"tools": [{"function": {"name": "f"}}]}, "tools[0].type"),
+    ({"tools": [{"type": "web", "function": {"name": "f"}}]}, "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    ({"stop": ["a"] * 17}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["a", ""]}, "stop[1]"),
+    ({"stop": 7}, "stop"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": "1"}, "seed"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"min_tokens": 5, "max_tokens": 9, "max_completion_tokens": 4}, "min_tokens"),
+    ({"min_p": 1.1}, "min_p"),
+    ({"top_k": -2}, "top_k"),
+    *[({"repetition_penalty": value}, "repetition_penalty") for value in (0, 1e-300, 2.1)],
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"metadata": {"a": 1}}, "metadata.a"),
+    ({"model": 5}, "model"),
+    ({"mm_processor_kwargs": {"max_dynamic_patch": 0}}, "mm_processor_kwargs.max_dynamic_patch"),
+]
+
+UNSUPPORTED = [
+    {"tool_choice": "required"},
+    {"tool_choice": {"type": "function", "function": {"name": "look"}}},
+    {"response_format": {"type": "json_object"}},
+    {"logit_bias": {"5": 1}},
+    {"structured_outputs": {"regex": "a"}},
+    {"parallel_tool_calls": False},
+    {"skip_special_tokens": False},
+    {"include_stop_str_in_output": True},
+    {"priority": 1},
+    {"priority": False},
+    {"cache_salt": "s"},
+    {"continue_final_message": True},
+    {"add_generation_prompt": False},
+    {"store": True},
+    {"service_tier": "flex"},
+    {"modalities": ["text", "audio"]},
+    {"chat_template_kwargs": {}},
+    {"chat_template": "{{ x }}"},
+    {"functions": []},
+    {"audio": {}},
+]
+
+
+@pytest.mark.parametrize("fields", ACCEPTED, ids=json.dumps)
+def test_accepts(fields: dict[str, Any]) -> None:
+    _, ignored = parse_chat({"messages": [USER], **fields}, strict=True)
+    assert ignored == []
+
+
+@pytest.mark.parametrize(("fields", "param"), REFUSED, ids=[f"{param}-{i}" for i, (_, param) in enumerate(REFUSED)])
+def test_refuses_and_names_the_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_chat({"messages": [USER], **fields})
+    assert refusal.value.param == param
+    assert str(refusal.value).startswith(param)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("fields", UNSUPPORTED, ids=json.dumps)
+def test_a_documented_field_is_never_accepted_and_ignored(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_chat({"messages": [USER], **fields})
+    assert (refusal.value.param, refusal.value.code) == (next(iter(fields)), "unsupported_parameter")
+
+
+def test_strict_tools_wait_for_constrained_decoding() -> None:
+    tool = {"type": "function", "function": {"name": "f", "strict": True}}
+    with pytest.raises(RequestError) as refusal:
+        parse_chat({"messages": [USER], "tools": [tool]})
+    assert (refusal.value.param, refusal.value.code) == ("tools[0].function.strict", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(("body", "kind"), [([], "an array"), ("x", "a string"), (None, "null"), (True, "a boolean")])
+def test_the_body_must_be_an_object(body: Any, kind: str) -> None:
+    with pytest.raises(RequestError, match=kind):
+        parse_chat(body)
+
+
+def test_missing_messages() -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_chat({})
+    assert (refusal.value.param, str(refusal.value)) == ("messages", "messages is required.")
+
+
+def test_unknown_fields_are_reported_with_their_path_and_refused_when_strict() -> None:
+    part = {**text("a"), "cache_control": {"type": "ephemeral"}}
+    body = {"messages": [{"role": "user", "content": [part], "name": "bob"}], "colour": 1, "nothing": None}
+    _, ignored = parse_chat(body)
+    assert sorted(ignored) == ["colour", "messages[0].content[0].cache_control", "messages[0].name"]
+    with pytest.raises(RequestError) as refusal:
+        parse_chat(body, strict=True)
+    assert refusal.value.param in ignored
+
+
+def test_ignored_header_holds_nothing_but_header_characters() -> None:
+    value = ignored_header(["a.b[0]", "evil\r\nSet-Cookie: x", "é,", *["long" * 50] * 40])
+    assert value.isascii()
+    assert value.isprintable()
+    assert value.startswith("a.b[0],evil%0D%0ASet-Cookie%3A%20x,%C3%A9%2C,")
+    assert len(value) < 1_100
+
+
+@cache
+def page_validator() -> Any:
+    """Of the page's schema, its undefined part made to accept what it must."""
+    jsonschema = pytest.importorskip("jsonschema")
+    page = Path(__file__).resolve().parents[2] / "../shared/seed.txt"
+    if not page.is_file():
+        pytest.skip("the page is not here")
+    schema = page.read_text(encoding="utf-8").split("JSON Schema\n", 1)[1]
+    value: dict[str, Any] = json.loads(schema)
+    value["components"]["schemas"]["ToolDefinition"] = {"type": "object"}
+    checker = jsonschema.FormatChecker(())
+    checker.checks("uri")(lambda value: not isinstance(value, str) or value == PNG)
+    return jsonschema.Draft7Validator(value, format_checker=checker)
+
+
+_scalars = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(-3, 3), st.sampled_from(["", "user", "x"]))
+_part = st.one_of(
+    _scalars,
+    st.fixed_dictionaries({}, optional={"type": st.sampled_from(["text", "image_url", 1]), "text": _scalars}),
+    st.fixed_dictionaries(
+        {"type": st.just("image_url")},
+        optional={"image_url": st.fixed_dictionaries({}, optional={"url": st.sampled_from([PNG, "no uri", 4])})},
+    ),
+)
+_message = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["system", "user", "assistant", "owner", 3]),
+        "content": st.one_of(_scalars, st.lists(_part, max_size=3)),
+    },
+)
+_numbers = st.one_of(_scalars.filter(lambda value: value is not None), st.floats(-10, 10), st.integers(-10, 10))
+_request = st.fixed_dictionaries(
+    {"messages": st.lists(_message, min_size=1, max_size=3)},
+    optional=dict.fromkeys(
+        ["temperature", "top_p", "n", "stream", "max_tokens", "presence_penalty", "frequency_penalty"], _numbers
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(body=_request)
+def test_agrees_with_the_page_on_any_request(body: dict[str, Any]) -> None:
+    page_says = page_validator().is_valid(body)
+    try:
+        parse_chat(body)
+    except RequestError:
+        we_say = False
+    else:
+        we_say = True
+    assert we_say == page_says
