@@ -97,15 +97,22 @@ class ModelConfig:
 class EngineConfig:
     """How requests are run. Field names are the CLI's flags; spelling follows vLLM where a flag means the same."""
 
-    max_model_len: int = field(default=16_384, metadata={"help": "Context length in tokens: prompt and answer together."})
+    max_model_len: int = field(
+        default=16_384, metadata={"help": "Context length in tokens: prompt and answer together."}
+    )
     max_num_seqs: int = field(default=16, metadata={"help": "Sequences that run at the same time."})
     max_num_batched_tokens: int = field(default=2_048, metadata={"help": "Tokens a step computes at most."})
     max_num_batched_tiles: int = field(default=13, metadata={"help": "Image tiles encoded together between two steps."})
     block_size: int = field(default=16, metadata={"help": "Tokens a block of the KV cache holds."})
     kv_cache_memory: int | None = field(
-        default=None, metadata={"help": "Bytes of KV cache; by default room for the sequences that may run, within a quarter of what is free."}
+        default=None,
+        metadata={
+            "help": "Bytes of KV cache; by default enough for all that may run, within a quarter of free memory."
+        },
     )
-    max_queue: int = field(default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."})
+    max_queue: int = field(
+        default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of requests that bring none."})
 
 

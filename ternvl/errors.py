@@ -1,14 +1,14 @@
 """Every error ternvl raises for a user, in one tree. Each message names the thing, the value and the rule.
 
-    TernvlError
-    ├── ConfigError            a setting that cannot be
-    ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
-    ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
-    │   ├── ImageError         an image that cannot be fetched, decoded or accepted
-    │   └── ContextLengthError a prompt (and answer) longer than the context
-    ├── OverloadedError        the queue is full (HTTP 429)
-    ├── UnavailableError       draining or not ready (HTTP 503)
-    └── EngineError            the engine failed; the request is not to blame (HTTP 500)
+TernvlError
+├── ConfigError            a setting that cannot be
+├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
+├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
+│   ├── ImageError         an image that cannot be fetched, decoded or accepted
+│   └── ContextLengthError a prompt (and answer) longer than the context
+├── OverloadedError        the queue is full (HTTP 429)
+├── UnavailableError       draining or not ready (HTTP 503)
+└── EngineError            the engine failed; the request is not to blame (HTTP 500)
 """
 
 from __future__ import annotations

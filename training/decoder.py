@@ -42,8 +42,8 @@ class BatchAttention:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         outs = []
         for rows in self.rows:
-            padded = (x[rows].transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
-            out = F.scaled_dot_product_attention(*padded, is_causal=True)
+            padded_q, padded_k, padded_v = (x[rows].transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
+            out = F.scaled_dot_product_attention(padded_q, padded_k, padded_v, is_causal=True)
             outs.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(outs)[self.back]
 

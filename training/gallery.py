@@ -15,6 +15,7 @@ from ternvl import LLM, SamplingParams
 from training.evaluate import IMAGE_TASKS, Question, questions, score
 
 SIDE, GAP, TEXT = 240, 16, 96
+LONG_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: "
 
 
 def cell(question: Question, answer: str) -> Image.Image:
@@ -25,8 +26,8 @@ def cell(question: Question, answer: str) -> Image.Image:
     shown.thumbnail((SIDE, SIDE))
     image.paste(shown.resize((SIDE * shown.width // max(shown.size), SIDE * shown.height // max(shown.size))), (0, 0))
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    asked = question.turn.question.replace("Please provide the bounding box coordinate of", "Box of").split(" the region")
-    lines = textwrap.wrap(asked[0] + (asked[1].partition("describes")[2].lstrip(":") if len(asked) > 1 else ""), 34)
+    asked = question.turn.question.replace(LONG_QUESTION, "Box of ")
+    lines = textwrap.wrap(asked, 34)
     canvas.multiline_text((2, SIDE + 6), "\n".join(lines), fill=(90, 90, 90), font=font)
     fill = (0, 110, 60) if score(question, {"content": answer}) >= 0.5 else (190, 30, 30)
     wrapped = "\n".join(textwrap.wrap(answer, 34))

@@ -47,7 +47,9 @@ def test_equals_the_published_one(tmp_path: Path) -> None:
     assert theirs.control_id("<tool_call>") not in ours.hidden_ids
 
 
-@pytest.mark.parametrize(("name", "text", "said"), [("vocab.json", "{", "not JSON"), ("added_tokens.json", "[1]", "map")])
+@pytest.mark.parametrize(
+    ("name", "text", "said"), [("vocab.json", "{", "not JSON"), ("added_tokens.json", "[1]", "map")]
+)
 def test_broken_files(tmp_path: Path, name: str, text: str, said: str) -> None:
     take_apart(tiny_tokenizer().full.to_str(), tmp_path)
     (tmp_path / name).write_text(text, encoding="utf-8")

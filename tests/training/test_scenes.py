@@ -23,7 +23,8 @@ def test_items_stand_apart_inside_the_canvas(seed: int) -> None:
     scene = scene_of(seed, 1 + seed % 5)
     assert len(scene.items) == 1 + seed % 5
     for i, item in enumerate(scene.items):
-        assert 0 <= item.box[0] < item.box[2] <= 1 and 0 <= item.box[1] < item.box[3] <= 1
+        assert 0 <= item.box[0] < item.box[2] <= 1
+        assert 0 <= item.box[1] < item.box[3] <= 1
         for other in scene.items[:i]:
             beside = item.box[2] <= other.box[0] or other.box[2] <= item.box[0]
             assert beside or item.box[3] <= other.box[1] or other.box[3] <= item.box[1]
