@@ -75,9 +75,11 @@ class Codebook:
         self.place = vectors(NUM_CELLS, scale=0.5)
         self.shape = vectors(len(SHAPES) + 1)
         self.color = vectors(len(COLORS) + 1)
-        self.chars = vectors(SLOTS, len(CHARACTERS) + 1)
-        self.chars[:, 0] = 0.0  # an empty slot says nothing
+        in_slot = vectors(SLOTS, len(CHARACTERS) + 1)
         self.edges = vectors(EDGE_FEATURES, scale=0.25)
+        anywhere = vectors(len(CHARACTERS) + 1)  # what a character says wherever it stands
+        self.chars = 0.6 * in_slot + 0.8 * anywhere
+        self.chars[:, 0] = 0.0  # an empty slot says nothing
 
     def tokens(self, labels: Labels) -> Tensor:
         """Targets of one tile: [M, C]. Batched labels [..., M] give [..., M, C]."""

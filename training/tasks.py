@@ -53,13 +53,18 @@ def random_word(rng: random.Random, make: Callable[[random.Random], str], *, hel
 def random_string(rng: random.Random) -> str:
     """Two to five characters to draw, at least one of them a letter."""
     while True:
-        string = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 3, 4, 4, 5, 5))))
+        string = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 3, 4, 4, 5))))
         if not string.isdigit():
             return string
 
 
+SINGLE_CHARACTER_SHARE = 0.35
+
+
 def string_to_draw(rng: random.Random) -> str:
-    """A string for training: not one of the held-out ones."""
+    """A string for training: not one of the held-out ones. Single characters come first in learning to read."""
+    if rng.random() < SINGLE_CHARACTER_SHARE:
+        return rng.choice(CHARACTERS[:26])
     return rng.choice(WORDS) if rng.random() < 0.25 else random_word(rng, random_string, held_out=False)
 
 
@@ -230,8 +235,8 @@ def read(rng: random.Random, scene: Scene) -> Turn:
 
 
 SHAPE_TASKS: tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], ...] = (
-    (describe, 0.2), (count, 0.09), (count_kind, 0.05), (color_of, 0.13), (shape_of, 0.1), (exists, 0.13),
-    (relation, 0.14), (place, 0.08), (box, 0.08),
+    (describe, 0.16), (count, 0.08), (count_kind, 0.06), (color_of, 0.12), (shape_of, 0.06), (exists, 0.1),
+    (relation, 0.2), (place, 0.14), (box, 0.08),
 )  # fmt: skip
 
 

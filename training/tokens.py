@@ -120,7 +120,7 @@ def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[
 def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
     """Talk, copying or a tool call; tools may also be there without being needed."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.35:
         tools, turn = tasks.tool_use(rng)
         if rng.random() < 0.12:
             turn = tasks.chat(rng)
