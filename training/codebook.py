@@ -72,11 +72,11 @@ class Codebook:
         def vectors(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*shape, hidden_size, generator=generator) * scale
 
-        self.place = vectors(NUM_CELLS, scale=0.5)
+        self.place = vectors(NUM_CELLS, scale=1.0)
         self.shape = vectors(len(SHAPES) + 1)
         self.color = vectors(len(COLORS) + 1)
         in_slot = vectors(SLOTS, len(CHARACTERS) + 1)
-        self.edges = vectors(EDGE_FEATURES, scale=0.25)
+        self.edges = vectors(EDGE_FEATURES, scale=0.6)
         anywhere = vectors(len(CHARACTERS) + 1)  # what a character says wherever it stands
         self.chars = 0.6 * in_slot + 0.8 * anywhere
         self.chars[:, 0] = 0.0  # an empty slot says nothing

@@ -10,25 +10,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from ternvl.prompt.tiling import tiles
 from torch import Tensor
 
 from ternvl.model.internvl import InternVL
+from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer
 from training import nano, tasks
 from training.codebook import Codebook, Labels, labels_of
 from training.decoder import answer_loss
 from training.language_stage import TOKENIZER, random_question_scene
 from training.optimizer import Optimizers
+from training.parallel import Clock, average_gradients, launch
 from training.scenes import draw
 from training.tokens import Encoder, Example, image_conversation, text_conversation
 from training.vision_stage import Heads, perception_loss, pixels, random_training_scene, stack
@@ -98,15 +95,6 @@ def loss_of(
     return answer + perception * (reading + distance), report
 
 
-def average_gradients(params: list[torch.nn.Parameter]) -> None:
-    """Over the processes, in one message."""
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for param, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        param.grad = piece.view_as(param)
-
-
 class Both(torch.nn.Module):
     """The model and the heads that help it while it learns."""
 
@@ -128,30 +116,27 @@ def load(both: Both, args: argparse.Namespace) -> None:
     both.model.load_state_dict(rest)
 
 
-def worker(rank: int, world: int, store: str, args: argparse.Namespace) -> None:
+def worker(rank: int, args: argparse.Namespace) -> None:
     """One process of the training."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.set_num_threads(1)
     both, codebook = Both(0), Codebook(nano.CONFIG.language.hidden_size)
     load(both, args)
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     data = PictureData(encoder, args.seed * 1000 + rank, text_share=args.text_share, several_share=args.several_share)
-    start = time.time()
     optimizers = Optimizers(both, lr=args.lr, cooldown=args.cooldown)
+    clock = Clock(args.minutes)
     for step in itertools.count():
-        progress = torch.tensor((time.time() - start) / (args.minutes * 60))
-        dist.broadcast(progress, 0)  # all processes follow the first one's clock
+        progress = clock.progress()
         if progress >= 1:
             break
-        batch = data.batch(args.batch // world, args.pages // world)
-        perception = args.perception * max(0.05, 1 - progress.item())
+        batch = data.batch(args.batch // args.processes, args.pages // args.processes)
+        perception = args.perception * max(0.05, 1 - progress)
         loss, report = loss_of(both.model, both.heads, codebook, batch, perception)
         loss.backward()
         average_gradients(optimizers.params)
-        optimizers.step(step, progress.item())
+        optimizers.step(step, progress)
         if rank == 0 and step % 25 == 0:
             marks = " ".join(f"{k} {v:.3f}" for k, v in report.items())
-            print(f"{time.time() - start:6.0f}s step {step} {progress:.1%} {marks}", flush=True)
+            print(f"{progress:.1%} step {step} {marks}", flush=True)
         if rank == 0 and step % 100 == 99:
             save(both, args.out)
     if rank == 0:
@@ -182,8 +167,7 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/joint.pt"))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (args.processes, f"{folder}/store", args), nprocs=args.processes)  # type: ignore[no-untyped-call]
+    launch(worker, args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from training import nano, tasks
 from training.codebook import Codebook, labels_of
 from training.decoder import answer_loss
 from training.optimizer import Optimizers
+from training.parallel import Clock, average_gradients, launch
 from training.scenes import Scene, random_scene
 from training.tokens import QUESTION_WEIGHT, Encoder, Example, image_conversation, text_conversation, write_tokenizer
 
@@ -112,34 +112,43 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--cooldown", type=float, default=0.4)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/language.pt"))
     args = parser.parse_args()
     if not (TOKENIZER / "tokenizer.json").exists():
         write_tokenizer(TOKENIZER)
+    launch(worker, args)
+
+
+def worker(rank: int, args: argparse.Namespace) -> None:
+    """One process of the training."""
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
     if args.resume:
         model.language_model.load_state_dict(torch.load(args.resume))
-    data = OracleData(encoder, codebook, args.seed)
-    start = time.time()
-    optimizers = Optimizers(model.language_model, lr=args.lr)
+    data = OracleData(encoder, codebook, args.seed * 1000 + rank)
+    optimizers = Optimizers(model.language_model, lr=args.lr, cooldown=args.cooldown)
+    clock = Clock(args.minutes)
     for step in itertools.count():
-        progress = (time.time() - start) / (args.minutes * 60)
+        progress = clock.progress()
         if progress >= 1:
             break
-        examples, tokens = data.batch(args.batch)
+        examples, tokens = data.batch(args.batch // args.processes)
         loss, right = answer_loss(model, examples, tokens)
         loss.backward()
+        average_gradients(optimizers.params)
         optimizers.step(step, progress)
-        if step % 25 == 24:
+        if rank == 0 and step % 25 == 24:
             print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
-        if step % 100 == 99:
+        if rank == 0 and step % 150 == 149:
             marks = task_accuracy(model, encoder, codebook, random.Random(99))
             print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)
             torch.save(model.language_model.state_dict(), args.out)
-    torch.save(model.language_model.state_dict(), args.out)
+    if rank == 0:
+        torch.save(model.language_model.state_dict(), args.out)
 
 
 if __name__ == "__main__":

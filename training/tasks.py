@@ -58,7 +58,7 @@ def random_string(rng: random.Random) -> str:
             return string
 
 
-SINGLE_CHARACTER_SHARE = 0.35
+SINGLE_CHARACTER_SHARE = 0.12
 
 
 def string_to_draw(rng: random.Random) -> str:
