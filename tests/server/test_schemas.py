@@ -173,7 +173,7 @@ def test_refuses_and_names_the_field(fields: dict[str, Any], param: str) -> None
 @pytest.mark.parametrize("field", ["messages", "tools", "stop_token_ids"])
 def test_a_long_list_is_left_at_its_first_error(field: str) -> None:
     with pytest.raises(ValidationError) as found:
-        ChatRequest.model_validate({"messages": [USER], field: [{}] * 100})
+        ChatRequest.model_validate({"messages": [USER], field: ["x"] * 100})
     assert found.value.error_count() == 1
 
 
