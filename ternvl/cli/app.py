@@ -88,11 +88,8 @@ def serve(
 
     from ternvl.server import bind, run
 
-    levels = logging.getLevelNamesMapping()
-    if server.log_level.upper() not in levels:
-        raise typer.BadParameter(f"{server.log_level!r} is none of debug, info, warning, error.")
-    logging.basicConfig(level=levels[server.log_level.upper()], format="%(levelname)s %(name)s: %(message)s")
     with bind(server) as sock:
+        logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         run(_load(model, loading, engine, images), server, sock)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any
 
 from PIL import Image
@@ -13,8 +14,8 @@ from PIL import Image
 from ternvl.config import ImageLimits, ModelConfig
 from ternvl.errors import ImageError, RequestError
 from ternvl.prompt.fetch import fetch
-from ternvl.prompt.images import decode, to_pixel_values, to_rgb
-from ternvl.prompt.messages import ImageInput, Message
+from ternvl.prompt.images import check_limits, decode, to_pixel_values, to_rgb
+from ternvl.prompt.messages import Detail, ImageInput, Message
 from ternvl.prompt.template import Piece, render
 from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer
@@ -38,11 +39,13 @@ class PromptBuilder:
     ) -> None:
         """`max_dynamic_patch` is the most tiles an image is cut into, thumbnail apart; by default the checkpoint's.
 
-        Raises RequestError where it is out of range.
+        Raises RequestError where it is out of range, ConfigError for limits that cannot be.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.limits = limits or ImageLimits()
+        check_limits(self.limits)
+        self._decoding = BoundedSemaphore(_WORKERS)  # of all calls together: a large image takes hundreds of MB
         self.max_dynamic_patch = _in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
 
     def build(
@@ -111,10 +114,13 @@ class PromptBuilder:
 
     def _tile(self, image: ImageInput, max_num: int, name: str) -> list[Image.Image]:
         if isinstance(image.source, str):
-            picture = decode(fetch(image.source, self.limits, name), self.limits, name)
-        else:
-            picture = to_rgb(image.source, name)
-        max_num = 1 if image.detail == "low" else max_num
+            data = fetch(image.source, self.limits, name)
+            with self._decoding:
+                return self._cut(decode(data, self.limits, name), image.detail, max_num)
+        return self._cut(to_rgb(image.source, name), image.detail, max_num)
+
+    def _cut(self, picture: Image.Image, detail: Detail, max_num: int) -> list[Image.Image]:
+        max_num = 1 if detail == "low" else max_num
         return tiles(
             picture,
             min_num=min(self.config.min_dynamic_patch, max_num),

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
 from ternvl.config import ImageLimits
-from ternvl.errors import ImageError
+from ternvl.errors import ConfigError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are read, where Pillow has them. Never those that run programs (EPS) or reach for other files."""
@@ -30,6 +30,17 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def check_limits(limits: ImageLimits) -> None:
+    """Raises ConfigError for limits that cannot be."""
+    for name, least in (("max_image_bytes", 1), ("max_image_pixels", 1), ("max_images", 0), ("max_redirects", 0)):
+        if getattr(limits, name) < least:
+            raise ConfigError(f"{name} is {getattr(limits, name)}; it must be at least {least}.")
+    if not 0 < limits.fetch_timeout < math.inf:
+        raise ConfigError(f"fetch_timeout is {limits.fetch_timeout}; it must be a number of seconds above 0.")
+    if limits.allow_local_media is not None and not limits.allow_local_media.is_dir():
+        raise ConfigError(f"allow_local_media is {limits.allow_local_media}, which is no folder.")
 
 
 def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
@@ -128,7 +139,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB; where the image has transparency, over white."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large image is hundreds of MB
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -10,6 +14,7 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
+from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
@@ -20,14 +25,18 @@ __all__ = ["bind", "create_app", "run"]
 def bind(config: ServerConfig) -> socket.socket:
     """Takes the address before anything slow is begun; nothing is answered before `run`.
 
-    Raises TernvlError where the address cannot be had.
+    Raises ConfigError for a setting that cannot be, TernvlError where the address cannot be had.
     """
-    if not 0 <= config.port <= 65_535:
-        raise TernvlError(f"The port is {config.port}; it must be from 0 to 65535.")
+    check_config(config)
     try:
         return _socket(config)
-    except OSError as error:
-        raise TernvlError(f"Cannot listen on {config.host} port {config.port}: {error.strerror}.") from error
+    except (OSError, UnicodeError) as error:
+        raise _no_address(config, error) from error
+
+
+def _no_address(config: ServerConfig, error: OSError | UnicodeError) -> TernvlError:
+    reason = getattr(error, "strerror", None) or "the host name is malformed"
+    return TernvlError(f"Cannot listen on {config.host} port {config.port}: {reason}.")
 
 
 def _socket(config: ServerConfig) -> socket.socket:
@@ -46,11 +55,30 @@ def _socket(config: ServerConfig) -> socket.socket:
 def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
     """Serves until SIGINT or SIGTERM; then running requests get `shutdown_timeout` seconds to finish.
 
-    `sock` is what `bind` gave, where that was called earlier. Raises TernvlError where the address cannot be had.
+    `sock` is what `bind` gave, where that was called earlier. Raises ConfigError for a setting that cannot be,
+    TernvlError where the address cannot be had.
     """
     with sock or bind(config) as listener:
+        try:
+            listener.listen()  # two that load at the same time can both bind
+        except OSError as error:
+            raise _no_address(config, error) from error
         app = create_app(llm, config)
-        _Server(app, config, app.state.serving.names[0]).run(sockets=[listener])
+        with _stop_is_no_failure():
+            _Server(app, config, app.state.serving.names[0]).run(sockets=[listener])
+
+
+@contextmanager
+def _stop_is_no_failure() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more for whoever listened before: here no one needs it, and
+    without a handler it would end the process as if it had been killed."""
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):

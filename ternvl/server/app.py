@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -26,6 +27,7 @@ from ternvl.server.fold import fold
 from ternvl.server.limits import ConcurrencyLimit, read_json
 from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, until_disconnect
+from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
@@ -36,7 +38,11 @@ IGNORED_FIELDS = "x-ternvl-ignored-fields"
 
 
 def create_app(llm: LLM, config: ServerConfig) -> Starlette:
-    """The application that serves one model. The engine runs from its start-up to its shut-down."""
+    """The application that serves one model. The engine runs from its start-up to its shut-down.
+
+    Raises ConfigError for a setting that cannot be.
+    """
+    check_config(config)
     serving = Serving(llm, config)
 
     @asynccontextmanager
@@ -86,7 +92,8 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
     serving = _serving(request)
-    chat, ignored = parse_chat(await read_json(request, serving.config), strict=serving.config.strict)
+    body = await read_json(request, serving.config)
+    chat, ignored = await asyncio.to_thread(parse_chat, body, strict=serving.config.strict)
     headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
     if ignored:
         logger.warning("ignored unknown fields: %s", headers[IGNORED_FIELDS])

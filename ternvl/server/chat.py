@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ternvl.errors import RequestError
@@ -21,6 +22,7 @@ from ternvl.server.schemas import ChatRequest
 from ternvl.types import Prompt, Request, SamplingParams
 
 if TYPE_CHECKING:
+    from ternvl.llm import LLM
     from ternvl.server.serving import Serving
 
 Chunk = dict[str, Any]
@@ -65,8 +67,8 @@ def to_params(request: ChatRequest, defaults: SamplingParams, vocab_size: int) -
 
 
 def to_requests(completion_id: str, prompt: Prompt, params: SamplingParams, seed: int | None, n: int) -> list[Request]:
-    """One request a choice. Choice i has seed + i; without a seed each has a random one."""
-    seeds = [secrets.randbits(63) if seed is None else (seed + index) % 2**63 for index in range(n)]
+    """One request a choice. Choice i has seed + i; without a seed the engine gives each its own."""
+    seeds = [None if seed is None else (seed + index) % 2**63 for index in range(n)]
     return [
         Request(f"{completion_id}-{index}", prompt, dataclasses.replace(params, seed=choice_seed))
         for index, choice_seed in enumerate(seeds)
@@ -144,6 +146,11 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
+def _build(llm: LLM, request: ChatRequest, tools: list[dict[str, Any]]) -> Prompt:
+    tiles = request.mm_processor_kwargs.max_dynamic_patch if request.mm_processor_kwargs else None
+    return llm.builder.build(to_messages(request), tools=tools, max_dynamic_patch=tiles)
+
+
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
     """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs.
 
@@ -152,9 +159,8 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chu
     llm = serving.llm
     model = serving.resolve(request.model)
     params = to_params(request, llm.default_params(), llm.config.language.vocab_size)
-    messages, tools = to_messages(request), to_tools(request)
-    tiles = request.mm_processor_kwargs.max_dynamic_patch if request.mm_processor_kwargs else None
-    prompt = await serving.build_prompt(lambda: llm.builder.build(messages, tools=tools, max_dynamic_patch=tiles))
+    tools = to_tools(request)
+    prompt = await serving.build_prompt(partial(_build, llm, request, tools), has_images=request.has_images)
     completion = Completion(model, serving.fingerprint, prompt, llm.tokenizer, params.logprobs is not None)
     requests = to_requests(completion.id, prompt, params, request.seed, request.n or 1)
     deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=bool(tools))

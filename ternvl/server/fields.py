@@ -64,7 +64,23 @@ NEVER_SERVED = ("chat_template", "chat_template_kwargs")
 _NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
 """Labels of a request, like `user` and `metadata`: nothing of the answer depends on them."""
 
+_LENGTHS = {
+    "too_short": "has fewer than the {min_length} that are needed",
+    "too_long": "has more than the {max_length} that are allowed",
+}
+_RULES = _LENGTHS | {
+    "list_type": "must be an array",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "string_type": "must be a string",
+    "bool_type": "must be a boolean",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+}
+"""What pydantic calls by Python's names, in JSON's."""
+
 _MAX_HEADER = 1_000
+_MAX_PATH = 200
 
 
 def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[str]]:
@@ -83,7 +99,8 @@ def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[st
     known = SERVED_VALUES.keys() | _NO_EFFECT
     ignored = [path for path in _unknown_fields(request, "") if path not in known]
     if ignored and strict:
-        raise RequestError(f"Unknown field {ignored[0]}; the server is strict.", param=ignored[0], code="unknown_field")
+        path = _path([ignored[0]])
+        raise RequestError(f"Unknown field {path}; the server is strict.", param=path, code="unknown_field")
     return request, ignored
 
 
@@ -108,11 +125,14 @@ def _check_served(body: Mapping[str, Any]) -> None:
         if values is not None and not any(_same_json(value, served) for served in values):
             served = ", ".join(json.dumps(v) for v in values)
             hint = f"; supported: {served}" if served else ""
-            raise RequestError(f"{name} {_shown(value)} is not supported yet{hint}.", param=name, code=UNSUPPORTED)
+            raise RequestError(
+                f"{name} is {_shown(value)}, which is not supported yet{hint}.", param=name, code=UNSUPPORTED
+            )
 
 
 def _same_json(value: Any, served: Any) -> bool:
-    return type(value) is type(served) and bool(value == served)
+    """Equal as JSON has it: 1.0 is 1, true is not."""
+    return isinstance(value, bool) == isinstance(served, bool) and bool(value == served)
 
 
 def _request_error(error: ValidationError) -> RequestError:
@@ -123,18 +143,19 @@ def _request_error(error: ValidationError) -> RequestError:
     path = _path([*parts, field] if field else parts)
     if first["type"] == "missing":
         return RequestError(f"{path} is required.", param=path, code="missing_required_parameter")
-    message = first["msg"].replace("Input should be", "must be").replace("List should have", "must have")
-    shown = "" if first["type"].startswith(REFUSED) else f", not {_shown(first['input'])}"
+    rule = _RULES.get(first["type"], first["msg"].replace("Input should be", "must be"))
+    message = rule.format_map(first.get("ctx", {})) if first["type"] in _RULES else rule
+    shown = "" if first["type"].startswith(REFUSED) or first["type"] in _LENGTHS else f", not {_shown(first['input'])}"
     code = first.get("ctx", {}).get("code") or "invalid_value"
     return RequestError(f"{path} {message}{shown}.", param=path, code=code)
 
 
 def _path(parts: list[int | str]) -> str:
-    """("messages", 0, "content") as `messages[0].content`."""
+    """("messages", 0, "content") as `messages[0].content`; cut where a client's own names are long."""
     path = ""
     for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' * bool(path)}{part}"
-    return path
+    return path if len(path) <= _MAX_PATH else path[: _MAX_PATH - 3] + "..."
 
 
 def _unknown_fields(value: Any, path: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """What a client may send to `POST /v1/chat/completions`: the page's request schema, with its undefined parts defined.
 
 Types are JSON's: a string is no number, `true` is no integer, 1.0 is the integer 1 as in JSON Schema. `null` in an
-optional field is the same as leaving it out. Fields that no one defines are accepted and kept in `model_extra`.
+optional field is the same as leaving it out. Fields that no one defines are accepted and kept in `model_extra`. Long
+lists are left at their first error: a request cannot make the server describe millions of them.
 """
 
 from __future__ import annotations
@@ -107,14 +108,16 @@ class ImagePart(Schema):
 
 
 TextContent = Annotated[
-    Annotated[str, Tag("@string")] | Annotated[list[TextPart], Tag("@array")],
+    Annotated[str, Tag("@string")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("@array")],
     _STRING_OR_ARRAY,
 ]
 Part = Annotated[
     Annotated[TextPart, Tag("@text")] | Annotated[ImagePart, Tag("@image_url")],
     _by("type", "text", "image_url"),
 ]
-UserContent = Annotated[Annotated[str, Tag("@string")] | Annotated[list[Part], Tag("@array")], _STRING_OR_ARRAY]
+UserContent = Annotated[
+    Annotated[str, Tag("@string")] | Annotated[list[Part], Field(fail_fast=True), Tag("@array")], _STRING_OR_ARRAY
+]
 
 
 class SystemMessage(Schema):
@@ -151,7 +154,7 @@ class AssistantMessage(Schema):
 
     role: Literal["assistant"]
     content: TextContent | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -214,7 +217,7 @@ class ProcessorOptions(Schema):
 class ChatRequest(Schema):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     model: str | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -225,7 +228,7 @@ class ChatRequest(Schema):
     max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
@@ -238,14 +241,20 @@ class ChatRequest(Schema):
     logprobs: bool | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=2)] | None = None
     min_tokens: Annotated[Integer, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[Annotated[Integer, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[list[Annotated[Integer, Field(ge=0)]], Field(fail_fast=True)] | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any message holds an image."""
+        contents = (message.content for message in self.messages if isinstance(message, UserMessage))
+        return any(isinstance(part, ImagePart) for parts in contents if isinstance(parts, list) for part in parts)
 
     @property
     def answer_limit(self) -> int | None:

@@ -54,9 +54,12 @@ class Serving:
         message = f"The model {model[:100]!r} is not served here; served: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 
-    async def build_prompt(self, build: Callable[[], Prompt]) -> Prompt:
-        """Runs `build` (image work) in a thread of its own kind, so that streams of others go on meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._builders, build)
+    async def build_prompt(self, build: Callable[[], Prompt], *, has_images: bool) -> Prompt:
+        """Runs `build` in a thread, so that streams of others go on meanwhile.
+
+        Prompts with images have threads of their own: text does not wait for other people's downloads.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._builders if has_images else None, build)
 
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""

@@ -135,13 +135,22 @@ def test_chat_ends_with_its_input(
         (["run", "hi", "--image", "none.png"], 2, "none.png"),
         (["run", "hi", "--max-tokens", "many"], 2, "--max-tokens"),
         (["serve", "--port", "http"], 2, "--port"),
-        (["serve", "--log-level", "loud"], 2, "loud"),
+        (["serve", "--log-level", "loud"], 1, "loud"),
         (["serve", "--port", "70000"], 1, "70000"),
         (["run", "hi", "--model", "no/such/folder"], 1, "no/such/folder"),
         (["run", "hi", "--model", "{folder}", "--dtype", "int3"], 1, "int3"),
         (["run", "hi", "--model", "{folder}", "--max-dynamic-patch", "0"], 1, "max_dynamic_patch"),
         (["run", "hi", "--model", "{folder}", "--image", "{folder}/config.json"], 1, "image"),
         (["serve", "{folder}", "--port", "0", "--block-size", "0"], 1, "block_size"),
+        (["serve", "--api-key", ""], 1, "api_key"),
+        (["serve", "--served-model-name", ""], 1, "served_model_name"),
+        (["serve", "--prompt-workers", "0"], 1, "prompt_workers"),
+        (["serve", "--body-timeout", "nan"], 1, "body_timeout"),
+        (["serve", "--shutdown-timeout", "-1"], 1, "shutdown_timeout"),
+        (["serve", "--host", "no host"], 1, "no host"),
+        (["serve", "{folder}", "--port", "0", "--fetch-timeout", "inf"], 1, "fetch_timeout"),
+        (["serve", "{folder}", "--port", "0", "--max-images", "-1"], 1, "max_images"),
+        (["serve", "{folder}", "--port", "0", "--allow-local-media", "{folder}/none"], 1, "allow_local_media"),
     ],
 )
 def test_what_goes_wrong_is_one_line(
@@ -196,7 +205,8 @@ def test_the_version_comes_without_torch() -> None:
     assert re.fullmatch(r"ternvl \d+\.\d+\.\d+\n", version.stdout)
 
 
-def test_serve_answers_and_stops(folder: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_serve_answers_and_stops(folder: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "ternvl", "serve", str(folder), "--port", "0", "--max-model-len", "256"]
     environment = {**os.environ, "TERNVL_API_KEY": "secret"}
     flags = ["--served-model-name", "one", "--served-model-name", "two", "--log-level", "error"]
@@ -216,8 +226,9 @@ def test_serve_answers_and_stops(folder: Path) -> None:
         good = {"Authorization": "Bearer secret"}
         answer = httpx.post(f"{url[0]}/chat/completions", json=asked, headers=good, timeout=60)
         cards = httpx.get(f"{url[0]}/models", headers=good).json()["data"]
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(stop)
         process.communicate(timeout=30)
+    assert process.returncode == 0
     assert answer.json()["model"] == "one"
     assert [(card["id"], card["max_model_len"]) for card in cards] == [("one", 256), ("two", 256)]
 

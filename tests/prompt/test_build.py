@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 from ternvl.config import ImageLimits, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import ImageError, RequestError
+from ternvl.prompt import build
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.images import to_pixel_values
 from ternvl.prompt.messages import ImageInput, Message, ToolCall, parse_messages
@@ -221,3 +224,24 @@ def test_ids_are_those_of_the_whole_text_as_the_official_code_encodes_it() -> No
         "<|im_start|>assistant\n"
     )
     assert BUILDER.build(turns).token_ids == tuple(TOKENIZER.full.encode(official, add_special_tokens=False).ids)
+
+
+def test_requests_together_decode_no_more_than_a_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, running, most = threading.Lock(), 0, 0
+
+    def decode(*_: Any) -> Image.Image:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        return noise(4, 4)
+
+    monkeypatch.setattr(build, "decode", decode)
+    turn = [Message("user", "", (ImageInput(data_uri(noise(4, 4))),) * 8)]
+    with ThreadPoolExecutor(4) as pool:
+        prompts = list(pool.map(lambda _: BUILDER.build(turn), range(4)))
+    assert [len(prompt.images) for prompt in prompts] == [8] * 4
+    assert most <= 4

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +15,8 @@ from openai import OpenAI
 
 from ternvl.config import ServerConfig
 from ternvl.errors import OverloadedError, TernvlError, UnavailableError
-from ternvl.server import bind
+from ternvl.prompt import build
+from ternvl.server import bind, run
 from tests.server.fakes import ScriptedEngine, scripted_llm, serving, tiny_llm
 
 CHAT = "/v1/chat/completions"
@@ -340,6 +343,44 @@ def test_a_body_that_never_ends_is_given_up() -> None:
         response = httpx.post(url + CHAT, content=pieces(), headers=JSON)
     assert response.status_code == 408
     assert "0.2 seconds" in error_of(response)["message"]
+
+
+def test_two_that_bind_at_once_are_told_apart() -> None:
+    with bind(ServerConfig(port=0)) as first, bind(ServerConfig(port=first.getsockname()[1])) as second:
+        first.listen()
+        with pytest.raises(TernvlError, match="Cannot listen"):
+            run(tiny_llm(), ServerConfig(), second)
+
+
+def test_text_does_not_wait_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetching, release = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> bytes:
+        fetching.set()
+        release.wait(30)
+        return b""
+
+    monkeypatch.setattr(build, "fetch", slow)
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    pictures = {**HI, "messages": [{"role": "user", "content": [part]}]}
+    with serving(tiny_llm(), prompt_workers=1) as url, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(httpx.post, url + CHAT, json=pictures, timeout=60)
+        try:
+            assert fetching.wait(30)
+            assert httpx.post(url + CHAT, json=HI, timeout=30).status_code == 200
+        finally:
+            release.set()
+        assert waiting.result().status_code == 400
+
+
+def test_answers_without_a_seed_have_the_engines() -> None:
+    def ask(seed: int) -> list[str]:
+        with serving(tiny_llm(seed=seed)) as url:
+            asked = {**HI, "max_tokens": 16, "n": 2}
+            return [c["message"]["content"] for c in httpx.post(url + CHAT, json=asked, timeout=30).json()["choices"]]
+
+    assert ask(1) == ask(1) != ask(2)
+    assert len(set(ask(1))) == 2
 
 
 def test_an_address_that_is_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ternvl.errors import RequestError
 from ternvl.server.fields import ignored_header, parse_chat
+from ternvl.server.schemas import ChatRequest
 
 USER = {"role": "user", "content": "hi"}
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -33,6 +36,7 @@ def with_content(*parts: Any, role: str = "user") -> dict[str, Any]:
 
 
 ACCEPTED = [
+    {"length_penalty": 1.0, "priority": 0.0},
     {"temperature": 0, "top_p": 0, "n": 1},
     {"temperature": 2, "top_p": 1.0, "n": 128},
     {"max_tokens": 1.0},
@@ -121,6 +125,7 @@ REFUSED = [
     *[({"repetition_penalty": value}, "repetition_penalty") for value in (0, 1e-300, 2.1)],
     ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ({"metadata": {"a": 1}}, "metadata.a"),
+    ({"metadata": {str(i): "a" for i in range(17)}}, "metadata"),
     ({"model": 5}, "model"),
     ({"mm_processor_kwargs": {"max_dynamic_patch": 0}}, "mm_processor_kwargs.max_dynamic_patch"),
 ]
@@ -162,6 +167,23 @@ def test_refuses_and_names_the_field(fields: dict[str, Any], param: str) -> None
     assert refusal.value.param == param
     assert str(refusal.value).startswith(param)
     assert "\n" not in str(refusal.value)
+    assert not re.search("dictionary|instance|validation|a valid|None|True", str(refusal.value)), "words of Python"
+
+
+@pytest.mark.parametrize("field", ["messages", "tools", "stop_token_ids"])
+def test_a_long_list_is_left_at_its_first_error(field: str) -> None:
+    with pytest.raises(ValidationError) as found:
+        ChatRequest.model_validate({"messages": [USER], field: ["x"] * 100})
+    assert found.value.error_count() == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_long_name_does_not_make_a_long_error(strict: bool) -> None:
+    name = "x" * 100_000
+    with pytest.raises(RequestError) as refusal:
+        parse_chat({"messages": [USER], **({name: 1} if strict else {"metadata": {name: 1}})}, strict=strict)
+    assert len(str(refusal.value)) < 500
+    assert len(refusal.value.param or "") == 200
 
 
 @pytest.mark.parametrize("fields", UNSUPPORTED, ids=json.dumps)

@@ -1,0 +1,35 @@
+"""Settings of the server that cannot be, told before anything slow is begun."""
+
+from __future__ import annotations
+
+from math import inf
+
+from ternvl.config import ServerConfig
+from ternvl.errors import ConfigError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "max_body_bytes": (1, inf),
+    "max_concurrent_requests": (1, inf),
+    "prompt_workers": (1, inf),
+    "shutdown_timeout": (0, inf),
+}
+
+
+def check_config(config: ServerConfig) -> None:
+    """Raises ConfigError for a setting with which nothing could be served, or with which less would be kept out than
+    was meant."""
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(config, name) <= high:
+            rule = f"at least {low}" if high == inf else f"from {low} to {high}"
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {rule}.")
+    if not 0 < config.body_timeout < inf:
+        raise ConfigError(f"body_timeout is {config.body_timeout}; it must be a number of seconds above 0.")
+    if config.log_level not in LOG_LEVELS:
+        raise ConfigError(f"log_level is {config.log_level!r}; it must be one of {', '.join(LOG_LEVELS)}.")
+    if config.api_key == "":
+        raise ConfigError("api_key is empty; give a key, or leave it out to serve without one.")
+    if not all(config.served_model_name):
+        raise ConfigError("served_model_name is empty; a model needs a name.")
