@@ -155,10 +155,9 @@ def overlap(a: list[int], b: list[int]) -> float:
 @contextmanager
 def served(model: str | None) -> Iterator[str]:
     """The address of a live server on a free port."""
+    from ternvl.config import ServerConfig
     from ternvl.llm import LLM
     from ternvl.server.app import create_app
-
-    from ternvl.config import ServerConfig
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

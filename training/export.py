@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from ternvl.model.weights import save
 
+from ternvl.model.weights import save
 from training import nano
 from training.language_stage import TOKENIZER
 

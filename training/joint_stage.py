@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ternvl.prompt.tiling import tiles
 from torch import Tensor
 
 from ternvl.model.internvl import InternVL
+from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer
 from training import nano, tasks
 from training.codebook import Codebook, Labels, labels_of
