@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import Progress
@@ -19,17 +19,20 @@ from rich.progress import Progress
 from ternvl.config import EngineConfig, ImageLimits, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
-from ternvl.errors import ConfigError
+from ternvl.errors import CheckpointError, ConfigError, RequestError
 from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.messages import parse_messages
+from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
 
-Conversation = Sequence[Mapping[str, Any]]
+Conversation = Sequence[Mapping[str, Any] | Message]
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,11 @@ class LLM:
     def __init__(
         self,
         model: str | Path | None = None,
-        *,
         dtype: str = "auto",
         quantization: str = "none",
         max_model_len: int = 16_384,
         reference: bool = False,
+        *,
         device: str = "auto",
         revision: str | None = None,
         limits: ImageLimits | None = None,
@@ -132,6 +135,10 @@ class LLM:
     ) -> None:
         self.name = name
         self.config = model.config
+        try:
+            self.default_params()
+        except RequestError as error:
+            raise CheckpointError(f"The generation_config.json of {name} cannot be used: {error}") from error
         self.builder = builder
         self.tokenizer = builder.tokenizer
         kind = ReferenceEngine if reference else Engine
@@ -140,14 +147,13 @@ class LLM:
 
     def default_params(self) -> SamplingParams:
         """The checkpoint's own sampling defaults; greedy where its generation configuration does not sample."""
-        defaults = dict(self.config.defaults)
-        if defaults.pop("do_sample", True) is False:
-            defaults["temperature"] = 0.0
-        known = {name: value for name, value in defaults.items() if name in SamplingParams.__dataclass_fields__}
-        return SamplingParams(**known)  # type: ignore[arg-type]  # a checkpoint's values are checked there
+        return SamplingParams(**self.config.defaults)  # type: ignore[arg-type]
 
     def prompt(self, messages: Conversation, *, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """A conversation of OpenAI messages as the model takes it. Raises RequestError, ImageError."""
+        """A conversation of OpenAI messages as the model takes it; a turn may also be a `Message`.
+
+        Raises RequestError, ImageError.
+        """
         return self.builder.build(parse_messages(messages), tools=tools)
 
     def chat(
@@ -159,7 +165,8 @@ class LLM:
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`."""
-        several = bool(messages) and not isinstance(messages[0], Mapping)
+        is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+        several = is_list and bool(messages) and not isinstance(messages[0], Mapping | Message)
         conversations: Any = messages if several else [messages]
         prompts = [self.prompt(conversation, tools=tools) for conversation in conversations]
         return self.generate(prompts, params, progress=progress)
@@ -177,7 +184,7 @@ class LLM:
         `params.seed` + i. `progress` shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be
         answered and EngineError where the engine fails; nothing of the call is then left behind.
         """
-        prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+        prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
         answers = [
             [self._answer(prompt, one, index) for index in range(one.n)]
             for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
@@ -193,6 +200,7 @@ class LLM:
     ) -> Sequence[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_params()] * len(prompts)
+        params = _list_of(SamplingParams, params, "params are one SamplingParams, or one for each prompt")
         if len(params) != len(prompts):
             raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
         return params
@@ -261,13 +269,22 @@ class _Answer:
         return Completion(self._index, self._text, tuple(self._token_ids), self.finish_reason, logprobs)
 
 
+def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:
+    """One value or several as a list. Raises RequestError for values of another kind."""
+    values: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for value in values:
+        if not isinstance(value, kind):
+            raise RequestError(f"{rule}, not a value of type {type(value).__name__}.")
+    return values
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
         raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
     return device
 

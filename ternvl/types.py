@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from ternvl.errors import RequestError
@@ -69,7 +70,8 @@ class SamplingParams:
 
     A temperature of 0 is greedy. `top_k` 0 or -1 keeps all tokens. `logprobs` None returns none, k >= 0 returns
     the drawn token's log probability and the k best. `max_tokens` None runs to the end of the context. `seed` None
-    takes one from the engine. `stop_token_ids` end an answer as the model's own do, also with `ignore_eos`.
+    takes one from the engine. `stop` may be one string or a list of them. `stop_token_ids` end an answer as the model's
+    own do, also with `ignore_eos`. Numbers may be numpy's.
     """
 
     temperature: float = 1.0
@@ -89,27 +91,22 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (kinds, low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                raise RequestError(f"{name} is {value!r}, but must be {_rule(kinds, low, high)}.", param=name)
+        for name in _RANGES:
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not self.repetition_penalty:
             raise RequestError("repetition_penalty is 0, but must be above 0.", param="repetition_penalty")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             message = f"min_tokens is {self.min_tokens}, but max_tokens is {self.max_tokens}: it must not be above it."
             raise RequestError(message, param="min_tokens")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(isinstance(text, str) and text for text in self.stop):
-            message = f"stop is {self.stop!r}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
-            raise RequestError(message, param="stop")
-        if not all(isinstance(token_id, int) and token_id >= 0 for token_id in self.stop_token_ids):
-            message = f"stop_token_ids is {self.stop_token_ids!r}, but must be integers of at least 0."
-            raise RequestError(message, param="stop_token_ids")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos is {self.ignore_eos!r}, but must be True or False.", param="ignore_eos")
 
 
 MAX_STOP_STRINGS = 16
-_NUMBER, _INTEGER = (int, float), (int,)
+_NUMBER: Any = Real
+_INTEGER: Any = Integral
 _OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
 _RANGES: dict[str, tuple[Any, float, float]] = {
     "temperature": (_NUMBER, 0, 2),
@@ -127,11 +124,38 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
 }
 
 
-def _rule(kinds: tuple[type, ...], low: float, high: float) -> str:
-    kind = "an integer" if kinds == _INTEGER else "a number"
+def _number(name: str, value: Any) -> int | float | None:
+    """A value of a field of `_RANGES` as Python's own number."""
+    kind, low, high = _RANGES[name]
+    if value is None and name in _OPTIONAL:
+        return None
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        raise RequestError(f"{name} is {value!r}, but must be {_rule(kind, low, high)}.", param=name)
+    return int(value) if isinstance(value, _INTEGER) else float(value)
+
+
+def _rule(kind: Any, low: float, high: float) -> str:
+    words = "an integer" if kind is _INTEGER else "a number"
     if (low, high) == (-inf, inf):
-        return kind
-    return f"{kind} of at least {low}" if high == inf else f"{kind} from {low} to {high}"
+        return words
+    return f"{words} of at least {low}" if high == inf else f"{words} from {low} to {high}"
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    given = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    is_list = isinstance(given, list | tuple)
+    if not is_list or len(given) > MAX_STOP_STRINGS or not all(isinstance(text, str) and text for text in given):
+        message = f"stop is {stop!r}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
+        raise RequestError(message, param="stop")
+    return tuple(given)
+
+
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    given = () if ids is None else ids
+    is_list = isinstance(given, list | tuple | set | frozenset)
+    if not is_list or not all(isinstance(i, _INTEGER) and not isinstance(i, bool) and i >= 0 for i in given):
+        raise RequestError(f"stop_token_ids is {ids!r}, but must be integers of at least 0.", param="stop_token_ids")
+    return tuple(map(int, given))
 
 
 @dataclass(frozen=True, slots=True)

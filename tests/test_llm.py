@@ -17,6 +17,7 @@ from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError, ContextLengthError, EngineError, RequestError
 from ternvl.model import weights
 from ternvl.model.internvl import InternVL
+from ternvl.prompt.messages import Message
 from ternvl.types import FinishReason, Prompt
 from tests.engine.tiny import CONFIG, make_model
 from tests.fakes import tiny_tokenizer
@@ -150,8 +151,8 @@ def test_failures_leave_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch
 
 
 def test_default_params_are_the_checkpoints() -> None:
-    sampling = LLM.from_parts(make_model(make_config(temperature=0.6, top_p=0.9, do_sample=True)), tiny_tokenizer())
-    greedy = LLM.from_parts(make_model(make_config(temperature=0.6, do_sample=False)), tiny_tokenizer())
+    sampling = LLM.from_parts(make_model(make_config(temperature=0.6, top_p=0.9)), tiny_tokenizer())
+    greedy = LLM.from_parts(make_model(make_config(temperature=0.0)), tiny_tokenizer())
     assert sampling.default_params() == SamplingParams(temperature=0.6, top_p=0.9)
     assert greedy.default_params() == SamplingParams(temperature=0)
     params = greedy.default_params()
@@ -179,6 +180,52 @@ def test_settings_that_cannot_be(model: InternVL, tmp_path: Path) -> None:
         LLM.from_parts(model, tiny_tokenizer(), max_seqs=3)
     with pytest.raises(ConfigError, match="max_num_seqs is 0"):
         LLM.from_parts(model, tiny_tokenizer(), max_num_seqs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_model_len": "4k"}, "max_model_len is '4k'"),
+        ({"max_num_seqs": 1.5}, "max_num_seqs is 1.5"),
+        ({"kv_cache_memory": "1G"}, "kv_cache_memory is '1G'"),
+        ({"kv_cache_memory": 10**17}, "does not fit into the memory"),
+        ({"block_size": 10**13}, "block_size is 10000000000000"),
+    ],
+)
+def test_engine_options_that_cannot_be(model: InternVL, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLM.from_parts(model, tiny_tokenizer(), **options)
+
+
+def test_default_params_that_cannot_be_are_the_checkpoints_fault() -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config.json of hot cannot be used: temperature is 5"):
+        LLM.from_parts(make_model(make_config(temperature=5.0)), tiny_tokenizer(), name="hot")
+
+
+def test_messages_may_be_dataclasses(llm: LLM) -> None:
+    turn = Message("user", "What is the colour?")
+    assert llm.prompt([turn]).token_ids == llm.prompt(QUESTION).token_ids
+    assert [each.token_ids for each in llm.chat([[turn], QUESTION], GREEDY)] == [
+        llm.chat([turn], GREEDY)[0].token_ids
+    ] * 2
+
+
+@pytest.mark.parametrize("prompts", ["What?", ["What?"], QUESTION, 3, None, [None]])
+def test_what_is_no_prompt(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match=r"generate takes what LLM\.prompt returns"):
+        llm.generate(prompts, GREEDY)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [{"temperature": 0}], "greedy", 0])
+def test_what_is_no_sampling_params(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="params are one SamplingParams"):
+        llm.generate([llm.prompt(QUESTION)], params)
+
+
+@pytest.mark.parametrize("messages", [QUESTION[0], "What?", None, 3])
+def test_what_is_no_conversation(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="messages must be a list"):
+        llm.chat(messages)
 
 
 def test_unknown_device(model: InternVL, tmp_path: Path) -> None:

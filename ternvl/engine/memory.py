@@ -22,7 +22,13 @@ def num_blocks(
     block_bytes = KVCache.block_bytes(language, config.block_size, dtype)
     if config.kv_cache_memory is None:
         wanted = config.max_num_seqs * -(-max_model_len // config.block_size)
-        return max(1, min(wanted, free_memory(device) // _SHARE_OF_FREE // block_bytes))
+        room = free_memory(device)
+        if block_bytes > room:
+            message = f"block_size is {config.block_size}; one block takes {block_bytes} bytes, and {room} are free."
+            raise ConfigError(message)
+        return max(1, min(wanted, room // _SHARE_OF_FREE // block_bytes))
+    if not isinstance(config.kv_cache_memory, int):
+        raise ConfigError(f"kv_cache_memory is {config.kv_cache_memory!r}, but must be a whole number of bytes.")
     if config.kv_cache_memory < block_bytes:
         message = f"kv_cache_memory is {config.kv_cache_memory} bytes, but one block of this model takes {block_bytes}."
         raise ConfigError(message)

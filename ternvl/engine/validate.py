@@ -6,14 +6,20 @@ from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import ConfigError, ContextLengthError, RequestError
 from ternvl.types import Prompt
 
-_AT_LEAST_ONE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "block_size")
+_INTEGERS = (
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "block_size"),
+    *("max_queue", "seed"),
+)
 
 
 def check_config(config: EngineConfig) -> None:
     """Raises ConfigError for a setting with which nothing could ever run."""
-    for name in (*_AT_LEAST_ONE, "max_queue"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}, but must be at least 1.")
+    for name in _INTEGERS:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
+        if name != "seed" and value < 1:
+            raise ConfigError(f"{name} is {value}, but must be at least 1.")
 
 
 def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> None:

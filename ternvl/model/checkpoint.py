@@ -34,7 +34,7 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
     progress bar; a broken connection is taken up where it broke, and files that an earlier run has fetched whole are
     kept. Raises CheckpointError.
     """
-    folder = EMBEDDED if model is None else Path(model).expanduser()
+    folder = EMBEDDED if model is None else _path(model)
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"The revision {revision!r} needs a model on the hub, but {folder} is a folder.")
@@ -49,6 +49,16 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
             f"{model} is neither an existing folder nor a model name such as OpenGVLab/InternVL3-1B-Instruct."
         )
     return _download(name, revision)
+
+
+def _path(model: str | Path) -> Path:
+    """Raises CheckpointError for what can be no path: another type, too long, of a home that is not known."""
+    try:
+        folder = Path(model).expanduser()
+        folder.exists()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{str(model)[:200]!r} is neither a folder nor the name of a model: {error}.") from error
+    return folder
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -98,7 +108,7 @@ def read_object(path: Path) -> Section:
     """The JSON object in a file. Raises CheckpointError where it holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, but holds {type(values).__name__}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError
-from ternvl.model.json_section import Section
+from ternvl.model.json_section import MOST_LAYERS, Section
 
 DTYPES = ("bfloat16", "float16", "float32")
 _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -28,9 +28,9 @@ def read(document: Section, generation: Section) -> ModelConfig:
     architectures = document.values.get("architectures") or [document.values.get("model_type")]
     defaults = _sampling_defaults(generation)
     match architectures:
-        case ["InternVLChatModel" | "internvl_chat"]:
+        case ["InternVLChatModel" | "internvl_chat"] | "InternVLChatModel":
             return _original(document, defaults)
-        case ["InternVLForConditionalGeneration" | "internvl"]:
+        case ["InternVLForConditionalGeneration" | "internvl"] | "InternVLForConditionalGeneration":
             return _native(document, defaults)
     found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
     raise CheckpointError(
@@ -47,8 +47,13 @@ def _original(document: Section, defaults: dict[str, float | int | bool]) -> Mod
     document.only("use_backbone_lora", (0,), 0)
     document.only("use_llm_lora", (0,), 0)
     llm, vit = document.section("llm_config"), document.section("vision_config")
-    vit.only("norm_type", ("layer_norm",), "rms_norm")
-    vit.only("qk_normalization", (False,), True)
+    if vit.values.get("norm_type", "rms_norm") == "rms_norm" or vit.values.get("qk_normalization", True) is True:
+        raise CheckpointError(
+            f"{vit.name}: this vision tower (norm_type rms_norm, qk_normalization) is an InternViT-6B, which is not "
+            "implemented, only InternViT-300M (layer_norm, without qk_normalization)."
+        )
+    vit.only("norm_type", ("layer_norm",), None)
+    vit.only("qk_normalization", (False,), None)
     vision = _vision(vit, image_size=224, qkv_bias=vit.flag("qkv_bias"))
     if document.values.get("force_image_size") is not None:
         document.only("force_image_size", (vision.image_size,), None)
@@ -91,7 +96,7 @@ def _vision(vit: Section, *, image_size: int, qkv_bias: bool) -> VisionConfig:
     vit.only("num_channels", (3,), 3)
     return VisionConfig(
         hidden_size=vit.count("hidden_size"),
-        num_layers=vit.count("num_hidden_layers"),
+        num_layers=vit.count("num_hidden_layers", most=MOST_LAYERS),
         num_heads=vit.count("num_attention_heads"),
         intermediate_size=vit.count("intermediate_size"),
         image_size=vit.side("image_size", image_size),
@@ -111,7 +116,7 @@ def _language(llm: Section, *, tied: bool) -> LanguageConfig:
         llm.only("head_dim", (hidden_size // num_heads,), None)
     return LanguageConfig(
         hidden_size=hidden_size,
-        num_layers=llm.count("num_hidden_layers"),
+        num_layers=llm.count("num_hidden_layers", most=MOST_LAYERS),
         num_heads=num_heads,
         num_kv_heads=llm.count("num_key_value_heads"),
         intermediate_size=llm.count("intermediate_size"),

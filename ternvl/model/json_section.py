@@ -8,6 +8,11 @@ from typing import Any
 
 from ternvl.errors import CheckpointError
 
+MOST = 2**24
+"""More than any size of a model there is, and little enough that a mistyped one is found before memory runs out."""
+MOST_PIXELS = 2**14
+MOST_LAYERS = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -23,11 +28,13 @@ class Section:
             raise CheckpointError(f"{self.name} needs an object under {key!r}, but has {value!r}.")
         return Section(f"{self.name}: {key}", value)
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
+    def count(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
+        """A positive whole number, of at most `most`."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{self.name}: {key} must be a positive whole number, but is {value!r}.")
+        if value > most:
+            raise CheckpointError(f"{self.name}: {key} must be at most {most}, but is {value}.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -44,12 +51,12 @@ class Section:
             raise CheckpointError(f"{self.name}: {key} must be true or false, but is {value!r}.")
         return default if value is None else value
 
-    def side(self, key: str, default: int | None = None) -> int:
-        """The side of a square, written as a number or as two equal ones."""
+    def side(self, key: str, default: int) -> int:
+        """The side of a square in pixels, written as a number or as two equal ones."""
         value = self.values.get(key, default)
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        return Section(self.name, {key: value}).count(key)
+        return Section(self.name, {key: value}).count(key, most=MOST_PIXELS)
 
     def only(self, key: str, allowed: tuple[Any, ...], default: Any) -> Any:
         """A value that must be one of those the model implements."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternvl.config import LanguageConfig
+from ternvl.errors import ConfigError
 
 
 class KVCache:
@@ -21,11 +22,16 @@ class KVCache:
     def __init__(
         self, config: LanguageConfig, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
+        """Raises ConfigError where the memory for it cannot be had."""
         shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self.block_size = block_size
         # Left uninitialised: memory is committed only as blocks are cleared and used.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        try:
+            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.values = torch.empty(shape, dtype=dtype, device=device)
+        except RuntimeError as error:
+            size = num_blocks * self.block_bytes(config, block_size, dtype)
+            raise ConfigError(f"The KV cache of {size} bytes does not fit into the memory of {device}.") from error
 
     @staticmethod
     def block_bytes(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -96,10 +96,15 @@ def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Pro
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
+        path = folder / "added_tokens.json"  # of a slow tokenizer; its vocabulary lies below
+    if not path.is_file():
         return
+    spec = read_object(path).values
     try:
-        spec = read_object(path).values
-        highest = max([*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])])
+        if path.name == "tokenizer.json":
+            highest = max([*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])])
+        else:
+            highest = max(spec.values())
     except (AttributeError, KeyError, TypeError, ValueError):
         return  # no byte-pair tokenizer: whoever reads it for its text says so
     if highest >= vocab_size:

@@ -149,9 +149,10 @@ def _digest(cut: Sequence[Image.Image]) -> bytes:
 
 
 def _in_range(max_dynamic_patch: int) -> int:
-    if not 1 <= max_dynamic_patch <= MAX_DYNAMIC_PATCH:
+    is_integer = isinstance(max_dynamic_patch, int) and not isinstance(max_dynamic_patch, bool)
+    if not is_integer or not 1 <= max_dynamic_patch <= MAX_DYNAMIC_PATCH:
         raise RequestError(
-            f"max_dynamic_patch is {max_dynamic_patch}; it must be from 1 to {MAX_DYNAMIC_PATCH}.",
+            f"max_dynamic_patch is {max_dynamic_patch!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.",
             param="max_dynamic_patch",
         )
     return max_dynamic_patch

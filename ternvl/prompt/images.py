@@ -127,7 +127,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit values lose their low byte; 32-bit ones, whose range no file tells, are stretched from least to most."""
+    """16-bit values are scaled; 32-bit ones, whose range no file tells, are stretched from least to most."""
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)

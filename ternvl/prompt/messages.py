@@ -46,8 +46,8 @@ class Message:
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.")
 
 
-def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """OpenAI's message objects as `Message`s, one for one.
+def parse_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
+    """OpenAI's message objects as `Message`s, one for one; a `Message` is taken as it is.
 
     Content is a string or a list of parts: `text`, in user turns `image_url` with `url` and `detail`, and for callers
     in the same process `{"type": "image", "image": <PIL image>}`. Several texts are joined by line ends. Raises
@@ -61,6 +61,8 @@ def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def _message(message: Any, path: str) -> Message:
+    if isinstance(message, Message):
+        return message
     _expect(message, Mapping, "an object", path)
     role: Role = _one_of(message, "role", get_args(Role), path)
     calls = _tool_calls(message, role, path)

@@ -29,7 +29,7 @@ def is_there(folder: Path) -> bool:
 def to_spec(folder: Path) -> str:
     """The text of the `tokenizer.json` that the three files amount to. Raises CheckpointError for broken ones."""
     vocab, added = _read_ids(folder / "vocab.json"), _read_ids(folder / "added_tokens.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / "merges.txt").splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     spec = {
         "version": "1.0",
@@ -51,10 +51,18 @@ def to_spec(folder: Path) -> str:
     return json.dumps(spec, ensure_ascii=False)
 
 
+def read_text(path: Path) -> str:
+    """The text of a tokenizer's file. Raises CheckpointError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as text: {error}.") from error
+
+
 def _read_ids(path: Path) -> dict[str, int]:
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        ids = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
     if not isinstance(ids, dict) or not all(isinstance(value, int) for value in ids.values()):
         raise CheckpointError(f"{path} must map each token to its id.")

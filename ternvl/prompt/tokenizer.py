@@ -63,7 +63,7 @@ class Tokenizer:
         """From `tokenizer.json`, or from the files that a slow tokenizer has. Raises CheckpointError without either."""
         path = folder / "tokenizer.json"
         if path.is_file():
-            return cls(path.read_text(encoding="utf-8"), name=str(path))
+            return cls(slow_tokenizer.read_text(path), name=str(path))
         if slow_tokenizer.is_there(folder):
             return cls(slow_tokenizer.to_spec(folder), name=f"the tokenizer in {folder}")
         raise CheckpointError(f"{folder} holds no tokenizer.json, so text cannot be read or written for it.")

@@ -130,9 +130,14 @@ def test_a_tied_head_is_noted_only_where_it_is_said(tmp_path: Path) -> None:
         (original, "llm_config.rms_norm_eps", None, "rms_norm_eps must be a number"),
         (original, "llm_config.num_key_value_heads", 3, "num_attention_heads 8 cannot be divided by"),
         (original, "llm_config.num_attention_heads", 64, "head size 1 cannot be divided by two halves"),
-        (original, "vision_config.norm_type", "rms_norm", "norm_type 'rms_norm'"),
-        (original, "vision_config.norm_type", ..., "norm_type 'rms_norm'"),
-        (original, "vision_config.qk_normalization", True, "qk_normalization True"),
+        (original, "vision_config.norm_type", "rms_norm", "InternViT-6B, which is not implemented"),
+        (original, "vision_config.norm_type", ..., "InternViT-6B, which is not implemented"),
+        (original, "vision_config.qk_normalization", True, "InternViT-6B, which is not implemented"),
+        (original, "vision_config.norm_type", "group_norm", "norm_type 'group_norm'"),
+        (original, "llm_config.num_hidden_layers", 10**9, "num_hidden_layers must be at most 1000"),
+        (original, "vision_config.num_hidden_layers", 10**9, "num_hidden_layers must be at most 1000"),
+        (original, "llm_config.vocab_size", 10**18, "vocab_size must be at most 16777216"),
+        (original, "vision_config.image_size", 10**9, "image_size must be at most 16384"),
         (original, "vision_config.hidden_act", "gelu_new", "hidden_act 'gelu_new'"),
         (original, "vision_config.num_attention_heads", 5, "hidden_size 48 cannot be divided by"),
         (original, "vision_config.patch_size", 13, "image_size 56 cannot be divided by patch_size, 13"),
@@ -164,7 +169,13 @@ def test_what_is_not_implemented_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "cannot be read as JSON"), ("[]", "must hold a JSON object"), ("\xff", "cannot be read")]
+    ("text", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "must hold a JSON object"),
+        ("\xff", "cannot be read"),
+        ("[" * 10**5, "recursion"),
+    ],
 )
 def test_a_broken_config(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
@@ -193,6 +204,8 @@ def test_resolving_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "absent", None, "neither an existing folder nor a model name"),
         ("../absent/model", None, "neither an existing folder nor a model name"),
         ("gpt-4", None, "neither an existing folder nor a model name"),
+        ("x" * 5000, None, "neither a folder nor the name of a model: .*too long"),
+        (5, None, "'5' is neither a folder nor the name of a model"),
         (Path("OpenGVLab/InternVL3-1B"), None, "neither an existing folder nor a model name"),
     ):
         with pytest.raises(CheckpointError, match=words):

@@ -139,6 +139,14 @@ def test_a_head_is_tied_only_if_the_configuration_says_so_and_none_is_there(tmp_
     assert torch.equal(again(hf.prompt(SIZES)), model(hf.prompt(SIZES)))
 
 
+def test_a_slow_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<img>": 129}))
+    assert read(tmp_path).config.language.vocab_size == 130
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<img>": 130}))
+    assert "token ids up to 130, but the model's embedding has 130 rows" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("defaults", [{}, {"temperature": 0.0}, {"temperature": 0.6, "top_k": 40}], ids=str)
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 30_000])
 def test_saved_and_loaded_again(tmp_path: Path, max_shard_bytes: int, defaults: dict[str, float]) -> None:

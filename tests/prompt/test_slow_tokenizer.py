@@ -56,3 +56,11 @@ def test_broken_files(tmp_path: Path, name: str, text: str, said: str) -> None:
     with pytest.raises(CheckpointError, match=said) as refusal:
         Tokenizer.from_folder(tmp_path)
     assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"])
+def test_files_that_are_no_text(tmp_path: Path, name: str) -> None:
+    take_apart(tiny_tokenizer().full.to_str(), tmp_path)
+    (tmp_path / name).write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read as text"):
+        Tokenizer.from_folder(tmp_path)

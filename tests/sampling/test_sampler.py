@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,6 +160,7 @@ def test_uniform_is_uniform_and_inside() -> None:
         ("repetition_penalty", 0), ("repetition_penalty", -1), ("seed", 1.5), ("n", 0), ("n", None),
         ("max_tokens", 0), ("min_tokens", -1), ("logprobs", -1), ("logprobs", 21),
         ("stop", ("",)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)),
+        ("stop", 3), ("stop_token_ids", 3), ("stop_token_ids", (True,)), ("ignore_eos", 1),
     ],
 )  # fmt: skip
 def test_params_out_of_range(field: str, value: object) -> None:
@@ -176,3 +178,18 @@ def test_params_at_their_bounds() -> None:
     assert (low.temperature, high.temperature) == (0, 2)
     with pytest.raises(RequestError, match="min_tokens is 5, but max_tokens is 4"):
         SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_params_take_numpy_numbers_lists_and_one_stop_string() -> None:
+    given = SamplingParams(
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        seed=np.int64(3),  # type: ignore[arg-type]
+        n=np.int32(2),  # type: ignore[arg-type]
+        stop="END",  # type: ignore[arg-type]
+        stop_token_ids=[np.int64(7)],  # type: ignore[arg-type, list-item]
+    )
+    assert given == SamplingParams(temperature=0.5, seed=3, n=2, stop=("END",), stop_token_ids=(7,))
+    assert hash(given) is not None
+    assert type(given.seed) is int
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    assert SamplingParams(stop=None).stop == ()  # type: ignore[arg-type]
