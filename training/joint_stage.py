@@ -1,7 +1,8 @@
 """Stage 3: eye and decoder together, on drawn pictures, through the tiling that the server uses.
 
 Two processes share the work; their gradients are averaged. The loss is the answers' (plus, fading out, the perception
-loss of stage 1, so that the eye keeps its words while the decoder learns to trust it). Resumable: `--resume`.
+loss of stage 1, so that the eye keeps its words while the decoder learns to trust it). Resumable: `--resume`, also from
+the exported checkpoint.
 Run: `python -m training.joint_stage --minutes 60 --out runs/joint.pt`
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ternvl.model import weights
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer
@@ -105,7 +107,10 @@ class Both(torch.nn.Module):
 
 
 def load(both: Both, args: argparse.Namespace) -> None:
-    """Where stages 1 and 2 (or an earlier run of this one) stopped."""
+    """Where stages 1 and 2, or an earlier run of this one, stopped; or a checkpoint's folder, with heads anew."""
+    if args.resume and args.resume.is_dir():
+        both.model.load_state_dict(weights.load(args.resume, nano.CONFIG, dtype=torch.float32).state_dict())
+        return
     if args.resume:
         both.load_state_dict(torch.load(args.resume)["weights"])
         return
