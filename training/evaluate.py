@@ -173,7 +173,7 @@ def served(model: str | None) -> Iterator[str]:
         thread.join()
 
 
-async def ask(address: str, asked: list[Question], at_once: int = 8) -> list[float]:
+async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[float]:
     """Scores of the answers, in order."""
     gate = asyncio.Semaphore(at_once)
 
