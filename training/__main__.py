@@ -1,4 +1,4 @@
-"""Make ternvl-nano from nothing: `python -m training` (about two hours on two cores).
+"""Make ternvl-nano from nothing: `python -m training` (a bit over two hours on two cores).
 
 Runs the stages as `training/README.md` describes them, then exports the checkpoint and evaluates it.
 """
@@ -22,11 +22,15 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the minutes of every stage.")
     args = parser.parse_args()
     Path("runs").mkdir(exist_ok=True)
-    apart, together = str(50 * args.scale), str(70 * args.scale)
-    pair = [subprocess.Popen(stage(f"{name}_stage", "--minutes", apart)) for name in ("vision", "language")]
+    apart, together = ("--minutes", str(75 * args.scale)), ("--minutes", str(60 * args.scale))
+    falling = ("--lr", "2e-3", "--cooldown", "1.0")
+    pair = [
+        subprocess.Popen(stage("vision_stage", *apart)),
+        subprocess.Popen(stage("language_stage", *apart, *falling)),
+    ]
     if any(process.wait() for process in pair):
         sys.exit("A stage failed; see its output above.")
-    subprocess.run(stage("joint_stage", "--minutes", together), check=True)
+    subprocess.run(stage("joint_stage", *together, "--lr", "1.5e-3", "--cooldown", "1.0", "--pages", "24"), check=True)
     subprocess.run(stage("export"), check=True)
     subprocess.run(stage("evaluate", "--card"), check=True)
 
