@@ -214,8 +214,8 @@ def table(results: dict[str, dict[str, float]]) -> str:
 def write_card(results: dict[str, dict[str, float]]) -> None:
     """Put the table between the card's marks."""
     text = CARD.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- results -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
-    CARD.write_text(marked.sub(lambda match: match[1] + table(results) + match[2], text), encoding="utf-8")
+    marked = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+    CARD.write_text(marked.sub(lambda match: match[1] + table(results) + "\n" + match[2], text), encoding="utf-8")
 
 
 def main() -> None:
