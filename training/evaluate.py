@@ -34,6 +34,8 @@ from training.tasks import Turn
 HELD_OUT_SEED = 20_000_000
 CARD = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano" / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
+SAMPLE = 10
+"""So many of each task's questions are asked again by the tests, and compared with the scores they got."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[fl
 
 
 def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[str, dict[str, float]]:
-    """Mean score by task for pictures of one tile and of several; `each` questions a cell."""
+    """Mean score by task for pictures of one tile and of several, of `each` questions and of the first `SAMPLE`."""
     results: dict[str, dict[str, float]] = {}
     with served(model) as address:
         for task in [*IMAGE_TASKS, *TEXT_TASKS]:
@@ -197,7 +199,9 @@ def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[
             for name, single in (("one tile", True), ("several tiles", False)):
                 if single or task in IMAGE_TASKS:
                     scores = asyncio.run(ask(address, questions(task, single, each)))
-                    results.setdefault(task, {"count": each})[name] = sum(scores) / len(scores)
+                    row = results.setdefault(task, {"count": each})
+                    row[name] = sum(scores) / len(scores)
+                    row[f"{name}, sample"] = sum(scores[:SAMPLE]) / len(scores[:SAMPLE])
             print(f"{task:30s} " + "  ".join(f"{k}: {v:.4g}" for k, v in results[task].items()), flush=True)
     return results
 

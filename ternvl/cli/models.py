@@ -8,23 +8,25 @@ from pathlib import Path
 
 from ternvl.model.checkpoint import EMBEDDED
 
-PUBLISHED = {
-    "OpenGVLab/InternVL3-1B": 938_193_024,
-    "OpenGVLab/InternVL3-2B": 2_088_957_440,
-    "OpenGVLab/InternVL3-8B": 7_944_373_760,
-    "OpenGVLab/InternVL3-14B": 15_117_256_704,
+PUBLISHED: dict[str, int | None] = {
+    "OpenGVLab/InternVL3-1B": 2 * 938_193_024,
+    "OpenGVLab/InternVL3-2B": None,
+    "OpenGVLab/InternVL3-8B": None,
+    "OpenGVLab/InternVL3-14B": None,
 }
-"""Hub names of the models that this architecture covers, with their parameters; two bytes each."""
+"""Hub names of the models that this architecture covers, with the bytes of their weights where they were counted."""
 
 
 def print_models() -> None:
     """Prints one model a line: its name, its size and where it is."""
     cached = dict(_cached())
-    rows = [(EMBEDDED.name, _folder_size(EMBEDDED), "embedded")] if EMBEDDED.is_dir() else []
+    rows: list[tuple[str, int | None, str]] = []
+    if EMBEDDED.is_dir():
+        rows.append((EMBEDDED.name, _folder_size(EMBEDDED), "embedded"))
     rows += [(name, size, "downloaded") for name, size in sorted(cached.items())]
-    rows += [(name, 2 * count, "on the hub") for name, count in PUBLISHED.items() if name not in cached]
+    rows += [(name, size, "on the hub") for name, size in PUBLISHED.items() if name not in cached]
     for name, size, place in rows:
-        print(f"{name:<40} {_shown(size):>9}  {place}")
+        print(f"{name:<40} {'-' if size is None else _shown(size):>9}  {place}")
 
 
 def _cached() -> Iterator[tuple[str, int]]:
