@@ -35,7 +35,7 @@ TEXT_SHARE = 0.3
 
 def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Scene:
     """A scene to be asked about: mostly a few shapes, sometimes text."""
-    if rng.random() < 0.33:
+    if rng.random() < 0.42:
         text = tasks.string_to_draw(rng)
         return random_scene(rng, rng.choice((0, 0, 0, 1)), text=text, single_tile=single_tile)
     return random_scene(rng, rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)), single_tile=single_tile)

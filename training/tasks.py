@@ -235,14 +235,15 @@ def read(rng: random.Random, scene: Scene) -> Turn:
 
 
 SHAPE_TASKS: tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], ...] = (
-    (describe, 0.16), (count, 0.08), (count_kind, 0.06), (color_of, 0.12), (shape_of, 0.06), (exists, 0.1),
-    (relation, 0.2), (place, 0.14), (box, 0.08),
+    (describe, 0.2), (count, 0.12), (count_kind, 0.08), (color_of, 0.08), (shape_of, 0.05), (exists, 0.1),
+    (relation, 0.1), (place, 0.18), (box, 0.09),
 )  # fmt: skip
 
 
 def scene_turns(rng: random.Random, scene: Scene, num_turns: int) -> list[Turn]:
-    """Questions about one scene, none asked twice."""
+    """Questions about one scene, none asked twice. About text there is one: a second answer would copy the first."""
     turns: dict[str, Turn] = {}
+    num_turns = 1 if scene.lines else num_turns
     tasks, weights = zip(*SHAPE_TASKS, strict=True)
     for _ in range(40):
         if len(turns) >= num_turns:
