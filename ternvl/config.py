@@ -101,14 +101,25 @@ class EngineConfig:
         default=16_384, metadata={"help": "Context length in tokens: prompt and answer together."}
     )
     max_num_seqs: int = field(default=16, metadata={"help": "Sequences that run at the same time."})
-    max_num_batched_tokens: int = field(default=2_048, metadata={"help": "Tokens a step computes at most."})
-    max_num_batched_tiles: int = field(default=13, metadata={"help": "Image tiles encoded together between two steps."})
+    max_num_batched_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens a step computes at most; by default 256 on a CPU, 2048 on a GPU."}
+    )
+    max_num_batched_tiles: int | None = field(
+        default=None,
+        metadata={"help": "Image tiles encoded together between two steps; by default 1 on a CPU, 16 on a GPU."},
+    )
     block_size: int = field(default=16, metadata={"help": "Tokens a block of the KV cache holds."})
     kv_cache_memory: int | None = field(
         default=None,
         metadata={
             "help": "Bytes of KV cache; by default enough for all that may run, within a quarter of free memory."
         },
+    )
+    enable_prefix_caching: bool = field(
+        default=True, metadata={"help": "Keep keys and values of prompts for later ones that begin alike."}
+    )
+    image_cache_memory: int = field(
+        default=256 * 1024**2, metadata={"help": "Bytes of image features kept for later requests."}
     )
     max_queue: int = field(
         default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."}

@@ -166,6 +166,10 @@ class Request:
     prompt: Prompt
     params: SamplingParams
     priority: int = 0
+    cache_salt: str = ""
+    """Requests share cached work only with those of the same salt."""
+    sibling_of: str | None = None
+    """Id of an earlier request with the very same prompt, whose keys and values this one goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +191,5 @@ class TokenOutput:
     """New tokens of the answer, `logprobs` beside them. A token that stops the answer is no part of it."""
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = field(default=())
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that were in the KV cache when the request first ran."""

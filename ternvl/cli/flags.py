@@ -42,8 +42,9 @@ def _flags(cls: type) -> list[inspect.Parameter]:
 
 
 def _flag(field: dataclasses.Field[Any], kind: Any, panel: str) -> inspect.Parameter:
+    name = "--" + field.name.replace("_", "-")
     option = typer.Option(
-        "--" + field.name.replace("_", "-"),
+        f"{name}/--no-{name[2:]}" if kind is bool else name,
         help=field.metadata["help"],
         envvar=field.metadata.get("env"),
         rich_help_panel=panel,

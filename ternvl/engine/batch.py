@@ -1,33 +1,28 @@
-"""A schedule as flat tensors.
+"""A schedule as flat tensors. Rows of a batch are tokens, the chunks one after the other.
 
-Rows of a batch are tokens. Sequences that compute one token stand first, those of like length together, so that they
-attend as one padded group; longer chunks follow, each a group of its own.
-
-Shapes: T tokens, S sequences, B blocks a table.
+Shapes: T tokens, S sequences, W blocks of the longest table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from ternvl.engine.scheduler import Chunk, Schedule
-from ternvl.model.kv_cache import Group
+from ternvl.engine.schedule import Chunk, Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
     """Rows of a batch whose embeddings are an image's features."""
 
-    request_id: str
+    digest: bytes
     start: int
     """First row of the batch."""
     first: int
-    """First of the request's features, counted in tokens over all its tiles."""
+    """First of the image's features, counted in tokens over all its tiles."""
     count: int
 
 
@@ -39,11 +34,18 @@ class Batch:
     """[T]"""
     positions: Tensor
     """[T], within each token's own sequence."""
-    slots: Tensor
-    """[T], where each token's key and value go."""
-    new_blocks: Tensor
-    """Blocks that are used for the first time."""
-    groups: tuple[Group, ...]
+    blocks: Tensor
+    """[T], where each token's key and value go,"""
+    offsets: Tensor
+    """[T], and at which place in the block."""
+    copies: Tensor
+    """[2, n]: blocks to copy from and to before anything is computed."""
+    block_tables: Tensor
+    """[S, W] int32, padded with 0."""
+    query_starts: Tensor
+    """[S + 1] int32, first row of each sequence, and T."""
+    lengths: Tensor
+    """[S] int32, tokens of each sequence that its last row sees."""
     images: tuple[ImageRows, ...]
     sampled_rows: Tensor
     """Rows whose logits are wanted, in the order of `Schedule.sampling`."""
@@ -51,52 +53,32 @@ class Batch:
 
 def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch:
     """The batch of a schedule. T is 0 where it computes nothing."""
-    chunks = sorted((chunk for chunk in schedule.chunks if chunk.num_tokens), key=_kind)
-    starts, row = {}, 0
+    chunks = [chunk for chunk in schedule.chunks if chunk.num_tokens]
+    starts = [0]
     for chunk in chunks:
-        starts[chunk] = row
-        row += chunk.num_tokens
+        starts.append(starts[-1] + chunk.num_tokens)
+    positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
+    blocks = [chunk.block_table[i // block_size] for chunk in chunks for i in range(chunk.start, chunk.stop)]
+    copies = [
+        (chunk.reuse.copied_block, chunk.new_blocks[0]) for chunk in chunks if chunk.reuse.copied_block is not None
+    ]
+    used = [list(chunk.block_table[: -(-chunk.stop // block_size)]) for chunk in chunks]
+    width = max(map(len, used), default=0)
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+    def tensor(values: list[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
 
     return Batch(
         token_ids=tensor([i for chunk in chunks for i in chunk.sequence.token_ids[chunk.start : chunk.stop]]),
-        positions=tensor([position for chunk in chunks for position in range(chunk.start, chunk.stop)]),
-        slots=tensor([slot for chunk in chunks for slot in _slots(chunk, block_size)]),
-        new_blocks=tensor([block for chunk in schedule.chunks for block in chunk.new_blocks]),
-        groups=tuple(_group(list(alike), starts, block_size, device) for _, alike in groupby(chunks, key=_group_key)),
-        images=tuple(rows for chunk in chunks for rows in _image_rows(chunk, starts[chunk])),
-        sampled_rows=tensor([starts[chunk] + chunk.num_tokens - 1 for chunk in schedule.sampling]),
-    )
-
-
-def _kind(chunk: Chunk) -> tuple[bool, int]:
-    """Sorts single tokens first, by their length to a factor of two: padding then at most doubles the work."""
-    return chunk.num_tokens > 1, 0 if chunk.num_tokens > 1 else chunk.stop.bit_length()
-
-
-def _group_key(chunk: Chunk) -> tuple[bool, int]:
-    return (True, id(chunk)) if chunk.num_tokens > 1 else _kind(chunk)
-
-
-def _slots(chunk: Chunk, block_size: int) -> Iterator[int]:
-    table = chunk.block_table
-    for position in range(chunk.start, chunk.stop):
-        yield table[position // block_size] * block_size + position % block_size
-
-
-def _group(chunks: list[Chunk], starts: dict[Chunk, int], block_size: int, device: torch.device) -> Group:
-    tables = [chunk.block_table[: -(-chunk.stop // block_size)] for chunk in chunks]
-    width = max(map(len, tables))
-    padded = [table + table[-1:] * (width - len(table)) for table in tables]
-    start = starts[chunks[0]]
-    return Group(
-        rows=slice(start, start + sum(chunk.num_tokens for chunk in chunks)),
-        block_tables=torch.tensor(padded, dtype=torch.int64, device=device),
-        lengths=torch.tensor([chunk.stop for chunk in chunks], dtype=torch.int64, device=device),
-        num_queries=chunks[0].num_tokens,
-        max_length=max(chunk.stop for chunk in chunks),
+        positions=tensor(positions),
+        blocks=tensor(blocks),
+        offsets=tensor([position % block_size for position in positions]),
+        copies=tensor([list(pair) for pair in copies]).view(-1, 2).T,
+        block_tables=tensor([table + [0] * (width - len(table)) for table in used], torch.int32).view(len(used), width),
+        query_starts=tensor(starts, torch.int32),
+        lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
+        images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
+        sampled_rows=tensor([stop - 1 for chunk, stop in zip(chunks, starts[1:], strict=True) if chunk.samples]),
     )
 
 
@@ -105,10 +87,4 @@ def _image_rows(chunk: Chunk, row: int) -> Iterator[ImageRows]:
     for image in chunk.sequence.request.prompt.images:
         start, stop = max(chunk.start, image.start), min(chunk.stop, image.stop)
         if start < stop:
-            first_feature = image.first_tile * (image.num_tokens // image.num_tiles)
-            yield ImageRows(
-                request_id=chunk.sequence.id,
-                start=row + start - chunk.start,
-                first=first_feature + start - image.start,
-                count=stop - start,
-            )
+            yield ImageRows(image.digest, row + start - chunk.start, start - image.start, stop - start)

@@ -3,27 +3,32 @@
 A step is `schedule -> batch -> run -> sample -> update`. It is synchronous and belongs to one thread; `service.py`
 brings it to asyncio.
 
-Scheduling, caching and sampling are exact whatever the company. The matrix products are not yet: BLAS sums in another
-order for another number of rows, so logits may differ in their last bits, and a near tie may fall the other way.
+Whatever the company, the chunks, the cache hits and the preemptions, a request's tokens are the same: every kernel
+computes a row by itself, in one order. (`docs/kernels.md` says where that holds; plain torch is exact to the last bits
+only, because BLAS sums in another order for another number of rows.)
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ternvl.config import EngineConfig
-from ternvl.engine import batch, memory
+from ternvl.engine import batch
 from ternvl.engine.block_pool import BlockPool
+from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.runner import Runner
-from ternvl.engine.scheduler import Chunk, Schedule, Scheduler
+from ternvl.engine.schedule import Chunk, Schedule
+from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
-from ternvl.engine.validate import check_config, check_prompt
+from ternvl.engine.settings import resolve
+from ternvl.engine.validate import check_prompt
 from ternvl.errors import EngineError
 from ternvl.model.internvl import InternVL
+from ternvl.model.kv_cache import KVCache
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, derive_seed, sample
 from ternvl.types import FinishReason, Request, TokenOutput
 
@@ -32,15 +37,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The engine at one moment; counts of tokens, steps and preemptions are since its start."""
+    """The engine at one moment; what is counted in tokens, tiles, images, steps and preemptions is since its start."""
 
     num_waiting: int = 0
     num_running: int = 0
     num_blocks: int = 0
     num_free_blocks: int = 0
+    num_cached_blocks: int = 0
+    """Free blocks whose content may still be found by the prefix cache."""
+    num_held_images: int = 0
+    """Images whose features some running request needs."""
     num_steps: int = 0
     num_prompt_tokens: int = 0
+    """Of the prompts that were let in, each time that they were."""
+    num_prefix_hit_tokens: int = 0
+    """Of these, found in the prefix cache."""
+    num_prefill_tokens: int = 0
+    """Computed tokens that brought no further token by themselves."""
     num_generated_tokens: int = 0
+    num_image_lookups: int = 0
+    num_image_hits: int = 0
+    num_encoded_tiles: int = 0
     num_preemptions: int = 0
 
 
@@ -49,25 +66,35 @@ class Engine:
 
     def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
         """`stop_ids` end an answer unless it ignores them. Raises ConfigError for settings that cannot be."""
-        check_config(config)
         weight = model.language_model.lm_head.weight
-        language = model.config.language
-        longest = min(config.max_model_len, language.max_position_embeddings)
-        num_blocks = memory.num_blocks(config, language, longest, dtype=weight.dtype, device=weight.device)
         self.model = model.eval()
-        self.config = replace(config, max_model_len=min(longest, num_blocks * config.block_size))
-        """As given, but `max_model_len` is within what the model and the KV cache hold."""
-        if self.config.max_model_len < longest:
-            logger.warning("The KV cache holds only %d tokens: contexts are limited to it.", self.config.max_model_len)
+        self.config = resolve(config, model.config.language, dtype=weight.dtype, device=weight.device)
+        """As given, with every default decided."""
+        assert self.config.kv_cache_memory is not None
+        block_bytes = KVCache.block_bytes(model.config.language, self.config.block_size, weight.dtype)
+        num_blocks = self.config.kv_cache_memory // block_bytes
         self.stop_ids = frozenset(stop_ids)
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
-        self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size))
+        tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * weight.dtype.itemsize
+        images = ImageCache(config.image_cache_memory, tile_bytes)
+        self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size), images)
         self._sequences: dict[str, EngineSequence] = {}
-        self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self._num_added = self._num_steps = self._num_generated_tokens = 0
+        self._num_prefill_tokens = self._num_encoded_tiles = 0
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Memory of the KV cache."""
+        return self.runner.cache.num_bytes
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.scheduler.pool.num_blocks * self.config.block_size
 
     @property
     def is_full(self) -> bool:
@@ -86,18 +113,20 @@ class Engine:
             seed=derive_seed(self.config.seed, self._num_added) if seed is None else seed,
             stop_ids=self.stop_ids,
             max_model_len=self.config.max_model_len,
+            block_size=self.config.block_size,
+            sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
         )
         self.scheduler.add(sequence)
         self._sequences[request.id] = sequence
         self._num_added += 1
-        self._num_prompt_tokens += request.prompt.num_tokens
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free all it holds, at once. One that is unknown or has ended is none of our business."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self.scheduler.finish(sequence, FinishReason.ABORT)
-            self._forget(sequence)
+            del self._sequences[request_id]
+            self.runner.retain(self.scheduler.images.digests)
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
@@ -109,23 +138,30 @@ class Engine:
         except Exception as error:
             raise self._drop(_affected(schedule, error), error) from error
         self.scheduler.update(schedule, [each.token_id for each in drawn])
-        self._num_steps += 1
+        self.runner.retain(self.scheduler.images.digests)
+        self._count(schedule)
         return [self._output(chunk.sequence, each) for chunk, each in zip(schedule.sampling, drawn, strict=True)]
 
     def _run(self, schedule: Schedule) -> list[Drawn]:
-        self.runner.encode(schedule)
+        self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         logits = self.runner.run(inputs)
         return sample(logits, [_draw(chunk.sequence) for chunk in schedule.sampling])
 
+    def _count(self, schedule: Schedule) -> None:
+        self._num_steps += 1
+        self._num_encoded_tiles += sum(work.count for work in schedule.tiles)
+        self._num_prefill_tokens += sum(chunk.num_tokens for chunk in schedule.chunks if not _decodes(chunk))
+
     def _output(self, sequence: EngineSequence, drawn: Drawn) -> TokenOutput:
         if sequence.finish_reason:
-            self._forget(sequence)
+            del self._sequences[sequence.id]
+        num_cached = sequence.num_cached_tokens or 0
         if sequence.finish_reason is FinishReason.STOP:
-            return TokenOutput(sequence.id, (), FinishReason.STOP)
+            return TokenOutput(sequence.id, (), FinishReason.STOP, num_cached_tokens=num_cached)
         self._num_generated_tokens += 1
         logprobs = () if drawn.logprobs is None else (drawn.logprobs,)
-        return TokenOutput(sequence.id, (drawn.token_id,), sequence.finish_reason, logprobs)
+        return TokenOutput(sequence.id, (drawn.token_id,), sequence.finish_reason, logprobs, num_cached)
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)
@@ -134,20 +170,24 @@ class Engine:
             self.abort(request_id)
         return EngineError("The engine failed while it worked on this request.", request_ids=ids)
 
-    def _forget(self, sequence: EngineSequence) -> None:
-        del self._sequences[sequence.id]
-        self.runner.release(sequence.id)
-
     def stats(self) -> EngineStats:
         """The engine now; may be asked from any thread."""
+        pool, images = self.scheduler.pool, self.scheduler.images
         return EngineStats(
             num_waiting=len(self.scheduler.waiting),
             num_running=len(self.scheduler.running),
-            num_blocks=self.scheduler.pool.num_blocks,
-            num_free_blocks=self.scheduler.pool.num_free,
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free,
+            num_cached_blocks=pool.num_cached,
+            num_held_images=images.num_held,
             num_steps=self._num_steps,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_prompt_tokens=self.scheduler.num_prompt_tokens,
+            num_prefix_hit_tokens=self.scheduler.num_prefix_hit_tokens,
+            num_prefill_tokens=self._num_prefill_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            num_image_lookups=images.num_lookups,
+            num_image_hits=images.num_hits,
+            num_encoded_tiles=self._num_encoded_tiles,
             num_preemptions=self.scheduler.num_preemptions,
         )
 
@@ -156,12 +196,17 @@ class Engine:
         self.scheduler.check_integrity()
         alive = {sequence.id for sequence in self.scheduler.waiting + self.scheduler.running}
         assert alive == self._sequences.keys()
-        assert self.runner.request_ids <= alive
+        assert self.runner.image_digests <= self.scheduler.images.digests
 
 
 def _draw(sequence: EngineSequence) -> Draw:
     request = sequence.request
     return Draw(request.params, sequence.seed, request.prompt.token_ids, sequence.output_ids, sequence.stop_ids)
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Whether a chunk computes nothing but the token that was drawn last."""
+    return chunk.num_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens
 
 
 def _affected(schedule: Schedule, error: Exception) -> list[Chunk]:

@@ -5,11 +5,14 @@ Shapes: N tiles, M tokens a tile, C hidden size, S sequences that get a token, V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
 import torch
 from torch import Tensor
 
 from ternvl.engine.batch import Batch
-from ternvl.engine.scheduler import Chunk, Schedule
+from ternvl.engine.schedule import TileWork
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache, PagedAttention
 
@@ -22,43 +25,47 @@ class Runner:
         weight = model.language_model.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.cache = KVCache(model.config.language, num_blocks, block_size, dtype=self.dtype, device=self.device)
-        self._features: dict[str, Tensor] = {}  # by request: [N, M, C], rows filled as tiles are encoded
+        self._features: dict[bytes, Tensor] = {}  # by image: [N, M, C], rows filled as tiles are encoded
 
     @property
-    def request_ids(self) -> set[str]:
-        """Requests whose features are kept."""
+    def image_digests(self) -> set[bytes]:
+        """Images whose features are kept."""
         return set(self._features)
 
-    def encode(self, schedule: Schedule) -> None:
-        """Encode the tiles of a schedule, those of all sequences together, and keep their features."""
-        chunks = [chunk for chunk in schedule.chunks if chunk.num_tiles]
-        if not chunks:
+    def encode(self, work: Sequence[TileWork]) -> None:
+        """Encode tiles, those of all images together, and keep their features."""
+        if not work:
             return
-        pixels = torch.cat([_tiles(chunk) for chunk in chunks]).to(self.device)
-        features = torch.split(self.model.encode_tiles(pixels), [chunk.num_tiles for chunk in chunks])
-        for chunk, rows in zip(chunks, features, strict=True):
-            sequence = chunk.sequence
-            kept = self._features.setdefault(sequence.id, rows.new_empty(sequence.num_tiles, *rows.shape[1:]))
-            kept[chunk.first_tile : chunk.first_tile + chunk.num_tiles] = rows
+        pixels = torch.cat([_pixels(each) for each in work]).to(self.device)
+        features = torch.split(self.model.encode_tiles(pixels), [each.count for each in work])
+        for each, rows in zip(work, features, strict=True):
+            empty = rows.new_empty(each.image.num_tiles, *rows.shape[1:])
+            kept = self._features.setdefault(each.image.digest, empty)
+            kept[each.first : each.first + each.count] = rows
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [S, V] in float32 of the rows that are sampled."""
-        self.cache.clear(batch.new_blocks)
+        if batch.copies.numel():
+            self.cache.copy(*batch.copies)
         embeddings = self.model.embed(batch.token_ids)
         for rows in batch.images:
-            features = self._features[rows.request_id].flatten(0, 1)
+            features = self._features[rows.digest].flatten(0, 1)
             embeddings[rows.start : rows.start + rows.count] = features[rows.first : rows.first + rows.count]
         if len(embeddings):
-            attention = PagedAttention(self.cache, batch.slots, batch.groups)
+            attention = PagedAttention(
+                self.cache, batch.blocks, batch.offsets, batch.block_tables, batch.query_starts, batch.lengths
+            )
             embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
         return self.model.logits(embeddings[batch.sampled_rows])
 
-    def release(self, request_id: str) -> None:
-        """Forget a request's features."""
-        self._features.pop(request_id, None)
+    def retain(self, digests: AbstractSet[bytes]) -> None:
+        """Forget the features of all other images."""
+        for digest in self._features.keys() - digests:
+            del self._features[digest]
 
 
-def _tiles(chunk: Chunk) -> Tensor:
-    pixels = chunk.sequence.request.prompt.pixel_values
+def _pixels(work: TileWork) -> Tensor:
+    pixels = work.sequence.request.prompt.pixel_values
     assert pixels is not None
-    return pixels[chunk.first_tile : chunk.first_tile + chunk.num_tiles]
+    first = work.image.first_tile + work.first
+    return pixels[first : first + work.count]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from ternvl.types import FinishReason, Request
+from ternvl.engine.block_keys import BlockKeys
+from ternvl.types import FinishReason, ImageSpan, Request
 
 
 class Status(Enum):
@@ -24,22 +25,34 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "block_keys",
         "block_table",
         "finish_reason",
+        "held_images",
         "max_num_tokens",
+        "num_cached_tokens",
         "num_computed",
-        "num_encoded_tiles",
         "request",
         "seed",
+        "sibling",
         "status",
         "stop_ids",
         "token_ids",
     )
 
     def __init__(
-        self, request: Request, *, arrival: int, seed: int, stop_ids: frozenset[int], max_model_len: int
+        self,
+        request: Request,
+        *,
+        arrival: int,
+        seed: int,
+        stop_ids: frozenset[int],
+        max_model_len: int,
+        block_size: int,
+        sibling: Sequence | None = None,
     ) -> None:
-        """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added."""
+        """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
+        `sibling` computes the same prompt, and this sequence goes on from its blocks."""
         params = request.params
         self.request = request
         self.arrival = arrival
@@ -48,8 +61,13 @@ class Sequence:
         self.max_num_tokens = min(max_model_len, request.prompt.num_tokens + (params.max_tokens or max_model_len))
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = 0
-        self.num_encoded_tiles = 0
+        self.num_cached_tokens: int | None = None
+        """Tokens that were in the cache when the sequence first ran; None before."""
         self.block_table: list[int] = []
+        self.block_keys = BlockKeys(request, block_size)
+        self.sibling = sibling
+        self.held_images: list[ImageSpan] = []
+        """Images whose features are kept for it: those that it has not computed past."""
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
 
@@ -79,16 +97,18 @@ class Sequence:
         return self.token_ids[self.request.prompt.num_tokens :]
 
     @property
-    def num_tiles(self) -> int:
-        return sum(image.num_tiles for image in self.request.prompt.images)
+    def has_computed_prompt(self) -> bool:
+        return self.num_computed >= self.request.prompt.num_tokens
 
-    def num_ready(self, num_encoded_tiles: int) -> int:
-        """How many leading tokens have their embeddings once that many tiles are encoded."""
-        for image in self.request.prompt.images:
-            encoded = num_encoded_tiles - image.first_tile
-            if encoded < image.num_tiles:
-                return image.start + max(0, encoded) * (image.num_tokens // image.num_tiles)
-        return self.num_tokens
+    @property
+    def waits_for_sibling(self) -> bool:
+        """Whether a sibling will bring the prompt's keys and values, and has not yet."""
+        sibling = self.sibling
+        return sibling is not None and sibling.status is not Status.FINISHED and not sibling.has_computed_prompt
+
+    def images_after(self, position: int) -> list[ImageSpan]:
+        """Images with tokens at or after a position."""
+        return [image for image in self.request.prompt.images if image.stop > position]
 
     def append(self, token_id: int) -> None:
         """Take a drawn token; sets `finish_reason` where it is the end. A token that stops is not kept."""

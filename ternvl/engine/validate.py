@@ -6,20 +6,32 @@ from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import ConfigError, ContextLengthError, RequestError
 from ternvl.types import Prompt
 
-_INTEGERS = (
-    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "block_size"),
-    *("max_queue", "seed"),
-)
+_AT_LEAST = {
+    "max_model_len": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "max_num_batched_tiles": 1,
+    "block_size": 1,
+    "kv_cache_memory": 1,
+    "image_cache_memory": 0,
+    "max_queue": 1,
+    "seed": None,
+}
+_OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
 
 
 def check_config(config: EngineConfig) -> None:
     """Raises ConfigError for a setting with which nothing could ever run."""
-    for name in _INTEGERS:
+    for name, least in _AT_LEAST.items():
         value = getattr(config, name)
+        if value is None and name in _OPTIONAL:
+            continue
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
-        if name != "seed" and value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1.")
+        if least is not None and value < least:
+            raise ConfigError(f"{name} is {value}, but must be at least {least}.")
+    if not isinstance(config.enable_prefix_caching, bool):
+        raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
 
 
 def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+from typing import Any
 
 import pytest
 import torch
 
 from ternvl.config import EngineConfig
+from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import ConfigError, ContextLengthError, EngineError, OverloadedError, RequestError
 from ternvl.model.internvl import InternVL
@@ -68,12 +71,51 @@ def test_prompts_that_cannot_be(model: InternVL, prompt: Prompt, message: str) -
     assert not engine.has_work
 
 
-@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "max_num_batched_tiles", "max_queue"])
-def test_settings_that_cannot_be(model: InternVL, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is 0"):
-        make_engine(model, **{name: 0})
-    with pytest.raises(ConfigError, match="one block"):
-        make_engine(model, num_blocks=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs is 0, but must be at least 1"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is 0, but must be at least 1"),
+        ({"max_num_batched_tiles": 0}, "max_num_batched_tiles is 0, but must be at least 1"),
+        ({"max_queue": 0}, "max_queue is 0, but must be at least 1"),
+        ({"block_size": 0}, "block_size is 0, but must be at least 1"),
+        ({"kv_cache_memory": 0}, "kv_cache_memory is 0, but must be at least 1"),
+        ({"kv_cache_memory": "1G"}, "kv_cache_memory is '1G', but must be a whole number"),
+        ({"image_cache_memory": -1}, "image_cache_memory is -1, but must be at least 0"),
+        ({"enable_prefix_caching": 1}, "enable_prefix_caching is 1, but must be True or False"),
+        (
+            {"max_num_batched_tokens": 15, "max_num_seqs": 2},
+            "max_num_batched_tokens is 15, but must be at least block_size, which is 16: "
+            "raise --max-num-batched-tokens or lower --block-size",
+        ),
+        (
+            {"max_num_batched_tokens": 20, "max_num_seqs": 21},
+            "max_num_batched_tokens is 20, but must be at least max_num_seqs, which is 21: "
+            "raise --max-num-batched-tokens or lower --max-num-seqs",
+        ),
+        (
+            {"kv_cache_memory": 100_000, "max_model_len": 500},
+            "kv_cache_memory is 100000 bytes and holds 384 tokens, but max_model_len is 500, which takes 131072 bytes: "
+            "raise --kv-cache-memory or lower --max-model-len",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(model: InternVL, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Engine(model, EngineConfig(**options), stop_ids=STOP_IDS)
+
+
+def test_a_context_beyond_memory_is_refused(model: InternVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ternvl.engine.settings.free_memory", lambda _: 100_000)
+    with pytest.raises(ConfigError, match="512 tokens takes 131072 bytes of KV cache, but only 100000 bytes are free"):
+        Engine(model, EngineConfig(), stop_ids=STOP_IDS)
+    assert Engine(model, EngineConfig(max_model_len=300), stop_ids=STOP_IDS).kv_cache_tokens == 304
+
+
+def test_a_context_beyond_the_models_is_cut_with_a_warning(model: InternVL, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(model, EngineConfig(max_model_len=513), stop_ids=STOP_IDS)
+    assert engine.config.max_model_len == 512
+    assert "max_model_len is 513, but the model knows 512 positions" in caplog.text
 
 
 def test_abort_frees_at_once(model: InternVL) -> None:

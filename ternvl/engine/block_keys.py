@@ -1,0 +1,48 @@
+"""Names of what a block of the KV cache holds, so that equal content is computed once.
+
+A block's key hashes its parent's key, its tokens and the images that stand in it; the first parent hashes the cache
+salt. A key therefore stands for the whole prefix up to its block's end: two images of equal size, or two tenants with
+different salts, never share a block, and nobody can make two prefixes collide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+from ternvl.types import ImageSpan, Request
+
+
+class BlockKeys:
+    """The keys of one sequence's full blocks, made as its tokens come."""
+
+    def __init__(self, request: Request, block_size: int) -> None:
+        """`block_size` is in tokens."""
+        self._images = request.prompt.images
+        self._block_size = block_size
+        self._root = hashlib.sha256(b"ternvl prefix\0" + request.cache_salt.encode()).digest()
+        self._keys: list[bytes] = []
+
+    def first(self, count: int, token_ids: Sequence[int]) -> list[bytes]:
+        """Keys of the first `count` blocks; `token_ids` are the sequence's, at least that many blocks of them."""
+        while len(self._keys) < count:
+            start = len(self._keys) * self._block_size
+            tokens = token_ids[start : start + self._block_size]
+            assert len(tokens) == self._block_size
+            self._keys.append(self._key(start, tokens))
+        return self._keys[:count]
+
+    def _key(self, start: int, tokens: Sequence[int]) -> bytes:
+        stop = start + len(tokens)
+        digest = hashlib.sha256(self._keys[-1] if self._keys else self._root)
+        digest.update(array("q", tokens).tobytes())
+        for image in self._images:
+            if image.start < stop and image.stop > start:
+                digest.update(_identity(image, start))
+        return digest.digest()
+
+
+def _identity(image: ImageSpan, start: int) -> bytes:
+    """Which image, and where it stands relative to a block's start: of fixed length, so that nothing is ambiguous."""
+    return image.digest + (image.start - start).to_bytes(8, "big", signed=True)

@@ -1,0 +1,213 @@
+"""Random schedules against a model of the memory: what a step reads is what its sequence wrote, whatever was shared,
+copied, evicted, preempted or aborted in between.
+
+Each slot of the simulated cache holds a hash of the whole prefix up to its token. Before a chunk is computed, every
+position before it must hold its prefix; images must be encoded before their tokens are computed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ternvl.config import EngineConfig
+from ternvl.engine.block_pool import BlockPool
+from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.schedule import Chunk, Schedule
+from ternvl.engine.scheduler import Scheduler
+from ternvl.engine.sequence import Sequence, Status
+from ternvl.types import ImageSpan, Prompt, Request, SamplingParams
+
+STOP = 99
+TOKENS_PER_TILE = 3
+NUM_EXAMPLES = int(os.environ.get("TERNVL_SCHEDULES", "2000"))
+
+
+@dataclass
+class World:
+    """A scheduler, and what its steps would have done to a device."""
+
+    scheduler: Scheduler
+    memory: dict[tuple[int, int], object] = field(default_factory=dict)
+    encoded: dict[bytes, int] = field(default_factory=dict)
+    sequences: list[Sequence] = field(default_factory=list)
+    prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
+    num_steps: int = 0
+
+    def add(self, request: Request, sibling: Sequence | None = None) -> None:
+        config = self.scheduler.config
+        sequence = Sequence(
+            request,
+            arrival=len(self.sequences),
+            seed=0,
+            stop_ids=frozenset({STOP}),
+            max_model_len=config.max_model_len,
+            block_size=config.block_size,
+            sibling=sibling,
+        )
+        self.sequences.append(sequence)
+        self.prefixes[sequence] = Prefixes(sequence)
+        self.scheduler.add(sequence)
+
+    def step(self) -> None:
+        schedule = self.scheduler.schedule()
+        self._check_budgets(schedule)
+        for chunk in schedule.chunks:
+            if chunk.reuse.copied_block is not None:
+                for offset in range(self.scheduler.config.block_size):
+                    source = self.memory.get((chunk.reuse.copied_block, offset))
+                    self.memory[chunk.new_blocks[0], offset] = source
+        for work in schedule.tiles:
+            assert self.encoded.get(work.image.digest, 0) == work.first, "tiles are encoded twice, or out of order"
+            self.encoded[work.image.digest] = work.first + work.count
+        for chunk in schedule.chunks:
+            self._compute(chunk)
+        self.scheduler.update(schedule, [self._draw(chunk) for chunk in schedule.sampling])
+        self.num_steps += 1
+        self._clean_up()
+
+    def abort(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        self.encoded = {k: n for k, n in self.encoded.items() if k in self.scheduler.images.digests}
+        self.scheduler.check_integrity()
+
+    def _check_budgets(self, schedule: Schedule) -> None:
+        config = self.scheduler.config
+        num_tokens = sum(chunk.num_tokens for chunk in schedule.chunks)
+        num_tiles = sum(work.count for work in schedule.tiles)
+        assert num_tokens <= (config.max_num_batched_tokens or 0)
+        assert num_tiles <= (config.max_num_batched_tiles or 0)
+        assert num_tokens + num_tiles + len(schedule.preempted) > 0, "a step that does nothing"
+
+    def _compute(self, chunk: Chunk) -> None:
+        size = self.scheduler.config.block_size
+        prefixes = self.prefixes[chunk.sequence].all()
+
+        def slot(position: int) -> tuple[int, int]:
+            return chunk.block_table[position // size], position % size
+
+        for position in range(chunk.start):
+            assert self.memory[slot(position)] == prefixes[position], "a position holds another prefix"
+        for image in chunk.sequence.request.prompt.images:
+            needed = min(chunk.stop, image.stop) - image.start
+            if chunk.num_tokens and chunk.start < image.stop and needed > 0:
+                assert self.encoded[image.digest] * TOKENS_PER_TILE >= needed, "a token came before its tile"
+        for position in range(chunk.start, chunk.stop):
+            self.memory[slot(position)] = prefixes[position]
+
+    def _draw(self, chunk: Chunk) -> int:
+        """The same prefix always draws the same token; now and then it is the end."""
+        number = hash((self.prefixes[chunk.sequence].all()[-1], chunk.sequence.request.id.split(".")[-1])) % 23
+        return STOP if number == 0 else number % 4
+
+
+class Prefixes:
+    """For each position of a sequence, a hash of all that its key and value depend on."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.images = {image.start: image.digest for image in sequence.request.prompt.images}
+        self.last = hash(sequence.request.cache_salt)
+        self.known: list[int] = []
+
+    def all(self) -> list[int]:
+        for position in range(len(self.known), self.sequence.num_tokens):
+            self.last = hash((self.last, self.sequence.token_ids[position], self.images.get(position)))
+            self.known.append(self.last)
+        return self.known
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Prompt:
+    """Few tokens and few images, so that prompts often begin alike; texts and images in any order."""
+    ids: list[int] = []
+    images: list[ImageSpan] = []
+    for part in draw(st.lists(st.sampled_from(["text", "same", "image"]), min_size=1, max_size=4)):
+        if part == "image" and len(ids) < 20:
+            digest, num_tiles = draw(st.sampled_from([(b"A", 1), (b"B", 1), (b"C", 3), (b"D", 2)]))
+            first_tile = sum(image.num_tiles for image in images)
+            images.append(ImageSpan(len(ids), num_tiles * TOKENS_PER_TILE, first_tile, num_tiles, digest * 32))
+            ids += [7] * (num_tiles * TOKENS_PER_TILE)
+        elif part == "same":
+            ids += [1, 2, 3, 4, 5, 6]
+        ids += draw(st.lists(st.integers(0, 3), min_size=1, max_size=5))
+    return Prompt(tuple(ids), tuple(images))
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("step"), st.integers(1, 6), st.none(), st.none()),
+    st.tuples(st.just("abort"), st.integers(0, 30), st.none(), st.none()),
+    st.tuples(
+        st.just("add"),
+        st.integers(1, 4),  # answers
+        prompts(),
+        st.fixed_dictionaries(
+            {"max_tokens": st.integers(1, 14), "priority": st.integers(0, 1), "salt": st.sampled_from(["", "", "s"])}
+        ),
+    ),
+)
+
+
+@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    events=st.lists(EVENTS, min_size=1, max_size=25),
+    extra_blocks=st.integers(0, 25),
+    block_size=st.sampled_from([1, 2, 4, 5]),
+    max_num_seqs=st.integers(1, 5),
+    tokens=st.integers(5, 40),
+    tiles=st.integers(1, 4),
+    caching=st.booleans(),
+    image_memory=st.integers(0, 6),
+)
+def test_random_schedules(
+    events: list[tuple[str, int, Any, Any]],
+    extra_blocks: int,
+    block_size: int,
+    max_num_seqs: int,
+    tokens: int,
+    tiles: int,
+    caching: bool,
+    image_memory: int,
+) -> None:
+    max_model_len = 60
+    config = EngineConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=tokens,
+        max_num_batched_tiles=tiles,
+        block_size=block_size,
+        enable_prefix_caching=caching,
+        max_queue=1000,
+    )
+    pool = BlockPool(-(-max_model_len // block_size) + extra_blocks, block_size)
+    world = World(Scheduler(config, pool, ImageCache(image_memory, 1)))
+    for kind, number, prompt, options in events:
+        alive = [sequence for sequence in world.sequences if sequence.status is not Status.FINISHED]
+        if kind == "step":
+            for _ in range(number):
+                if world.scheduler.has_work:
+                    world.step()
+        elif kind == "abort" and alive:
+            world.abort(alive[number % len(alive)])
+        elif kind == "add":
+            params = SamplingParams(max_tokens=options["max_tokens"])
+            first = None
+            for answer in range(number):
+                name = f"{len(world.sequences)}.{answer}"
+                world.add(Request(name, prompt, params, options["priority"], options["salt"]), first)
+                first = first or world.sequences[-1]
+    while world.scheduler.has_work:
+        assert world.num_steps < 5_000, "the schedule does not come to an end"
+        world.step()
+    assert pool.num_free == pool.num_blocks
+    assert world.scheduler.images.num_held == 0
+    for sequence in world.sequences:
+        if sequence.finish_reason is not None:
+            assert sequence.num_output_tokens <= (sequence.request.params.max_tokens or 0)
