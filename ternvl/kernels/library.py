@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 from functools import cache
+
 import torch  # also brings the OpenMP library whose threads the kernels share
 
 from ternvl.errors import ConfigError
