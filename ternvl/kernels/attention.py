@@ -1,24 +1,137 @@
-"""Temporary."""
+"""Attention over a paged cache of keys and values: native where it can be, else in plain torch.
+
+The native kernel reads blocks where they lie, and a row's bits follow from its own query and from the keys and values
+up to its position alone: not from its company, chunks, blocks or threads. The arithmetic is told in
+`cpu/attention.cpp`.
+
+Shapes: T tokens, S sequences, H query heads, K key-value heads, G = H / K, D head size, B blocks, W blocks a table
+can hold; one layer's keys [B, K, D, block size], a vector of keys side by side, and values [B, K, block size, D].
+"""
 
 from __future__ import annotations
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from ternvl.kernels.library import library
+from ternvl.kernels.native import Int, Int64, Library, Pointer, Result
 
 
 def paged_attention(
     q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor
 ) -> Tensor:
+    """Attend over the past of each sequence: q [T, H, D] -> [T, H, D].
+
+    Rows query_starts[s] : query_starts[s + 1] of q are the last queries of sequence s, which has lengths[s] positions
+    with them; each sees the positions up to its own. `block_tables` [S, W] names a sequence's blocks, and what follows
+    the last that it needs is not read; `query_starts` is [S + 1], `lengths` [S], all int32. Slots that nothing was
+    written to may hold anything. Raises IndexError where a table names a block that is not there.
+    """
+    loaded = _library_for(q, keys, values)
+    if loaded is None:
+        return paged_attention_reference(q, keys, values, block_tables, query_starts, lengths)
+    return _paged_attention(loaded, q, keys, values, block_tables, query_starts, lengths)
+
+
+def write(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Put k and v [T, K, D] at slots [T], int64; a slot is block * block size + offset.
+
+    Raises IndexError for a slot that is not there.
+    """
+    loaded = _library_for(keys, values, k, v)
+    if loaded is None:
+        write_reference(keys, values, slots, k, v)
+    else:
+        _write(loaded, keys, values, slots, k, v)
+
+
+def paged_attention_reference(
+    q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor
+) -> Tensor:
+    """`paged_attention` in plain torch: one sequence after the other, its past gathered."""
     out = torch.empty_like(q)
-    repeat = q.shape[1] // keys.shape[1]
     starts = query_starts.tolist()
-    for s, length in enumerate(lengths.tolist()):
-        rows = slice(starts[s], starts[s + 1])
-        n = starts[s + 1] - starts[s]
-        table = block_tables[s, : -(-length // keys.shape[-1])].long()
-        k = keys[table].permute(1, 0, 3, 2).flatten(1, 2)[:, :length]  # [K, L, D]
-        v = values[table].permute(1, 0, 2, 3).flatten(1, 2)[:, :length]
-        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
-        scores = q[rows].transpose(0, 1) @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-        mask = torch.arange(length) > torch.arange(length - n, length)[:, None]
-        out[rows] = (scores.masked_fill(mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+    block_size = values.shape[2]
+    for table, start, end, length in zip(block_tables, starts, starts[1:], lengths.tolist(), strict=False):
+        blocks = table[: -(-length // block_size)].long()
+        past_keys = keys[blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :length]  # [K, length, D]
+        past_values = values[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
+        positions = torch.arange(length, device=q.device)
+        is_seen = positions <= positions[length - (end - start) :, None]  # [queries, length]
+        queries = q[start:end].transpose(0, 1)  # [H, queries, D]
+        attended = F.scaled_dot_product_attention(
+            queries[None], past_keys[None], past_values[None], attn_mask=is_seen, enable_gqa=True
+        )
+        out[start:end] = attended[0].transpose(0, 1)
     return out
+
+
+def write_reference(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """`write` in plain torch."""
+    blocks, offsets = slots // values.shape[2], slots % values.shape[2]
+    keys[blocks, :, :, offsets] = k
+    values[blocks, :, offsets] = v
+
+
+def _library_for(*tensors: Tensor) -> Library | None:
+    is_served = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    return library() if is_served else None
+
+
+def _paged_attention(
+    library: Library, q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, starts: Tensor, lengths: Tensor
+) -> Tensor:
+    heads, head_size = q.shape[1:]
+    num_blocks, key_heads, block_size = values.shape[:3]
+    num_sequences, width = block_tables.shape
+    _check_cache(keys, values)
+    assert values.shape[3] == head_size and heads % key_heads == 0
+    assert len(lengths) == num_sequences == len(starts) - 1
+    q, out = _rows(q), torch.empty_like(q, memory_format=torch.contiguous_format)
+    block_tables, starts, lengths = (x.int().contiguous() for x in (block_tables, starts, lengths))
+    function = library.function("ternvl_paged_attention", *PAGED_ATTENTION, result=Result)
+    is_sound = function(
+        *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), block_tables.data_ptr(), width),
+        *(starts.data_ptr(), lengths.data_ptr(), num_sequences, num_blocks, len(q), heads, key_heads, head_size),
+        *(block_size, out.data_ptr(), torch.get_num_threads()),
+    )
+    if not is_sound:
+        raise IndexError(f"a sequence's queries, length or blocks are not within {len(q)} rows and {num_blocks} blocks")
+    return out
+
+
+def _write(library: Library, keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    num_blocks, key_heads, block_size, head_size = values.shape
+    _check_cache(keys, values)
+    assert k.shape == v.shape == (len(slots), key_heads, head_size)
+    k, v, slots = _rows(k), _rows(v), slots.long().contiguous()
+    function = library.function("ternvl_write_kv", *WRITE_KV, result=Result)
+    is_sound = function(
+        *(keys.data_ptr(), values.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+        *(len(slots), num_blocks, key_heads, head_size, block_size, torch.get_num_threads()),
+    )
+    if not is_sound:
+        raise IndexError(f"a slot is not within {num_blocks} blocks of {block_size}")
+
+
+PAGED_ATTENTION = (
+    *(Pointer, Int64, Pointer, Pointer, Pointer, Int64),
+    *(Pointer, Pointer, Int64, Int64, Int64, Int, Int, Int),
+    *(Int, Pointer, Int),
+)
+WRITE_KV = (
+    *(Pointer, Pointer, Pointer, Pointer, Int64, Pointer, Int64),
+    *(Int64, Int64, Int, Int, Int, Int),
+)
+
+
+def _check_cache(keys: Tensor, values: Tensor) -> None:
+    num_blocks, key_heads, block_size, head_size = values.shape
+    assert keys.shape == (num_blocks, key_heads, head_size, block_size)
+    assert keys.is_contiguous() and values.is_contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x [T, heads, D] with each token's heads one after the other; tokens may lie apart."""
+    return x if x[:1].is_contiguous() and x.stride(0) >= x[:1].numel() else x.contiguous()

@@ -1,0 +1,138 @@
+"""Compiles the kernels: `python -m ternvl.kernels.build`.
+
+One source, one library for each instruction set. A library's name holds a digest of all that it is made from, so that
+what is up to date is seen by its name, and another version is never loaded by mistake. No torch is needed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "cpu"
+X86_FLAGS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
+}
+FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
+"""What each instruction set adds, the least one first."""
+# Results are to be the same on every path through a kernel, so the compiler may not contract a * b + c by itself.
+COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti")
+MORE_FLAGS = ("-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
+
+
+class BuildError(Exception):
+    """The kernels cannot be compiled; the message is one line."""
+
+
+@cache
+def digest() -> str:
+    """Of the sources and the flags."""
+    content = hashlib.sha256(repr((FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def folders() -> tuple[Path, Path]:
+    """Where libraries lie: beside the sources, or in the user's cache where that is not writable."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return SOURCES.parent / "_build", Path(cache_home) / "ternvl" / "kernels"
+
+
+def find(isa: str) -> Path | None:
+    """The library of an instruction set, if it is built from these sources."""
+    paths = (folder / f"{isa}-{digest()}.so" for folder in folders())
+    return next((path for path in paths if path.is_file()), None)
+
+
+def build() -> list[str]:
+    """Compile what is not up to date; returns the instruction sets that were. Raises BuildError."""
+    wanted = [isa for isa in FLAGS if find(isa) is None]
+    if not wanted:
+        return []
+    compiler = _compiler()
+    folder = _writable_folder()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {isa: _start(pool, compiler, isa, Path(scratch)) for isa in wanted}
+        for isa, objects in jobs.items():
+            library = Path(scratch) / f"{isa}.so"
+            # Not linked with an OpenMP library: the symbols are those of torch's, so that there is one thread pool.
+            _run([*compiler, "-shared", "-o", str(library), *(job.result() for job in objects)])
+            os.replace(library, folder / f"{isa}-{digest()}.so")
+    _remove_others(folders()[0])
+    return wanted
+
+
+def _start(pool: ThreadPoolExecutor, compiler: Sequence[str], isa: str, scratch: Path) -> list[Future[str]]:
+    return [pool.submit(_compile, compiler, isa, source, scratch) for source in sorted(SOURCES.glob("*.cpp"))]
+
+
+def _compile(compiler: Sequence[str], isa: str, source: Path, scratch: Path) -> str:
+    target = scratch / f"{isa}-{source.stem}.o"
+    _run([*compiler, *COMMON_FLAGS, *MORE_FLAGS, *FLAGS[isa], "-c", str(source), "-o", str(target)])
+    return str(target)
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"{command[0]} failed: {lines[0] if lines else done.returncode}")
+
+
+def _compiler() -> list[str]:
+    """`$CXX`, or the first that is there."""
+    if named := os.environ.get("CXX"):
+        return shlex.split(named)
+    for name in ("g++", "c++", "clang++"):
+        if path := shutil.which(name):
+            return [path]
+    raise BuildError("no C++ compiler was found (g++ or clang++; CXX names another)")
+
+
+def _writable_folder() -> Path:
+    for folder in folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise BuildError(f"neither of {', '.join(map(str, folders()))} can be written to")
+
+
+def _remove_others(folder: Path) -> None:
+    """Libraries of older sources."""
+    for path in folder.glob("*.so"):
+        if digest() not in path.name:
+            path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Build and say so. Without a compiler the torch path serves everything, so that is no failure."""
+    try:
+        built = build()
+    except BuildError as error:
+        print(f"ternvl: no native kernels: {error}; torch computes instead, slower.", file=sys.stderr)
+        return
+    text = f"built for {', '.join(built)}" if built else "up to date"
+    print(f"ternvl: native kernels are {text}.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+// Attention over keys and values in blocks, read where they lie.
+//
+// A row is one query of one head; the G heads that share a key head are rows side by side, so a key is read once for
+// all of them. Softmax runs online over tiles of TILE positions, aligned to absolute positions, and is started anew at
+// every PARTITION positions; partitions are merged in order. A score is one chain of multiply-adds over d, a sum of
+// weighted values one chain over the positions of a tile, a sum of weights one chain in each of LANES lanes. So a
+// row's arithmetic follows from its position alone, and not from how rows are cut into chunks, items and threads.
+// What a row may not see is never multiplied, not by zero either.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int LANES = 16;  // keys side by side; the width of panels of values, too
+constexpr int N = LANES / W;
+constexpr int TILE = 64;
+constexpr int GROUPS = TILE / LANES;
+constexpr int PARTITION = 16 * TILE;
+constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;  // as many rows of N sums as the registers hold
+constexpr int ROWS_OF_ITEM = 96;
+
+struct Problem {
+  const float *q, *keys, *values;
+  float* out;
+  const int32_t *tables, *query_starts, *lengths;
+  int64_t q_stride, table_width, num_sequences, num_blocks, num_tokens;
+  int heads, key_heads, head_size, block_size;
+
+  int group() const { return heads / key_heads; }
+  int width() const { return (head_size + LANES - 1) / LANES * LANES; }  // of a row of sums
+  bool in_place() const { return block_size % LANES == 0 && head_size % LANES == 0; }
+};
+
+// Queries of one sequence that attend over one key head in one go.
+struct Item {
+  const int32_t* table;
+  int64_t first_row;  // of q and out
+  int key_head, num_queries, position;  // of its first query
+
+  int end() const { return position + num_queries; }
+  int num_partitions() const { return (end() + PARTITION - 1) / PARTITION; }
+};
+
+// What online softmax knows of each row: maximum, sum of weights in LANES parts, sums of weighted values.
+struct State {
+  float *max, *weights, *sums;
+
+  static int64_t size(int64_t rows, int width) { return rows * (LANES + LANES + width); }
+
+  State(float* memory, int64_t rows)
+      : max(memory), weights(memory + rows * LANES), sums(memory + rows * 2 * LANES) {}
+
+  void clear(int64_t rows, int width) {
+    std::fill_n(max, rows, -INFINITY);
+    std::fill_n(weights, rows * LANES, 0.0f);
+    std::fill_n(sums, rows * width, 0.0f);
+  }
+};
+
+struct Scratch {
+  float *q, *scores, *factors, *keys, *values;
+  State partial, total;
+
+  static int64_t size(int64_t rows, int d, int width) {
+    return rows * (d + TILE + LANES) + int64_t(TILE) * (d + width) + 2 * State::size(rows, width);
+  }
+
+  Scratch(float* memory, int64_t rows, int d, int width)
+      : q(memory),
+        scores(q + rows * d),
+        factors(scores + rows * TILE),
+        keys(factors + rows * LANES),
+        values(keys + TILE * d),
+        partial(values + TILE * width, rows),
+        total(partial.max + State::size(rows, width), rows) {}
+};
+
+// Keys [D, stride] and values [LANES, width] of each LANES positions.
+struct Tile {
+  const float *keys[GROUPS], *values[GROUPS];
+  int64_t key_stride;
+};
+
+// 2 ** x for x <= 0, exact for whole numbers; the relative error is below 1.5e-7, results below 2 ** -125 are 0.
+inline Vec exp2(Vec x) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2 ** 23: the sum's last bits are the nearest whole number
+  const Vec shifted = x + magic;
+  const Vec f = x - (shifted - magic);
+  Vec y = broadcast(1.5353362e-4f);
+  for (float c : {1.3398875e-3f, 9.6184369e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.9314718e-1f, 1.0f})
+    y = fma(y, f, broadcast(c));
+  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
+  return x < broadcast(-125.0f) ? Vec{} : scaled;
+}
+
+inline float exp2(float x) { return exp2(broadcast(x))[0]; }
+
+// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE].
+template <int R>
+void score(const float* q, int d, const float* keys, int64_t stride, float* scores) {
+  Vec sum[R][N] = {};
+  for (int i = 0; i < d; ++i) {
+    Vec key[N];
+    for (int n = 0; n < N; ++n) key[n] = load(keys + i * stride + n * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec x = broadcast(q[r * d + i]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[r][n] = fma(x, key[n], sum[r][n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(scores + r * TILE + n * W, sum[r][n]);
+}
+
+// R rows' sums of values: rescaled by their factors, then weights [R, TILE] times the first `count` values added.
+template <int R>
+void weigh(const float* weights, const Tile& tile, int count, const float* factors, float* sums, int width) {
+  for (int column = 0; column < width; column += LANES) {
+    Vec sum[R][N];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[r][n] = load(sums + r * width + column + n * W) * factors[r];
+    for (int g = 0; g * LANES < count; ++g) {
+      const float* values = tile.values[g] + column;
+      const float* weight = weights + g * LANES;
+      const int here = std::min(LANES, count - g * LANES);
+      for (int i = 0; i < here; ++i) {
+        Vec value[N];
+        for (int n = 0; n < N; ++n) value[n] = load(values + int64_t(i) * width + n * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec w = broadcast(weight[r * TILE + i]);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) sum[r][n] = fma(w, value[n], sum[r][n]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) store(sums + r * width + column + n * W, sum[r][n]);
+  }
+}
+
+template <int... R>
+constexpr auto scores_of(std::integer_sequence<int, R...>) {
+  return std::array{score<R + 1>...};
+}
+
+template <int... R>
+constexpr auto weighs_of(std::integer_sequence<int, R...>) {
+  return std::array{weigh<R + 1>...};
+}
+
+constexpr auto SCORE = scores_of(std::make_integer_sequence<int, ROWS>());
+constexpr auto WEIGH = weighs_of(std::make_integer_sequence<int, ROWS>());
+
+// Calls work(first, count) for runs of at most ROWS rows, as even as can be.
+template <typename Work>
+void by_rows(int rows, Work work) {
+  for (int done = 0; done < rows;) {
+    const int left = rows - done, runs = (left + ROWS - 1) / ROWS, count = (left + runs - 1) / runs;
+    work(done, count);
+    done += count;
+  }
+}
+
+// A row's first `count` scores become weights; returns the factor for what was summed before.
+float soften(float* scores, int count, float* max, float* weights) {
+  const int vectors = (count + LANES - 1) / LANES * N;
+  std::fill(scores + count, scores + vectors * W, -INFINITY);
+  Vec top = load(scores);
+  for (int i = 1; i < vectors; ++i) {
+    const Vec x = load(scores + i * W);
+    top = x > top ? x : top;
+  }
+  const float before = *max;
+  *max = std::max(before, ::max(top));
+  const float factor = exp2(before - *max);
+  Vec sum[N];
+  for (int n = 0; n < N; ++n) sum[n] = load(weights + n * W) * factor;
+  const Vec offset = broadcast(*max);
+  for (int i = 0; i < vectors; i += N)
+    for (int n = 0; n < N; ++n) {
+      const Vec weight = exp2(load(scores + (i + n) * W) - offset);
+      store(scores + (i + n) * W, weight);
+      sum[n] += weight;
+    }
+  for (int n = 0; n < N; ++n) store(weights + n * W, sum[n]);
+  return factor;
+}
+
+// Where `count` positions from `start` on lie; copied into order where a block does not hold whole vectors.
+Tile locate(const Problem& problem, const Item& item, int start, int count, Scratch& scratch) {
+  Tile tile;
+  const int size = problem.block_size, d = problem.head_size, width = problem.width();
+  tile.key_stride = problem.in_place() ? size : TILE;
+  for (int i = 0; i < count; i += problem.in_place() ? LANES : 1) {
+    const int64_t block = item.table[(start + i) / size], offset = (start + i) % size;
+    const float* keys = problem.keys + (block * problem.key_heads + item.key_head) * d * size + offset;
+    const float* values = problem.values + ((block * problem.key_heads + item.key_head) * size + offset) * d;
+    if (problem.in_place()) {
+      tile.keys[i / LANES] = keys, tile.values[i / LANES] = values;
+      continue;
+    }
+    tile.keys[i / LANES] = scratch.keys + i / LANES * LANES;
+    tile.values[i / LANES] = scratch.values + i / LANES * LANES * width;
+    for (int j = 0; j < d; ++j) scratch.keys[j * TILE + i] = keys[int64_t(j) * size];
+    std::copy_n(values, d, scratch.values + i * width);
+  }
+  return tile;
+}
+
+void attend_tile(const Problem& problem, const Item& item, int start, Scratch& scratch, State& state) {
+  const int group = problem.group(), d = problem.head_size, width = problem.width();
+  const int count = std::min(TILE, item.end() - start);
+  const Tile tile = locate(problem, item, start, count, scratch);
+  for (int g = 0; g * LANES < count; ++g) {
+    const int first = std::max(0, start + g * LANES - item.position);  // the first query that sees one of these keys
+    const float* q = scratch.q + int64_t(first) * group * d;
+    float* scores = scratch.scores + first * group * TILE + g * LANES;
+    by_rows((item.num_queries - first) * group, [&](int row, int rows) {
+      SCORE[rows - 1](q + row * d, d, tile.keys[g], tile.key_stride, scores + row * TILE);
+    });
+  }
+  const auto weigh_rows = [&](int first, int rows, int seen) {
+    by_rows(rows, [&](int row, int some) {
+      row += first;
+      WEIGH[some - 1](
+          scratch.scores + row * TILE, tile, seen, scratch.factors + row, state.sums + row * width, width);
+    });
+  };
+  const auto seen_by = [&](int query) { return std::min(TILE, item.position + query - start + 1); };
+  int query = std::max(0, start - item.position);
+  for (int row = query * group; row < item.num_queries * group; ++row)
+    scratch.factors[row] =
+        soften(scratch.scores + row * TILE, seen_by(row / group), state.max + row, state.weights + row * LANES);
+  for (; query < item.num_queries && seen_by(query) < TILE; ++query)
+    weigh_rows(query * group, group, seen_by(query));
+  weigh_rows(query * group, (item.num_queries - query) * group, TILE);
+}
+
+// The item's queries, one row after the other, in units in which a weight is a power of two.
+void load_queries(const Problem& problem, const Item& item, Scratch& scratch) {
+  const int group = problem.group(), d = problem.head_size;
+  const float scale = 1.4426950408889634 / std::sqrt(double(d));
+  for (int i = 0; i < item.num_queries; ++i) {
+    const float* from = problem.q + (item.first_row + i) * problem.q_stride + int64_t(item.key_head) * group * d;
+    std::transform(from, from + group * d, scratch.q + i * group * d, [&](float x) { return x * scale; });
+  }
+  if (!problem.in_place()) std::fill_n(scratch.values, TILE * problem.width(), 0.0f);
+  if (!problem.in_place()) std::fill_n(scratch.keys, TILE * d, 0.0f);
+}
+
+void attend_partition(const Problem& problem, const Item& item, int partition, Scratch& scratch, State& state) {
+  const int end = std::min((partition + 1) * PARTITION, item.end());
+  state.clear(item.num_queries * problem.group(), problem.width());
+  for (int start = partition * PARTITION; start < end; start += TILE)
+    attend_tile(problem, item, start, scratch, state);
+}
+
+// Adds a partition to the total of those before it.
+void merge(const Problem& problem, const Item& item, int partition, const State& partial, State& total) {
+  const int group = problem.group(), width = problem.width();
+  const auto add = [](float* sum, float factor, const float* more, float factor_of_more, int n) {
+    for (int i = 0; i < n; i += W)
+      store(sum + i, fma(load(more + i), broadcast(factor_of_more), load(sum + i) * factor));
+  };
+  const int first = std::max(0, partition * PARTITION - item.position);
+  for (int row = first * group; row < item.num_queries * group; ++row) {
+    const float max = std::max(total.max[row], partial.max[row]);
+    const float factor = exp2(total.max[row] - max), factor_of_more = exp2(partial.max[row] - max);
+    total.max[row] = max;
+    add(total.weights + row * LANES, factor, partial.weights + row * LANES, factor_of_more, LANES);
+    add(total.sums + row * width, factor, partial.sums + row * width, factor_of_more, width);
+  }
+}
+
+void finish(const Problem& problem, const Item& item, const State& total) {
+  const int group = problem.group(), d = problem.head_size, width = problem.width();
+  for (int row = 0; row < item.num_queries * group; ++row) {
+    Vec weights{};
+    for (int n = 0; n < N; ++n) weights += load(total.weights + row * LANES + n * W);
+    const float weight = sum(weights);
+    const int64_t head = (item.first_row + row / group) * problem.heads + item.key_head * group + row % group;
+    // A zero's sign may tell how rows were cut; adding 0 makes it positive.
+    for (int i = 0; i < d; ++i) problem.out[head * d + i] = total.sums[row * width + i] / weight + 0.0f;
+  }
+}
+
+std::vector<Item> items_of(const Problem& problem) {
+  std::vector<Item> items;
+  const int most = std::max(1, ROWS_OF_ITEM / problem.group());
+  for (int64_t s = 0; s < problem.num_sequences; ++s) {
+    const int64_t start = problem.query_starts[s];
+    const int n = problem.query_starts[s + 1] - start;
+    for (int first = 0; first < n; first += most)
+      for (int head = 0; head < problem.key_heads; ++head)
+        items.push_back({problem.tables + s * problem.table_width, start + first, head, std::min(most, n - first),
+                         problem.lengths[s] - n + first});
+  }
+  return items;
+}
+
+// Whether sequences own all rows of q, and their positions lie in blocks that are there.
+bool is_sound(const Problem& problem) {
+  const int32_t* starts = problem.query_starts;
+  if (starts[0] != 0 || starts[problem.num_sequences] != problem.num_tokens) return false;
+  for (int64_t s = 0; s < problem.num_sequences; ++s) {
+    const int n = starts[s + 1] - starts[s], length = problem.lengths[s];
+    const int64_t used = (int64_t(length) + problem.block_size - 1) / problem.block_size;
+    if (n < 0 || n > length || used > problem.table_width) return false;
+    const int32_t* table = problem.tables + s * problem.table_width;
+    if (!std::all_of(table, table + used, [&](int32_t block) { return block >= 0 && block < problem.num_blocks; }))
+      return false;
+  }
+  return true;
+}
+
+class Memory {
+ public:
+  explicit Memory(int64_t floats) : memory_(new float[floats + LANES]) {}
+
+  float* at(int64_t index) const {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (64 - address % 64) % 64 / sizeof(float) + index;
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+};
+
+
+// Runs work(i, scratch) for i in [0, n) on at most `threads` threads.
+template <typename Work>
+void in_parallel(const Problem& problem, int64_t n, int64_t rows, int threads, Work work) {
+  const int team = std::max<int64_t>(1, std::min<int64_t>(threads, n));
+  const int64_t size = (Scratch::size(rows, problem.head_size, problem.width()) + LANES - 1) / LANES * LANES;
+  const Memory memory(team * size);
+#pragma omp parallel num_threads(team)
+  {
+    Scratch scratch(memory.at(thread_index() * size), rows, problem.head_size, problem.width());
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; ++i) work(i, scratch);
+  }
+}
+
+void attend_items(const Problem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
+  in_parallel(problem, items.size(), rows, threads, [&](int64_t i, Scratch& scratch) {
+    const Item& item = items[i];
+    load_queries(problem, item, scratch);
+    scratch.total.clear(rows, problem.width());
+    for (int partition = 0; partition < item.num_partitions(); ++partition) {
+      attend_partition(problem, item, partition, scratch, scratch.partial);
+      merge(problem, item, partition, scratch.partial, scratch.total);
+    }
+    finish(problem, item, scratch.total);
+  });
+}
+
+// For few items with a long past: their partitions are shared among the threads, and merged in the same order.
+void attend_partitions(const Problem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
+  std::vector<std::pair<const Item*, int>> units;
+  for (const Item& item : items)
+    for (int partition = 0; partition < item.num_partitions(); ++partition) units.push_back({&item, partition});
+  const int64_t size = (State::size(rows, problem.width()) + LANES - 1) / LANES * LANES;
+  const Memory memory(units.size() * size);
+  in_parallel(problem, units.size(), rows, threads, [&](int64_t i, Scratch& scratch) {
+    State state(memory.at(i * size), rows);
+    load_queries(problem, *units[i].first, scratch);
+    attend_partition(problem, *units[i].first, units[i].second, scratch, state);
+  });
+  const Memory total_memory(size);
+  State total(total_memory.at(0), rows);
+  for (size_t i = 0; i < units.size(); ++i) {
+    const auto [item, partition] = units[i];
+    if (partition == 0) total.clear(rows, problem.width());
+    merge(problem, *item, partition, State(memory.at(i * size), rows), total);
+    if (partition + 1 == item->num_partitions()) finish(problem, *item, total);
+  }
+}
+
+}  // namespace
+
+// Returns whether the tables and lengths were sound; nothing is computed where they are not.
+EXPORT bool ternvl_paged_attention(const float* q, int64_t q_stride, const float* keys, const float* values,
+                                   const int32_t* tables, int64_t table_width, const int32_t* query_starts,
+                                   const int32_t* lengths, int64_t num_sequences, int64_t num_blocks, int64_t num_tokens,
+                                   int heads, int key_heads, int head_size, int block_size, float* out,
+                                   int threads) {
+  const Problem problem{q,        keys,        values,        out,        tables,     query_starts, lengths,
+                        q_stride, table_width, num_sequences, num_blocks, num_tokens, heads,        key_heads,
+                        head_size, block_size};
+  if (!is_sound(problem)) return false;
+  const std::vector<Item> items = items_of(problem);
+  int64_t rows = 0, partitions = 0;
+  for (const Item& item : items) {
+    rows = std::max<int64_t>(rows, item.num_queries * problem.group());
+    partitions += item.num_partitions();
+  }
+  const int64_t num_items = items.size();
+  const bool is_split = num_items < threads && num_items < partitions;
+  (is_split ? attend_partitions : attend_items)(problem, items, rows, threads);
+  return true;
+}
+
+// Puts k and v [T, K, D] at slots [T]. Returns whether all slots are there; nothing is written where they are not.
+EXPORT bool ternvl_write_kv(float* keys, float* values, const int64_t* slots, const float* k, int64_t k_stride,
+                            const float* v, int64_t v_stride, int64_t num_tokens, int64_t num_blocks, int key_heads,
+                            int head_size, int block_size, int threads) {
+  const int64_t num_slots = num_blocks * block_size, size = int64_t(block_size) * head_size;
+  if (!std::all_of(slots, slots + num_tokens, [&](int64_t slot) { return slot >= 0 && slot < num_slots; }))
+    return false;
+  const int team = num_tokens < 64 ? 1 : threads;
+#pragma omp parallel for num_threads(team)
+  for (int64_t t = 0; t < num_tokens; ++t)
+    for (int head = 0; head < key_heads; ++head) {
+      const int64_t block = (slots[t] / block_size * key_heads + head) * size, offset = slots[t] % block_size;
+      const float* key = k + t * k_stride + int64_t(head) * head_size;
+      for (int i = 0; i < head_size; ++i) keys[block + int64_t(i) * block_size + offset] = key[i];
+      std::copy_n(v + t * v_stride + int64_t(head) * head_size, head_size, values + block + offset * head_size);
+    }
+  return true;
+}

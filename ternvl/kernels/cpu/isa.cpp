@@ -1,0 +1,14 @@
+// Which instruction set this CPU, and its operating system, can run: what the loader asks of the portable library.
+#include "simd.h"
+
+EXPORT const char* ternvl_best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
+#else
+  return "portable";
+#endif
+}

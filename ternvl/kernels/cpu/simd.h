@@ -1,0 +1,95 @@
+// Vectors of W floats, so that one source is right for every instruction set that it is compiled for.
+//
+// Multiply-adds are explicit (`fma`) and the compiler may not contract others (-ffp-contract=off), so an element is
+// one and the same chain of roundings in whatever kernel, tile or tail it is computed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+#if defined(__AVX512F__)
+#define TERNVL_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define TERNVL_VECTOR_BYTES 32
+#else
+#define TERNVL_VECTOR_BYTES 16
+#endif
+
+namespace {
+
+constexpr int W = TERNVL_VECTOR_BYTES / 4;
+
+typedef float Vec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
+typedef uint32_t UVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
+typedef uint16_t HalfVec __attribute__((vector_size(TERNVL_VECTOR_BYTES / 2), aligned(2)));
+typedef float UnalignedVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(4), may_alias));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+
+inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+
+inline Vec broadcast(float value) { return Vec{} + value; }
+
+// bfloat16 is the upper half of a float32: widening is exact.
+inline Vec load(const uint16_t* from) {
+  HalfVec bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, UVec) << 16);
+}
+
+// a * b + c, rounded once where the instruction set has it and else twice, the same in every lane.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// The sum of the lanes, halves first: a fixed tree.
+inline float sum(Vec value) {
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) value[i] += value[i + half];
+  return value[0];
+}
+
+inline float max(Vec value) {
+  float best = value[0];
+  for (int i = 1; i < W; ++i) best = value[i] > best ? value[i] : best;
+  return best;
+}
+
+inline int thread_index() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+inline int team_size() {
+#if defined(_OPENMP)
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace

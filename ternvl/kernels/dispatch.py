@@ -1,0 +1,25 @@
+"""The one place that picks between a kernel and its reference. Signatures are those of `reference.py`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ternvl.kernels import native, reference
+from ternvl.kernels.library import library
+
+
+def available() -> bool:
+    """Whether the compiled kernels serve. Raises ConfigError for an environment variable that cannot be."""
+    return library() is not None
+
+
+def pack(weight: Tensor) -> Tensor:
+    """weight [N, K], float32 or bfloat16 -> panels of the same type."""
+    loaded = library()
+    return reference.pack(weight) if loaded is None else native.pack(loaded, weight)
+
+
+def linear(x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] and bias [N] float32, panels of `n` outputs -> [M, N] float32."""
+    loaded = library()
+    return reference.linear(x, panels, n, bias) if loaded is None else native.linear(loaded, x, panels, n, bias)
