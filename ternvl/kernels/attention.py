@@ -10,12 +10,14 @@ can hold; one layer's keys [B, K, D, block size], a vector of keys side by side,
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ternvl.kernels.library import library
-from ternvl.kernels.native import Int, Int64, Library, Pointer, Result
+from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 
 def paged_attention(
@@ -90,7 +92,7 @@ def _paged_attention(
     assert len(lengths) == num_sequences == len(starts) - 1
     q, out = _rows(q), torch.empty_like(q, memory_format=torch.contiguous_format)
     block_tables, starts, lengths = (x.int().contiguous() for x in (block_tables, starts, lengths))
-    function = library.function("ternvl_paged_attention", *PAGED_ATTENTION, result=Result)
+    function = library.function("ternvl_paged_attention", *PAGED_ATTENTION, result=ctypes.c_bool)
     is_sound = function(
         *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), block_tables.data_ptr(), width),
         *(starts.data_ptr(), lengths.data_ptr(), num_sequences, num_blocks, len(q), heads, key_heads, head_size),
@@ -106,7 +108,7 @@ def _write(library: Library, keys: Tensor, values: Tensor, slots: Tensor, k: Ten
     _check_cache(keys, values)
     assert k.shape == v.shape == (len(slots), key_heads, head_size)
     k, v, slots = _rows(k), _rows(v), slots.long().contiguous()
-    function = library.function("ternvl_write_kv", *WRITE_KV, result=Result)
+    function = library.function("ternvl_write_kv", *WRITE_KV, result=ctypes.c_bool)
     is_sound = function(
         *(keys.data_ptr(), values.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
         *(len(slots), num_blocks, key_heads, head_size, block_size, torch.get_num_threads()),
