@@ -34,10 +34,8 @@ class Batch:
     """[T]"""
     positions: Tensor
     """[T], within each token's own sequence."""
-    blocks: Tensor
-    """[T], where each token's key and value go,"""
-    offsets: Tensor
-    """[T], and at which place in the block."""
+    slots: Tensor
+    """[T], where each token's key and value go: block * block size + offset."""
     copies: Tensor
     """[2, n]: blocks to copy from and to before anything is computed."""
     block_tables: Tensor
@@ -57,8 +55,6 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
     starts = [0]
     for chunk in chunks:
         starts.append(starts[-1] + chunk.num_tokens)
-    positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
-    blocks = [chunk.block_table[i // block_size] for chunk in chunks for i in range(chunk.start, chunk.stop)]
     copies = [
         (chunk.reuse.copied_block, chunk.new_blocks[0]) for chunk in chunks if chunk.reuse.copied_block is not None
     ]
@@ -70,9 +66,8 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
 
     return Batch(
         token_ids=tensor([i for chunk in chunks for i in chunk.sequence.token_ids[chunk.start : chunk.stop]]),
-        positions=tensor(positions),
-        blocks=tensor(blocks),
-        offsets=tensor([position % block_size for position in positions]),
+        positions=tensor([position for chunk in chunks for position in range(chunk.start, chunk.stop)]),
+        slots=tensor([slot for chunk in chunks for slot in _slots(chunk, block_size)]),
         copies=tensor([list(pair) for pair in copies]).view(-1, 2).T,
         block_tables=tensor([table + [0] * (width - len(table)) for table in used], torch.int32).view(len(used), width),
         query_starts=tensor(starts, torch.int32),
@@ -80,6 +75,11 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
         sampled_rows=tensor([stop - 1 for chunk, stop in zip(chunks, starts[1:], strict=True) if chunk.samples]),
     )
+
+
+def _slots(chunk: Chunk, block_size: int) -> Iterator[int]:
+    for position in range(chunk.start, chunk.stop):
+        yield chunk.block_table[position // block_size] * block_size + position % block_size
 
 
 def _image_rows(chunk: Chunk, row: int) -> Iterator[ImageRows]:

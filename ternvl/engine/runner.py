@@ -52,9 +52,7 @@ class Runner:
             features = self._features[rows.digest].flatten(0, 1)
             embeddings[rows.start : rows.start + rows.count] = features[rows.first : rows.first + rows.count]
         if len(embeddings):
-            attention = PagedAttention(
-                self.cache, batch.blocks, batch.offsets, batch.block_tables, batch.query_starts, batch.lengths
-            )
+            attention = PagedAttention(self.cache, batch.slots, batch.block_tables, batch.query_starts, batch.lengths)
             embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
         return self.model.logits(embeddings[batch.sampled_rows])
 

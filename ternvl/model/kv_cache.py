@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ternvl.config import LanguageConfig
 from ternvl.errors import ConfigError
-from ternvl.kernels.attention import paged_attention
+from ternvl.kernels.attention import paged_attention, write
 
 
 class KVCache:
@@ -46,21 +46,14 @@ class KVCache:
         self.keys[:, targets] = self.keys[:, sources]
         self.values[:, targets] = self.values[:, sources]
 
-    def write(self, layer: int, blocks: Tensor, offsets: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put k and v [T, K, D] at offsets [T] of blocks [T]."""
-        self.keys[layer][blocks, :, :, offsets] = k
-        self.values[layer][blocks, :, offsets] = v
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedAttention:
     """An `Attention` for one step: writes the step's keys and values into the cache, then attends over it in place."""
 
     cache: KVCache
-    blocks: Tensor
-    """[T], where each token's key and value go,"""
-    offsets: Tensor
-    """[T], and at which place in the block."""
+    slots: Tensor
+    """[T], where each token's key and value go: block * block size + offset."""
     block_tables: Tensor
     """[S, W] int32, padded with anything."""
     query_starts: Tensor
@@ -70,6 +63,6 @@ class PagedAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
-        self.cache.write(layer, self.blocks, self.offsets, k, v)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
+        write(keys, values, self.slots, k, v)
         return paged_attention(q, keys, values, self.block_tables, self.query_starts, self.lengths)

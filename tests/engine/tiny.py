@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ def image_prompt(rng: random.Random, tiles: Iterable[int], *, gap: int = 3, conf
     return Prompt(tuple(ids), tuple(spans), torch.cat(pixels) if pixels else None)
 
 
-def make_engine(model: InternVL, *, num_blocks: int = 200, block_size: int = 4, **options: int) -> Engine:
+def make_engine(model: InternVL, *, num_blocks: int = 200, block_size: int = 4, **options: Any) -> Engine:
     """An engine whose context is what its blocks hold, or what the model knows, unless it is given."""
     weight = model.language_model.lm_head.weight
     memory = num_blocks * KVCache.block_bytes(model.config.language, block_size, weight.dtype)

@@ -56,7 +56,13 @@ class Sequences:
 
     @classmethod
     def random(
-        cls, lengths: list[int], heads: int = 14, key_heads: int = 2, size: int = 64, block_size: int = 16, seed: int = 0
+        cls,
+        lengths: list[int],
+        heads: int = 14,
+        key_heads: int = 2,
+        size: int = 64,
+        block_size: int = 16,
+        seed: int = 0,
     ) -> Sequences:
         generator = torch.Generator().manual_seed(seed)
 
@@ -236,9 +242,7 @@ def test_rows_may_lie_apart(any_path: str) -> None:
 def test_an_empty_batch_and_a_sequence_without_queries(any_path: str) -> None:
     batch = Sequences.random([20, 30], heads=4)
     empty = torch.zeros(1, dtype=torch.int32)
-    nothing = attention.paged_attention(
-        batch.qs[0][:0], batch.keys, batch.values, batch.tables[:0], empty, empty[:0]
-    )
+    nothing = attention.paged_attention(batch.qs[0][:0], batch.keys, batch.values, batch.tables[:0], empty, empty[:0])
     assert nothing.shape == (0, 4, 64)
     idle, busy = batch.attend([(0, 20, 20), (1, 3, 30)])
     assert len(idle) == 0
