@@ -51,8 +51,8 @@ class ContextLengthError(RequestError):
     def __init__(self, *, num_text_tokens: int, num_image_tokens: int, max_model_len: int) -> None:
         total = num_text_tokens + num_image_tokens
         super().__init__(
-            f"The prompt has {total} tokens ({num_text_tokens} of text, {num_image_tokens} of images) and at least "
-            f"1 is needed for the answer, but the context holds {max_model_len}.",
+            f"The prompt has {total} tokens ({num_text_tokens} of text, {num_image_tokens} of images), but the context "
+            f"holds {max_model_len}.",
             param="messages",
             code="context_length_exceeded",
         )

@@ -30,7 +30,7 @@ def generate(
     """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none."""
     seed = default_seed if params.seed is None else params.seed
     stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(stop_ids))
-    room = min(params.max_tokens or max_model_len, max_model_len - prompt.num_tokens)
+    room = min(params.max_tokens or max_model_len, max(1, max_model_len - prompt.num_tokens))
     output_ids: list[int] = []
     while len(output_ids) < room:
         logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))

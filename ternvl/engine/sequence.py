@@ -58,7 +58,10 @@ class Sequence:
         self.arrival = arrival
         self.seed = seed
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else stop_ids)
-        self.max_num_tokens = min(max_model_len, request.prompt.num_tokens + (params.max_tokens or max_model_len))
+        num_prompt_tokens = request.prompt.num_tokens
+        # A prompt that fills the context has an answer of one token, which is drawn but never computed.
+        longest = max(max_model_len, num_prompt_tokens + 1)
+        self.max_num_tokens = min(longest, num_prompt_tokens + (params.max_tokens or longest))
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None

@@ -38,7 +38,7 @@ def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> Non
     """Raises RequestError for a prompt that the model cannot take, ContextLengthError for one that is too long."""
     if not prompt.token_ids:
         raise RequestError("The prompt is empty, but the model needs at least one token.", param="messages")
-    if prompt.num_tokens >= max_model_len:
+    if prompt.num_tokens > max_model_len:
         raise ContextLengthError(
             num_text_tokens=prompt.num_tokens - prompt.num_image_tokens,
             num_image_tokens=prompt.num_image_tokens,

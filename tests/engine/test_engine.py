@@ -142,8 +142,10 @@ def test_context_end_is_length(model: InternVL, num_blocks: int, limit: int) -> 
     assert (len(answer.token_ids), answer.finish_reason) == (limit - 10, FinishReason.LENGTH)
     last = run(engine, [Request("b", text_prompt(random.Random(1), limit - 1), params)])["b"]
     assert (len(last.token_ids), last.finish_reason) == (1, FinishReason.LENGTH)
-    with pytest.raises(ContextLengthError, match=f"{limit} tokens .* holds {limit}"):
-        engine.add(Request("c", text_prompt(random.Random(1), limit), params))
+    full = run(engine, [Request("c", text_prompt(random.Random(1), limit), params)])["c"]
+    assert (len(full.token_ids), full.finish_reason) == (1, FinishReason.LENGTH)
+    with pytest.raises(ContextLengthError, match=f"{limit + 1} tokens .* holds {limit}"):
+        engine.add(Request("d", text_prompt(random.Random(1), limit + 1), params))
     assert not engine.has_work
 
 

@@ -194,7 +194,7 @@ def test_reference_engine_refuses_and_fails_like_the_engine() -> None:
     with pytest.raises(OverloadedError, match="1 requests are waiting"):
         engine.add(requests[2])
     with pytest.raises(ContextLengthError):
-        engine.add(Request("long", text_prompt(random.Random(0), 20), GREEDY))
+        engine.add(Request("long", text_prompt(random.Random(0), 21), GREEDY))
     model.fails = True
     with pytest.raises(EngineError) as caught:
         engine.step()

@@ -1,0 +1,175 @@
+"""Does an answer depend on the company it is computed in? It must not, to the last token.
+
+    python benchmarks/invariance.py                      # the embedded model, 200 requests
+    python benchmarks/invariance.py --requests 1000 --seed 7
+
+Mixed requests (texts, drawn scenes in one or several tiles, follow-up turns, greedy and seeded at random settings) are
+answered alone, each by an engine without caches; then together, arriving at random, with prefix hits and random
+chunks; then again in so little memory that sequences are preempted all the time. The greedy ones are also answered by
+the reference path. The last line is JSON; exit code 1 where one token differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ternvl import LLM
+from ternvl.config import EngineConfig
+from ternvl.engine.engine import Engine
+from ternvl.types import Prompt, Request, SamplingParams
+from training import tasks
+from training.scenes import draw, random_scene
+
+
+def conversation(rng: random.Random) -> list[dict[str, Any]]:
+    """A question about a scene, a copying task or small talk, with earlier turns now and then."""
+    if rng.random() < 0.5:
+        turn = rng.choice((tasks.chat, tasks.copy))(rng)
+        return [*history(rng), {"role": "user", "content": turn.question}]
+    scene = random_scene(rng, rng.choice((1, 2, 3, 4)), single_tile=rng.random() < 0.6)
+    turn = tasks.scene_turns(rng, scene, 1)[0]
+    image = {"type": "image", "image": draw(scene)}
+    return [*history(rng), {"role": "user", "content": [image, {"type": "text", "text": turn.question}]}]
+
+
+def history(rng: random.Random) -> list[dict[str, Any]]:
+    turns = [tasks.chat(rng) for _ in range(rng.choice((0, 0, 0, 1, 3)))]
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in (("user", turn.question), ("assistant", turn.answer))
+    ]
+
+
+def params(rng: random.Random) -> SamplingParams:
+    """Half of them greedy, the others with everything that changes a draw."""
+    max_tokens = rng.randint(4, 48)
+    if rng.random() < 0.5:
+        return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=rng.random() < 0.5)
+    return SamplingParams(
+        temperature=rng.choice((0.7, 1.0, 1.6)),
+        top_p=rng.choice((1.0, 0.9)),
+        top_k=rng.choice((0, 40)),
+        presence_penalty=rng.choice((0.0, 0.4)),
+        frequency_penalty=rng.choice((0.0, 0.2)),
+        seed=rng.getrandbits(31),
+        max_tokens=max_tokens,
+        ignore_eos=rng.random() < 0.5,
+    )
+
+
+def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
+    """Mixed requests; one in five repeats an earlier prompt, and some are siblings of the one before."""
+    rng = random.Random(seed)
+    prompts: list[Prompt] = []
+    requests: list[Request] = []
+    for number in range(count):
+        sibling = None
+        if prompts and rng.random() < 0.2:
+            earlier = rng.randrange(len(prompts))
+            prompts.append(prompts[earlier])
+            sibling = requests[earlier].id if rng.random() < 0.5 else None
+        else:
+            prompts.append(llm.prompt(conversation(rng)))
+        priority = rng.choice((0, 0, 0, 1)) if sibling is None else requests[earlier].priority
+        requests.append(Request(f"r{number}", prompts[-1], params(rng), priority, sibling_of=sibling))
+    return requests
+
+
+def engine_of(llm: LLM, **options: Any) -> Engine:
+    return Engine(llm.engine.model, EngineConfig(**options), stop_ids=llm.tokenizer.stop_ids)
+
+
+def alone(llm: LLM, requests: Sequence[Request]) -> dict[str, list[int]]:
+    """Each request by itself, its prompt in one piece, nothing shared."""
+    engine = engine_of(
+        llm, enable_prefix_caching=False, image_cache_memory=0, max_num_batched_tokens=16_384, max_num_batched_tiles=64
+    )
+    answers = {}
+    for request in requests:
+        engine.add(request)
+        answers[request.id] = []
+        while engine.has_work:
+            for output in engine.step():
+                answers[request.id] += output.token_ids
+    return answers
+
+
+def together(engine: Engine, requests: Sequence[Request], seed: int) -> dict[str, list[int]]:
+    """All requests, arriving in bursts while others run; the books are checked after every step."""
+    rng = random.Random(seed)
+    pending = list(requests)
+    answers: dict[str, list[int]] = {request.id: [] for request in requests}
+    while pending or engine.has_work:
+        while pending and not engine.is_full and (rng.random() < 0.3 or not engine.has_work):
+            engine.add(pending.pop(0))
+        for output in engine.step():
+            answers[output.request_id] += output.token_ids
+        engine.check_integrity()
+    return answers
+
+
+def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
+    """How many of the first greedy requests the reference path was asked, and how many it answers otherwise."""
+    slow, fast = LLM(reference=True), LLM()
+    asked = [request for request in requests if request.params.temperature == 0][:count]
+    pairs = [([request.prompt], request.params) for request in asked]
+    return len(asked), sum(slow.generate(*pair)[0].token_ids != fast.generate(*pair)[0].token_ids for pair in pairs)
+
+
+def differing(expected: dict[str, list[int]], got: dict[str, list[int]]) -> int:
+    return sum(
+        sum(a != b for a, b in zip(tokens, got[name], strict=False)) + abs(len(tokens) - len(got[name]))
+        for name, tokens in expected.items()
+    )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--reference", type=int, default=100, help="greedy requests to ask the reference path")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    llm = LLM()
+    requests = requests_of(llm, args.requests, args.seed)
+    expected = alone(llm, requests)
+    num_tokens = sum(map(len, expected.values()))
+    print(f"alone: {len(requests)} requests, {num_tokens} tokens", flush=True)
+    result: dict[str, Any] = {"requests": len(requests), "tokens": num_tokens}
+    longest = max(request.prompt.num_tokens for request in requests) + 64
+    token_bytes = llm.engine.kv_cache_bytes // llm.engine.kv_cache_tokens
+    tight = {"max_model_len": longest, "kv_cache_memory": 2 * (longest + 16) * token_bytes, "max_num_seqs": 16}
+    for name, options in {
+        "company": {"max_num_batched_tokens": 100},
+        "company, small chunks": {"max_num_batched_tokens": 17, "max_num_seqs": 7},
+        "preempted": {**tight, "max_num_batched_tokens": 64},
+        "preempted, no prefix cache": {**tight, "enable_prefix_caching": False, "image_cache_memory": 0},
+    }.items():
+        start = time.perf_counter()
+        engine = engine_of(llm, **options)
+        count = differing(expected, together(engine, requests, args.seed + 1))
+        stats = engine.stats()
+        result[name] = {
+            "differing_tokens": count,
+            "preemptions": stats.num_preemptions,
+            "prefix_hit_tokens": stats.num_prefix_hit_tokens,
+            "image_hits": stats.num_image_hits,
+            "blocks_in_use": stats.num_blocks - stats.num_free_blocks,
+        }
+        print(f"{name}: {result[name]} in {time.perf_counter() - start:.0f} s", flush=True)
+    asked, wrong = reference(requests, args.reference)
+    result["reference"] = {"prompts": asked, "differing_answers": wrong}
+    print(f"reference: {asked} greedy prompts, {wrong} answered otherwise", flush=True)
+    print(json.dumps(result))
+    return int(bool(wrong) or any(value.get("differing_tokens") for value in result.values() if isinstance(value, dict)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
