@@ -1,0 +1,253 @@
+"""What the engine does for many clients at the size of InternVL3-1B, one question after the other.
+
+    python benchmarks/random_checkpoint.py DIR --layout original --tokenizer TOKENIZER
+    python benchmarks/engine_full_size.py DIR                      # all questions: about half an hour on two cores
+    python benchmarks/engine_full_size.py DIR --only streams gap
+
+streams  tokens/s of 8 text streams against one, alternating in one run; and what attention costs a token, by context
+         and by the number of sequences
+gap      4 streams decode while a 13-tile image arrives: the longest gap in those streams, against one batch of tiles
+         and two ordinary steps; and the same with the image encoded in one go
+repeat   the same image and question again: its time to the first token against that of the first time; another image of
+         the same size with the same question
+long     a prompt of 16,384 tokens of text, and one that images fill; peak memory; 16,385 tokens are refused
+
+Steps are driven directly, so that what is measured is the engine. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from ternvl import LLM
+from ternvl.engine.engine import Engine
+from ternvl.errors import ContextLengthError
+from ternvl.kernels.attention import paged_attention
+from ternvl.types import Prompt, Request, SamplingParams
+
+QUESTION = "What is in this image?"
+
+
+def text_prompt(llm: LLM, num_tokens: int, seed: int) -> Prompt:
+    """Random ordinary tokens: no two prompts begin alike."""
+    rng = random.Random(seed)
+    return Prompt(tuple(rng.randrange(1_000, 100_000) for _ in range(num_tokens)))
+
+
+def picture(seed: int, size: tuple[int, int] = (1000, 747)) -> Image.Image:
+    """Smoothed noise; of this size it makes 13 tiles."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
+
+
+def image_message(image: Image.Image) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+
+
+def drain(engine: Engine) -> list[int]:
+    """Step until nothing is left; the tokens in the order they came."""
+    tokens = []
+    while engine.has_work:
+        tokens += [token for output in engine.step() for token in output.token_ids]
+    return tokens
+
+
+def streams(llm: LLM) -> dict[str, Any]:
+    """Decoding alone: prompts are computed before the clock starts."""
+    engine = _engine(llm)
+    rates: dict[int, list[float]] = defaultdict(list)
+    for turn in range(3):
+        for count in (1, 8):
+            for i in range(count):
+                prompt = text_prompt(llm, 64, seed=1000 * turn + 10 * count + i)
+                engine.add(Request(f"{turn} {count} {i}", prompt, greedy(33)))
+            while any(sequence.num_uncomputed > 1 for sequence in engine.scheduler.waiting + engine.scheduler.running):
+                engine.step()
+            start, num_tokens = time.perf_counter(), len(drain(engine))
+            rates[count].append(num_tokens / (time.perf_counter() - start))
+            print(f"  {count} streams: {rates[count][-1]:.1f} tokens/s", flush=True)
+    one, eight = (statistics.median(rates[count]) for count in (1, 8))
+    result = {"one": round(one, 2), "eight": round(eight, 2), "ratio": round(eight / one, 2)}
+    return {**result, "attention_us_a_token_and_layer": attention_costs(llm)}
+
+
+def attention_costs(llm: LLM) -> dict[str, dict[str, float]]:
+    """Microseconds for one token of one layer to attend: by context, then by how many sequences do so together."""
+    config = llm.config.language
+    costs: dict[str, dict[str, float]] = {}
+    for context in (256, 1024, 4096):
+        blocks = context // 16
+        pool = torch.randn(2, 16 * blocks, config.num_kv_heads, config.head_dim * 16)
+        keys = pool[0].view(-1, config.num_kv_heads, config.head_dim, 16)
+        values = pool[1].view(-1, config.num_kv_heads, 16, config.head_dim)
+        tables = torch.randperm(16 * blocks).int().view(16, blocks)
+        times: dict[int, list[float]] = defaultdict(list)
+        for _ in range(9):
+            for count in (1, 4, 16):
+                q = torch.randn(count, config.num_heads, config.head_dim)
+                starts, lengths = torch.arange(count + 1).int(), torch.full((count,), context).int()
+                start = time.perf_counter()
+                for _ in range(8):
+                    paged_attention(q, keys, values, tables[:count], starts, lengths)
+                times[count].append((time.perf_counter() - start) / 8 / count * 1e6)
+        costs[str(context)] = {str(count): round(statistics.median(each), 1) for count, each in times.items()}
+        print(f"  attention over {context} tokens, us a token, by sequences: {costs[str(context)]}", flush=True)
+    return costs
+
+
+def gap(llm: LLM) -> dict[str, Any]:
+    """Budgeted first, then the whole image at once."""
+    result: dict[str, Any] = {}
+    for name, tiles in (("one tile a step", 1), ("whole image", 64)):
+        engine = _engine(llm, max_num_batched_tiles=tiles)
+        for i in range(4):
+            engine.add(Request(f"stream {i}", text_prompt(llm, 64, seed=i), greedy(10_000)))
+        for _ in range(6):
+            engine.step()
+        ordinary = statistics.median(_timed(engine.step) for _ in range(8))
+        engine.add(Request("image", llm.prompt(image_message(picture(0))), greedy(4)))
+        result[name] = _watch(engine, ordinary)
+        print(f"  {name}: {result[name]}", flush=True)
+    return result
+
+
+def _watch(engine: Engine, ordinary: float) -> dict[str, Any]:
+    """Step until the image has its answer. A stream's gap is the time from one of its tokens to the next."""
+    last = dict.fromkeys((f"stream {i}" for i in range(4)), time.perf_counter())
+    longest, batches, prefills, answered = 0.0, [], [], False
+    while not answered:
+        before, start = engine.stats(), time.perf_counter()
+        outputs = engine.step()
+        now, after = time.perf_counter(), engine.stats()
+        if after.num_encoded_tiles > before.num_encoded_tiles:
+            batches.append(now - start)
+        elif after.num_prefill_tokens > before.num_prefill_tokens:
+            prefills.append(now - start)
+        for output in outputs:
+            answered |= output.request_id == "image" and output.finish_reason is not None
+            if output.request_id in last:
+                longest, last[output.request_id] = max(longest, now - last[output.request_id]), now
+    return {
+        "longest_gap_s": round(longest, 2),
+        "step_with_tiles_s": round(statistics.median(batches), 2),
+        "step_with_prefill_s": round(statistics.median(prefills), 3) if prefills else None,
+        "decode_step_s": round(ordinary, 3),
+        "num_tile_batches": len(batches),
+    }
+
+
+def repeat(llm: LLM) -> dict[str, Any]:
+    """Time to the first token from the picture on: preparing it counts."""
+    engine = _engine(llm)
+    result: dict[str, Any] = {}
+    for name, image in (("first", picture(0)), ("again", picture(0)), ("other", picture(1))):
+        start = time.perf_counter()
+        request = Request(name, llm.prompt(image_message(image)), greedy(1))
+        prepared = time.perf_counter() - start
+        engine.add(request)
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        result[name] = {
+            "first_token_s": round(time.perf_counter() - start, 2),
+            "prepared_s": round(prepared, 2),
+            "cached_tokens": outputs[-1].num_cached_tokens,
+            "prompt_tokens": request.prompt.num_tokens,
+            "image_starts_at": request.prompt.images[0].start,
+            "token": outputs[-1].token_ids[0],
+        }
+        print(f"  {name}: {result[name]}", flush=True)
+    result["share_of_the_first_time"] = round(result["again"]["first_token_s"] / result["first"]["first_token_s"], 4)
+    return result
+
+
+def long(llm: LLM) -> dict[str, Any]:
+    """The whole context, text and images."""
+    engine = _engine(llm)
+    limit = engine.config.max_model_len
+    result: dict[str, Any] = {"max_model_len": limit}
+    text = text_prompt(llm, limit, seed=5)
+    try:
+        engine.add(Request("too long", text_prompt(llm, limit + 1, seed=6), greedy(1)))
+    except ContextLengthError as error:
+        result["one_more"] = str(error)
+    for name, prompt in (("text", text), ("images", _filled_with_images(llm, limit))):
+        engine.add(Request(name, prompt, greedy(1)))
+        start, steps = time.perf_counter(), 0
+        while engine.has_work:
+            outputs = engine.step()
+            steps += 1
+            if steps % 8 == 0:
+                computed = max((s.num_computed for s in engine.scheduler.running), default=limit)
+                print(f"  {name}: {computed} tokens, {time.perf_counter() - start:.0f} s", flush=True)
+        result[name] = {
+            "prompt_tokens": prompt.num_tokens,
+            "image_tokens": prompt.num_image_tokens,
+            "first_token_s": round(time.perf_counter() - start, 1),
+            "finish_reason": str(outputs[-1].finish_reason),
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        }
+        print(f"  {name}: {result[name]}", flush=True)
+    return result
+
+
+def _filled_with_images(llm: LLM, limit: int) -> Prompt:
+    """One picture of 13 tiles four times, encoded once, and text up to the limit."""
+    image = {"type": "image", "image": picture(2)}
+    prompt = llm.prompt([{"role": "user", "content": [image] * 4 + [{"type": "text", "text": "Compare."}]}])
+    filler = text_prompt(llm, limit - prompt.num_tokens, seed=7).token_ids
+    return Prompt(prompt.token_ids + filler, prompt.images, prompt.pixel_values)
+
+
+def _engine(llm: LLM, **options: Any) -> Engine:
+    """A fresh engine over the loaded model."""
+    from dataclasses import replace
+
+    config = replace(llm.engine.config, kv_cache_memory=None, **options)
+    return Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Command line."""
+    questions = {question.__name__: question for question in (streams, gap, repeat, long)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a checkpoint with its tokenizer")
+    parser.add_argument("--only", nargs="+", choices=questions, default=list(questions))
+    args = parser.parse_args()
+    start = time.perf_counter()
+    llm = LLM(args.model, kv_cache_memory=None, max_num_seqs=8)
+    result: dict[str, Any] = {"load_s": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
+    result["kv_cache"] = {"bytes": llm.engine.kv_cache_bytes, "tokens": llm.engine.kv_cache_tokens}
+    for name in args.only:
+        print(f"{name}:", flush=True)
+        result[name] = questions[name](llm)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
