@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import cache
 from typing import Any, cast
 
@@ -140,14 +140,17 @@ async def _client() -> httpx.AsyncClient:
     if not base_url:
         transport = await asyncio.to_thread(_local, os.environ.get("TERNVL_MODEL") or None)
         return httpx.AsyncClient(base_url="http://ternvl/v1/", transport=transport, timeout=_TIMEOUT)
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"TERNVL_BASE_URL is {base_url!r}; it must begin with http:// or https://.")
     key = os.environ.get("TERNVL_API_KEY")
     headers = {b"Authorization": b"Bearer " + key.encode()} if key else {}
-    try:
-        return httpx.AsyncClient(base_url=base_url, headers=headers, verify=_ssl_context(), timeout=_TIMEOUT)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"TERNVL_BASE_URL is {base_url!r}, which is no URL: {error}.") from error
+    return httpx.AsyncClient(base_url=_url(base_url), headers=headers, verify=_ssl_context(), timeout=_TIMEOUT)
+
+
+def _url(text: str) -> httpx.URL:
+    with suppress(httpx.InvalidURL):
+        url = httpx.URL(text)
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    raise ConfigError(f"TERNVL_BASE_URL is {text!r}, which is no http or https URL.")
 
 
 @cache

@@ -102,7 +102,7 @@ export interface AzionStream extends ReadableStream<any> {
   getReader(options: { mode: "byob" }): ReadableStreamBYOBReader;
   getReader(): ReadableStreamDefaultReader<Uint8Array>;
   getReader(options?: ReadableStreamGetReaderOptions): ReadableStreamReader<Uint8Array>;
-  [Symbol.asyncIterator](): AsyncGenerator<ChatCompletionChunk, void, undefined>;
+  [Symbol.asyncIterator](): AsyncGenerator<ChatCompletionChunk, undefined, undefined>;
 }
 
 export declare const AzionStream: { new (body: ReadableStream<Uint8Array>): AzionStream };
