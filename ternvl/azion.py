@@ -2,7 +2,7 @@
 
 With `TERNVL_BASE_URL` (such as http://127.0.0.1:8000/v1) set, a server answers; `TERNVL_API_KEY` is its key. Otherwise
 this process does: it loads the model that `TERNVL_MODEL` names, a folder or a name on the hub, or the embedded one, at
-the first request, and asks the server's own application. Both are read at every call.
+the first request, and asks the server's own application. All three are read at every call.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import codecs
 import io
 import json
 import os
+import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -154,7 +155,7 @@ def _url(text: str) -> httpx.URL:
 
 
 @cache
-def _ssl_context() -> Any:
+def _ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
