@@ -166,6 +166,10 @@ class Request:
     prompt: Prompt
     params: SamplingParams
     priority: int = 0
+    cache_salt: str = ""
+    """Only requests with the same salt share cached blocks."""
+    sibling_of: str | None = None
+    """Id of the request of the same prompt's first answer, whose blocks this one can share; None for the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +191,5 @@ class TokenOutput:
     """New tokens of the answer, `logprobs` beside them. A token that stops the answer is no part of it."""
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = field(default=())
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache spared."""

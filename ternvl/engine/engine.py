@@ -24,6 +24,7 @@ from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.validate import check_config, check_prompt
 from ternvl.errors import EngineError
 from ternvl.model.internvl import InternVL
+from ternvl.model.kv_cache import KVCache
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, derive_seed, sample
 from ternvl.types import FinishReason, Request, TokenOutput
 
@@ -42,6 +43,14 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_cached_blocks: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_image_lookups: int = 0
+    num_image_hits: int = 0
+    num_encoded_tiles: int = 0
+    num_held_images: int = 0
 
 
 class Engine:
@@ -73,6 +82,17 @@ class Engine:
     def is_full(self) -> bool:
         """Whether `add` would raise OverloadedError."""
         return self.scheduler.is_full
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.scheduler.pool.num_blocks * self.config.block_size
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        weight = self.model.language_model.lm_head.weight
+        block_bytes = KVCache.block_bytes(self.model.config.language, self.config.block_size, weight.dtype)
+        return self.scheduler.pool.num_blocks * block_bytes
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError for a prompt the model cannot take, ContextLengthError for one that is
@@ -149,6 +169,7 @@ class Engine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
+            num_held_images=len(self.runner.request_ids),
         )
 
     def check_integrity(self) -> None:
