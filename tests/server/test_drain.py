@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,27 @@ class Stream:
         return self._text.result(60).split("data: ")[-1].strip()
 
 
+class Half:
+    """A request that is accepted, but lacks the end of its body: it is in work for as long as the test wants."""
+
+    def __init__(self, url: str, max_tokens: int) -> None:
+        address = httpx.URL(url)
+        self._socket = socket.create_connection((address.host, address.port), timeout=60)
+        self._body = json.dumps({**LONG, "max_tokens": max_tokens}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        self._socket.sendall(f"{head}Content-Length: {len(self._body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b"100" in self._socket.recv(1000), "the body is asked for by whoever works on the request"
+
+    def finish(self) -> None:
+        self._socket.sendall(self._body)
+
+    @property
+    def answer(self) -> bytes:
+        """All that comes before the end of the connection."""
+        with self._socket, self._socket.makefile("rb") as reader:
+            return reader.read()
+
+
 def wait_for_503(url: str) -> httpx.Response:
     for _ in range(1000):
         health = httpx.get(f"{url}/health", timeout=60)
@@ -79,11 +101,14 @@ def wait_for_503(url: str) -> httpx.Response:
 
 def test_work_finishes_and_new_work_is_refused() -> None:
     with server() as (process, url), ThreadPoolExecutor() as pool:
-        stream = Stream(pool, url, max_tokens=600)
+        stream = Stream(pool, url, max_tokens=200)
+        half = Half(url, max_tokens=3)
         process.send_signal(signal.SIGTERM)
         health = wait_for_503(url)
         refused = httpx.post(f"{url}/v1/chat/completions", json=LONG, timeout=60)
         assert stream.last == "[DONE]"
+        half.finish()
+        assert half.answer.startswith(b"HTTP/1.1 200 ")
         assert process.wait(60) == 0
     assert health.json() == {"status": "draining"}
     assert refused.status_code == 503
@@ -95,10 +120,12 @@ def test_work_finishes_and_new_work_is_refused() -> None:
 def test_what_outlasts_the_drain_timeout_is_given_up() -> None:
     with server("--drain-timeout", "0.3", "--max-num-seqs", "1") as (process, url), ThreadPoolExecutor() as pool:
         stream = Stream(pool, url)
-        queued = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=LONG, timeout=60)
+        queued, half = Half(url, max_tokens=1000), Half(url, max_tokens=3)
+        queued.finish()
         process.send_signal(signal.SIGTERM)
         assert json.loads(stream.last)["error"]["code"] == "unavailable"
-        assert queued.result(60).status_code == 503
+        assert queued.answer.startswith(b"HTTP/1.1 503 ")
+        assert half.answer.startswith(b"HTTP/1.1 503 ")
         assert process.wait(60) == 0
 
 
