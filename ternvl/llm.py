@@ -186,8 +186,7 @@ class LLM:
         """
         prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
         answers = [
-            [self._answer(prompt, one, index) for index in range(one.n)]
-            for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
+            self._answers(prompt, one) for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
         ]
         self._run([answer for group in answers for answer in group], progress=progress)
         return [
@@ -205,10 +204,18 @@ class LLM:
             raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
         return params
 
-    def _answer(self, prompt: Prompt, params: SamplingParams, index: int) -> _Answer:
-        seed = None if params.seed is None else params.seed + index
-        number = next(self._request_numbers)
-        return _Answer(Request(f"llm-{number}", prompt, replace(params, seed=seed)), index, self.tokenizer)
+    def _answers(self, prompt: Prompt, params: SamplingParams) -> list[_Answer]:
+        """The `n` answers of one prompt, still empty."""
+        ids = [f"llm-{next(self._request_numbers)}" for _ in range(params.n)]
+        seeds = [None if params.seed is None else params.seed + index for index in range(params.n)]
+        return [
+            _Answer(
+                Request(name, prompt, replace(params, seed=seed), sibling_of=ids[0] if index else None),
+                index,
+                self.tokenizer,
+            )
+            for index, (name, seed) in enumerate(zip(ids, seeds, strict=True))
+        ]
 
     def _run(self, answers: Sequence[_Answer], *, progress: bool) -> None:
         """Run the engine until all answers have ended, feeding it as its queue takes them."""
