@@ -31,14 +31,14 @@ def conversation(rng: random.Random) -> list[dict[str, Any]]:
     """A question about a scene, a copying task or small talk, with earlier turns now and then."""
     if rng.random() < 0.5:
         turn = rng.choice((tasks.chat, tasks.copy))(rng)
-        return [*history(rng), {"role": "user", "content": turn.question}]
+        return [*_history(rng), {"role": "user", "content": turn.question}]
     scene = random_scene(rng, rng.choice((1, 2, 3, 4)), single_tile=rng.random() < 0.6)
     turn = tasks.scene_turns(rng, scene, 1)[0]
     image = {"type": "image", "image": draw(scene)}
-    return [*history(rng), {"role": "user", "content": [image, {"type": "text", "text": turn.question}]}]
+    return [*_history(rng), {"role": "user", "content": [image, {"type": "text", "text": turn.question}]}]
 
 
-def history(rng: random.Random) -> list[dict[str, Any]]:
+def _history(rng: random.Random) -> list[dict[str, Any]]:
     turns = [tasks.chat(rng) for _ in range(rng.choice((0, 0, 0, 1, 3)))]
     return [
         {"role": role, "content": text}
@@ -82,13 +82,13 @@ def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
     return requests
 
 
-def engine_of(llm: LLM, **options: Any) -> Engine:
+def _engine_of(llm: LLM, **options: Any) -> Engine:
     return Engine(llm.engine.model, EngineConfig(**options), stop_ids=llm.tokenizer.stop_ids)
 
 
 def alone(llm: LLM, requests: Sequence[Request]) -> dict[str, list[int]]:
     """Each request by itself, its prompt in one piece, nothing shared."""
-    engine = engine_of(
+    engine = _engine_of(
         llm, enable_prefix_caching=False, image_cache_memory=0, max_num_batched_tokens=16_384, max_num_batched_tiles=64
     )
     answers = {}
@@ -123,7 +123,7 @@ def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
     return len(asked), sum(slow.generate(*pair)[0].token_ids != fast.generate(*pair)[0].token_ids for pair in pairs)
 
 
-def differing(expected: dict[str, list[int]], got: dict[str, list[int]]) -> int:
+def _differing(expected: dict[str, list[int]], got: dict[str, list[int]]) -> int:
     return sum(
         sum(a != b for a, b in zip(tokens, got[name], strict=False)) + abs(len(tokens) - len(got[name]))
         for name, tokens in expected.items()
@@ -153,8 +153,8 @@ def main() -> int:
         "preempted, no prefix cache": {**tight, "enable_prefix_caching": False, "image_cache_memory": 0},
     }.items():
         start = time.perf_counter()
-        engine = engine_of(llm, **options)
-        count = differing(expected, together(engine, requests, args.seed + 1))
+        engine = _engine_of(llm, **options)
+        count = _differing(expected, together(engine, requests, args.seed + 1))
         stats = engine.stats()
         result[name] = {
             "differing_tokens": count,
@@ -168,7 +168,7 @@ def main() -> int:
     result["reference"] = {"prompts": asked, "differing_answers": wrong}
     print(f"reference: {asked} greedy prompts, {wrong} answered otherwise", flush=True)
     print(json.dumps(result))
-    return int(bool(wrong) or any(value.get("differing_tokens") for value in result.values() if isinstance(value, dict)))
+    return int(wrong > 0 or any(row.get("differing_tokens") for row in result.values() if isinstance(row, dict)))
 
 
 if __name__ == "__main__":
