@@ -102,11 +102,13 @@ inline Vec exp2(Vec x) {
 
 inline float exp2(float x) { return exp2(broadcast(x))[0]; }
 
-// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE].
+// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE]. The next keys are on their way
+// meanwhile: the processor does not foresee in which block they are.
 template <int R>
-void score(const float* q, int d, const float* keys, int64_t stride, float* scores) {
+void score(const float* q, int d, const float* keys, const float* next_keys, int64_t stride, float* scores) {
   Vec sum[R][N] = {};
   for (int i = 0; i < d; ++i) {
+    __builtin_prefetch(next_keys + i * stride);
     Vec key[N];
     for (int n = 0; n < N; ++n) key[n] = load(keys + i * stride + n * W);
 #pragma GCC unroll 16
@@ -124,7 +126,8 @@ void score(const float* q, int d, const float* keys, int64_t stride, float* scor
 
 // R rows' sums of values: rescaled by their factors, then weights [R, TILE] times the first `count` values added.
 template <int R>
-void weigh(const float* weights, const Tile& tile, int count, const float* factors, float* sums, int width) {
+void weigh(const float* weights, const Tile& tile, const Tile& next, int count, const float* factors, float* sums,
+           int width) {
   for (int column = 0; column < width; column += LANES) {
     Vec sum[R][N];
 #pragma GCC unroll 16
@@ -132,10 +135,11 @@ void weigh(const float* weights, const Tile& tile, int count, const float* facto
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[r][n] = load(sums + r * width + column + n * W) * factors[r];
     for (int g = 0; g * LANES < count; ++g) {
-      const float* values = tile.values[g] + column;
+      const float *values = tile.values[g] + column, *next_values = next.values[g] + column;
       const float* weight = weights + g * LANES;
       const int here = std::min(LANES, count - g * LANES);
       for (int i = 0; i < here; ++i) {
+        __builtin_prefetch(next_values + int64_t(i) * width);
         Vec value[N];
         for (int n = 0; n < N; ++n) value[n] = load(values + int64_t(i) * width + n * W);
 #pragma GCC unroll 16
@@ -206,6 +210,8 @@ Tile locate(const Problem& problem, const Item& item, int start, int count, Scra
   Tile tile;
   const int size = problem.block_size, d = problem.head_size, width = problem.width();
   tile.key_stride = problem.in_place() ? size : TILE;
+  std::fill_n(tile.keys, GROUPS, scratch.keys);
+  std::fill_n(tile.values, GROUPS, scratch.values);
   for (int i = 0; i < count; i += problem.in_place() ? LANES : 1) {
     const int64_t block = item.table[(start + i) / size], offset = (start + i) % size;
     const float* keys = problem.keys + (block * problem.key_heads + item.key_head) * d * size + offset;
@@ -222,23 +228,24 @@ Tile locate(const Problem& problem, const Item& item, int start, int count, Scra
   return tile;
 }
 
-void attend_tile(const Problem& problem, const Item& item, int start, Scratch& scratch, State& state) {
+void attend_tile(const Problem& problem, const Item& item, int start, const Tile& tile, const Tile& next,
+                 Scratch& scratch, State& state) {
   const int group = problem.group(), d = problem.head_size, width = problem.width();
   const int count = std::min(TILE, item.end() - start);
-  const Tile tile = locate(problem, item, start, count, scratch);
   for (int g = 0; g * LANES < count; ++g) {
     const int first = std::max(0, start + g * LANES - item.position);  // the first query that sees one of these keys
     const float* q = scratch.q + int64_t(first) * group * d;
     float* scores = scratch.scores + first * group * TILE + g * LANES;
+    const float* next_keys = g + 1 < GROUPS ? tile.keys[g + 1] : next.keys[0];
     by_rows((item.num_queries - first) * group, [&](int row, int rows) {
-      SCORE[rows - 1](q + row * d, d, tile.keys[g], tile.key_stride, scores + row * TILE);
+      SCORE[rows - 1](q + row * d, d, tile.keys[g], next_keys, tile.key_stride, scores + row * TILE);
     });
   }
   const auto weigh_rows = [&](int first, int rows, int seen) {
     by_rows(rows, [&](int row, int some) {
       row += first;
-      WEIGH[some - 1](
-          scratch.scores + row * TILE, tile, seen, scratch.factors + row, state.sums + row * width, width);
+      WEIGH[some - 1](scratch.scores + row * TILE, tile, next, seen, scratch.factors + row,
+                      state.sums + row * width, width);
     });
   };
   const auto seen_by = [&](int query) { return std::min(TILE, item.position + query - start + 1); };
@@ -266,8 +273,18 @@ void load_queries(const Problem& problem, const Item& item, Scratch& scratch) {
 void attend_partition(const Problem& problem, const Item& item, int partition, Scratch& scratch, State& state) {
   const int end = std::min((partition + 1) * PARTITION, item.end());
   state.clear(item.num_queries * problem.group(), problem.width());
-  for (int start = partition * PARTITION; start < end; start += TILE)
-    attend_tile(problem, item, start, scratch, state);
+  const auto tile_at = [&](int start) { return locate(problem, item, start, std::min(TILE, end - start), scratch); };
+  Tile next = tile_at(partition * PARTITION);
+  for (int start = partition * PARTITION; start < end; start += TILE) {
+    const Tile tile = next;
+    if (problem.in_place()) {
+      if (start + TILE < end) next = tile_at(start + TILE);
+      attend_tile(problem, item, start, tile, next, scratch, state);
+    } else {
+      attend_tile(problem, item, start, tile, tile, scratch, state);
+      if (start + TILE < end) next = tile_at(start + TILE);
+    }
+  }
 }
 
 // Adds a partition to the total of those before it.
