@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -56,7 +57,13 @@ class Sequences:
 
     @classmethod
     def random(
-        cls, lengths: list[int], heads: int = 14, key_heads: int = 2, size: int = 64, block_size: int = 16, seed: int = 0
+        cls,
+        lengths: list[int],
+        heads: int = 14,
+        key_heads: int = 2,
+        size: int = 64,
+        block_size: int = 16,
+        seed: int = 0,
     ) -> Sequences:
         generator = torch.Generator().manual_seed(seed)
 
@@ -174,7 +181,7 @@ def test_cuts_and_blocks_do_not_matter(cuts: set[int], block_size: int, seed: in
     batch = Sequences.random([150], heads=6, key_heads=2, size=16, seed=seed)
     moved = batch.moved(block_size, seed + 1)
     edges = [0, *sorted(cuts), 150]
-    parts = [moved.attend([(0, *edge)])[0] for edge in zip(edges, edges[1:], strict=False)]
+    parts = [moved.attend([(0, *edge)])[0] for edge in pairwise(edges)]
     assert torch.equal(torch.cat(parts), batch.whole(0))
 
 
@@ -236,9 +243,7 @@ def test_rows_may_lie_apart(any_path: str) -> None:
 def test_an_empty_batch_and_a_sequence_without_queries(any_path: str) -> None:
     batch = Sequences.random([20, 30], heads=4)
     empty = torch.zeros(1, dtype=torch.int32)
-    nothing = attention.paged_attention(
-        batch.qs[0][:0], batch.keys, batch.values, batch.tables[:0], empty, empty[:0]
-    )
+    nothing = attention.paged_attention(batch.qs[0][:0], batch.keys, batch.values, batch.tables[:0], empty, empty[:0])
     assert nothing.shape == (0, 4, 64)
     idle, busy = batch.attend([(0, 20, 20), (1, 3, 30)])
     assert len(idle) == 0
