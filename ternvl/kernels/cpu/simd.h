@@ -41,7 +41,7 @@ inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec
 
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
-inline Vec broadcast(float value) { return Vec{} + value; }
+inline Vec broadcast(float value) { return value - Vec{}; }  // - 0 keeps every value, -0 too, so it costs nothing
 
 // bfloat16 is the upper half of a float32: widening is exact.
 inline Vec load(const uint16_t* from) {
