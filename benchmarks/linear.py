@@ -31,10 +31,15 @@ SHAPES = {  # name: (outputs, inputs, the rows it is worth measuring on)
 }
 
 
+def clock() -> float:
+    """Of one thread its own time, so that other work on the machine does not count."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def seconds(run: Callable[[], object], at_least: float) -> float:
     """One call, of as many as take `at_least` seconds."""
-    count, start = 0, time.thread_time()
-    while (now := time.thread_time()) < start + at_least or not count:
+    count, start = 0, clock()
+    while (now := clock()) < start + at_least or not count:
         run()
         count += 1
     return (now - start) / count
@@ -57,6 +62,16 @@ def measure(n: int, k: int, m: int, repeats: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def line(name: str, n: int, k: int, m: int, times: dict[str, float]) -> str:
+    """A row of the table."""
+    cells = [f"{name:18} {n:6} {k:5} {m:5}"]
+    for way, value in times.items():
+        size = 2 if way == "bfloat16" else 4
+        ratio = "" if way == "torch" else f" {times['torch'] / value:4.2f}"
+        cells.append(f"{2e-9 * m * n * k / value:5.1f}  {1e-9 * n * k * size / value:5.1f}{ratio}")
+    return "   ".join(cells)
+
+
 def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,12 +90,7 @@ def main() -> None:
                 continue
             times = measure(n, k, m, options.repeats)
             results.append({"layer": name, "n": n, "k": k, "m": m, **times})
-            cells = [f"{name:18} {n:6} {k:5} {m:5}"]
-            for way, value in times.items():
-                size = 2 if way == "bfloat16" else 4
-                ratio = "" if way == "torch" else f" {times['torch'] / value:4.2f}"
-                cells.append(f"{2e-9 * m * n * k / value:5.1f}  {1e-9 * n * k * size / value:5.1f}{ratio}")
-            print("   ".join(cells), flush=True)
+            print(line(name, n, k, m, times), flush=True)
     print("columns: GFLOP/s, GB/s, torch's time divided by this one's")
     print(json.dumps({"benchmark": "linear", "isa": isa, "threads": torch.get_num_threads(), "results": results}))
 

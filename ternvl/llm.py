@@ -94,11 +94,12 @@ class LLM:
     ) -> None:
         """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
 
-        `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; a CPU keeps its values as they
-        are stored and computes with them in float32. `device` "auto" takes CUDA where there is one; `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct
-        path instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
-        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
-        cannot be loaded, ConfigError for a setting that cannot be.
+        `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
+        as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one; `max_model_len`
+        is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path instead of the
+        engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while weights load;
+        `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that cannot be
+        loaded, ConfigError for a setting that cannot be.
         """
         if quantization != "none":
             raise ConfigError(f"quantization is {quantization!r}, but only 'none' exists.")

@@ -48,7 +48,8 @@ class PackedPatches(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, storage: torch.dtype) -> None:
         super().__init__()
-        assert conv.kernel_size == conv.stride and conv.padding == (0, 0), conv
+        assert conv.kernel_size == conv.stride, conv
+        assert conv.padding == (0, 0), conv
         self.patch_size = conv.kernel_size
         self.linear = PackedLinear(conv.weight.flatten(1), conv.bias, storage)
 

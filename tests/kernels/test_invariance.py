@@ -1,6 +1,7 @@
 """A prepared model gives each token and tile the same bits in any company, on any number of threads.
 
-Attention between tokens is left out here: each token attends to itself alone.
+Attention between tokens is left out here: each token attends to itself alone. Among the patches of a tile torch attends,
+whose bits are the same in any company where a head's size is a multiple of 16.
 """
 
 import copy
@@ -20,8 +21,8 @@ from ternvl.model.internvl import InternVL
 ROWS = (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)
 VISION = VisionConfig(64, 2, 4, 96, image_size=16, patch_size=4)
 SIZES = {
-    "tiny": ModelConfig(VisionConfig(16, 1, 2, 32, image_size=16, patch_size=4), LanguageConfig(32, 2, 4, 2, 48, 61)),
-    "odd": ModelConfig(VisionConfig(36, 2, 3, 50, image_size=16, patch_size=4), LanguageConfig(70, 2, 7, 1, 97, 61)),
+    "tiny": ModelConfig(VisionConfig(32, 1, 2, 48, image_size=16, patch_size=4), LanguageConfig(32, 2, 4, 2, 48, 61)),
+    "odd": ModelConfig(VisionConfig(48, 2, 3, 50, image_size=16, patch_size=4), LanguageConfig(70, 2, 7, 1, 97, 61)),
     "512": ModelConfig(VISION, LanguageConfig(512, 2, 8, 2, 1200, 99)),
     "full": ModelConfig(VISION, LanguageConfig(896, 1, 14, 2, 4864, 501)),
 }
