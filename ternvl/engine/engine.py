@@ -50,10 +50,9 @@ class Engine:
     def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
         """`stop_ids` end an answer unless it ignores them. Raises ConfigError for settings that cannot be."""
         check_config(config)
-        weight = model.language_model.lm_head.weight
         language = model.config.language
         longest = min(config.max_model_len, language.max_position_embeddings)
-        num_blocks = memory.num_blocks(config, language, longest, dtype=weight.dtype, device=weight.device)
+        num_blocks = memory.num_blocks(config, language, longest, dtype=model.dtype, device=model.device)
         self.model = model.eval()
         self.config = replace(config, max_model_len=min(longest, num_blocks * config.block_size))
         """As given, but `max_model_len` is within what the model and the KV cache hold."""
