@@ -1,11 +1,10 @@
 """A prepared model gives each token and tile the same bits in any company, on any number of threads.
 
-Attention between tokens is left out here: each token attends to itself alone. Among the patches of a tile torch attends,
-whose bits are the same in any company where a head's size is a multiple of 16.
+Attention between tokens is left out here: each token attends to itself alone. Among the patches of a tile torch
+attends, whose bits are the same in any company where a head's size is a multiple of 16.
 """
 
 import copy
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +17,8 @@ from ternvl.kernels.linear import PackedLinear, WideEmbedding
 from ternvl.kernels.prepare import prepare
 from ternvl.model.internvl import InternVL
 
-ROWS = (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)
+CASES = [(1, rows) for rows in (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)] + [(2, 1), (2, 7), (2, 33), (3, 33)]
+"""Threads and rows."""
 VISION = VisionConfig(64, 2, 4, 96, image_size=16, patch_size=4)
 SIZES = {
     "tiny": ModelConfig(VisionConfig(32, 1, 2, 48, image_size=16, patch_size=4), LanguageConfig(32, 2, 4, 2, 48, 61)),
@@ -69,7 +69,7 @@ def test_tokens(name: str) -> None:
     with torch.inference_mode():
         alone = torch.cat([decode(model, ids[i : i + 1], positions[i : i + 1]) for i in range(33)])
         assert torch.allclose(alone, decode(plain, ids, positions), atol=PARITY_TOLERANCE)
-        for count, rows in itertools.product((1, 2, 3), ROWS):
+        for count, rows in CASES:
             torch.set_num_threads(count)
             some = torch.randperm(33)[:rows]
             assert torch.equal(decode(model, ids[some], positions[some]), alone[some]), (count, rows)
@@ -84,7 +84,7 @@ def test_tiles(name: str) -> None:
     with torch.inference_mode():
         alone = torch.cat([model.encode_tiles(tiles[i : i + 1]) for i in range(9)])
         assert torch.allclose(alone, plain.encode_tiles(tiles), atol=PARITY_TOLERANCE)
-        for count, rows in itertools.product((1, 2, 3), (1, 2, 3, 5, 9)):
+        for count, rows in [(1, 2), (1, 5), (1, 9), (2, 1), (2, 3), (2, 9), (3, 9)]:
             torch.set_num_threads(count)
             some = torch.randperm(9)[:rows]
             assert torch.equal(model.encode_tiles(tiles[some]), alone[some]), (count, rows)

@@ -71,7 +71,7 @@ def test_a_library_that_is_broken(
     empty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo broken >"$2"'))
-    serves_torch(caplog, "invalid ELF header")
+    serves_torch(caplog, f"portable-{build.digest()}.so")
 
 
 def test_a_library_that_computes_wrong_results(
