@@ -26,6 +26,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ QUESTION = "What is in this image?"
 def text_prompt(llm: LLM, num_tokens: int, seed: int) -> Prompt:
     """Random ordinary tokens: no two prompts begin alike."""
     rng = random.Random(seed)
-    return Prompt(tuple(rng.randrange(1_000, 100_000) for _ in range(num_tokens)))
+    most = llm.config.language.vocab_size // 2
+    return Prompt(tuple(rng.randrange(300, most) for _ in range(num_tokens)))
 
 
 def picture(seed: int, size: tuple[int, int] = (1000, 747)) -> Image.Image:
@@ -54,15 +56,15 @@ def picture(seed: int, size: tuple[int, int] = (1000, 747)) -> Image.Image:
     return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
 
 
-def image_message(image: Image.Image) -> list[dict[str, Any]]:
+def _image_message(image: Image.Image) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
 
 
-def greedy(num_tokens: int) -> SamplingParams:
+def _greedy(num_tokens: int) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
 
 
-def drain(engine: Engine) -> list[int]:
+def _drain(engine: Engine) -> list[int]:
     """Step until nothing is left; the tokens in the order they came."""
     tokens = []
     while engine.has_work:
@@ -78,10 +80,10 @@ def streams(llm: LLM) -> dict[str, Any]:
         for count in (1, 8):
             for i in range(count):
                 prompt = text_prompt(llm, 64, seed=1000 * turn + 10 * count + i)
-                engine.add(Request(f"{turn} {count} {i}", prompt, greedy(33)))
+                engine.add(Request(f"{turn} {count} {i}", prompt, _greedy(33)))
             while any(sequence.num_uncomputed > 1 for sequence in engine.scheduler.waiting + engine.scheduler.running):
                 engine.step()
-            start, num_tokens = time.perf_counter(), len(drain(engine))
+            start, num_tokens = time.perf_counter(), len(_drain(engine))
             rates[count].append(num_tokens / (time.perf_counter() - start))
             print(f"  {count} streams: {rates[count][-1]:.1f} tokens/s", flush=True)
     one, eight = (statistics.median(rates[count]) for count in (1, 8))
@@ -119,11 +121,11 @@ def gap(llm: LLM) -> dict[str, Any]:
     for name, tiles in (("one tile a step", 1), ("whole image", 64)):
         engine = _engine(llm, max_num_batched_tiles=tiles)
         for i in range(4):
-            engine.add(Request(f"stream {i}", text_prompt(llm, 64, seed=i), greedy(10_000)))
+            engine.add(Request(f"stream {i}", text_prompt(llm, 64, seed=i), _greedy(10_000)))
         for _ in range(6):
             engine.step()
         ordinary = statistics.median(_timed(engine.step) for _ in range(8))
-        engine.add(Request("image", llm.prompt(image_message(picture(0))), greedy(4)))
+        engine.add(Request("image", llm.prompt(_image_message(picture(0))), _greedy(4)))
         result[name] = _watch(engine, ordinary)
         print(f"  {name}: {result[name]}", flush=True)
     return result
@@ -160,7 +162,7 @@ def repeat(llm: LLM) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, image in (("first", picture(0)), ("again", picture(0)), ("other", picture(1))):
         start = time.perf_counter()
-        request = Request(name, llm.prompt(image_message(image)), greedy(1))
+        request = Request(name, llm.prompt(_image_message(image)), _greedy(1))
         prepared = time.perf_counter() - start
         engine.add(request)
         outputs = []
@@ -186,11 +188,11 @@ def long(llm: LLM) -> dict[str, Any]:
     result: dict[str, Any] = {"max_model_len": limit}
     text = text_prompt(llm, limit, seed=5)
     try:
-        engine.add(Request("too long", text_prompt(llm, limit + 1, seed=6), greedy(1)))
+        engine.add(Request("too long", text_prompt(llm, limit + 1, seed=6), _greedy(1)))
     except ContextLengthError as error:
         result["one_more"] = str(error)
     for name, prompt in (("text", text), ("images", _filled_with_images(llm, limit))):
-        engine.add(Request(name, prompt, greedy(1)))
+        engine.add(Request(name, prompt, _greedy(1)))
         start, steps = time.perf_counter(), 0
         while engine.has_work:
             outputs = engine.step()
@@ -219,8 +221,6 @@ def _filled_with_images(llm: LLM, limit: int) -> Prompt:
 
 def _engine(llm: LLM, **options: Any) -> Engine:
     """A fresh engine over the loaded model."""
-    from dataclasses import replace
-
     config = replace(llm.engine.config, kv_cache_memory=None, **options)
     return Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids)
 

@@ -169,7 +169,11 @@ class ServerConfig:
     )
     prompt_workers: int = field(default=4, metadata={"help": "Threads that fetch, decode and tile images."})
     body_timeout: float = field(default=60.0, metadata={"help": "Seconds a request body may take to arrive."})
-    shutdown_timeout: int = field(
-        default=30, metadata={"help": "Seconds that running requests get to finish when the server stops."}
+    request_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds a request may take until its answer ends; by default no limit."},
+    )
+    drain_timeout: float = field(
+        default=30.0, metadata={"help": "Seconds that accepted requests get to finish when the server stops."}
     )
     log_level: str = field(default="info", metadata={"help": "Log level: debug, info, warning or error."})

@@ -8,6 +8,7 @@ TernvlError
 │   └── ContextLengthError a prompt (and answer) longer than the context
 ├── OverloadedError        the queue is full (HTTP 429)
 ├── UnavailableError       draining or not ready (HTTP 503)
+├── RequestTimeoutError    the answer took longer than a request may (HTTP 504)
 ├── EngineError            the engine failed; the request is not to blame (HTTP 500)
 └── AzionError             an answer of `Azion.AI.run` that is no success; has `status` and `body`
 """
@@ -71,6 +72,13 @@ class OverloadedError(TernvlError):
 
 class UnavailableError(TernvlError):
     """The server is draining or not ready."""
+
+
+class RequestTimeoutError(TernvlError):
+    """An answer that took longer than a request may; it is no longer worked on."""
+
+    def __init__(self, message: str = "The request took longer than this server allows, and was given up.") -> None:
+        super().__init__(message)
 
 
 class EngineError(TernvlError):

@@ -20,6 +20,7 @@ from ternvl.config import EngineConfig, ImageLimits, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, RequestError
+from ternvl.kernels.prepare import prepare
 from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
@@ -93,11 +94,12 @@ class LLM:
     ) -> None:
         """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
 
-        `dtype` is "auto" (the checkpoint's), "bfloat16", "float16" or "float32"; `device` "auto" takes CUDA where there
-        is one; `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct
-        path instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
-        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
-        cannot be loaded, ConfigError for a setting that cannot be.
+        `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
+        as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one; `max_model_len`
+        is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path instead of the
+        engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while weights load;
+        `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that cannot be
+        loaded, ConfigError for a setting that cannot be.
         """
         if quantization != "none":
             raise ConfigError(f"quantization is {quantization!r}, but only 'none' exists.")
@@ -107,8 +109,13 @@ class LLM:
         tokenizer = Tokenizer.from_folder(folder)
         builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
         place = _device(device)
-        loaded = _load(folder, config, weights.resolve_dtype(dtype, config, place), progress=progress).to(place)
-        self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
+        computed = weights.resolve_dtype(dtype, config, place)
+        packed = place.type == "cpu" and computed == torch.float32 and not reference
+        stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
+        loaded = _load(folder, config, stored, progress=progress)
+        if packed:
+            prepare(loaded)
+        self._assemble(loaded.to(place), builder, engine_config, name=str(model or folder.name), reference=reference)
 
     @classmethod
     def from_parts(
@@ -186,8 +193,7 @@ class LLM:
         """
         prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
         answers = [
-            [self._answer(prompt, one, index) for index in range(one.n)]
-            for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
+            self._answers(prompt, one) for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
         ]
         self._run([answer for group in answers for answer in group], progress=progress)
         return [
@@ -205,10 +211,18 @@ class LLM:
             raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
         return params
 
-    def _answer(self, prompt: Prompt, params: SamplingParams, index: int) -> _Answer:
-        seed = None if params.seed is None else params.seed + index
-        number = next(self._request_numbers)
-        return _Answer(Request(f"llm-{number}", prompt, replace(params, seed=seed)), index, self.tokenizer)
+    def _answers(self, prompt: Prompt, params: SamplingParams) -> list[_Answer]:
+        """The `n` answers of one prompt, still empty."""
+        ids = [f"llm-{next(self._request_numbers)}" for _ in range(params.n)]
+        seeds = [None if params.seed is None else params.seed + index for index in range(params.n)]
+        return [
+            _Answer(
+                Request(name, prompt, replace(params, seed=seed), sibling_of=ids[0] if index else None),
+                index,
+                self.tokenizer,
+            )
+            for index, (name, seed) in enumerate(zip(ids, seeds, strict=True))
+        ]
 
     def _run(self, answers: Sequence[_Answer], *, progress: bool) -> None:
         """Run the engine until all answers have ended, feeding it as its queue takes them."""

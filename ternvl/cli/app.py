@@ -18,6 +18,7 @@ from ternvl.config import EngineConfig, ImageLimits, ServerConfig
 from ternvl.errors import TernvlError
 
 if TYPE_CHECKING:
+    from ternvl.engine.engine import Engine
     from ternvl.llm import LLM
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ Images = Annotated[
 class LoadingConfig:
     """How the model is loaded: options of `LLM` under the same names."""
 
-    dtype: str = field(default="auto", metadata={"help": "Precision of the weights: auto, bfloat16, float16, float32."})
+    dtype: str = field(default="auto", metadata={"help": "Precision: auto, bfloat16, float16, float32."})
     device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
     reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})
@@ -86,11 +87,15 @@ def serve(
     """Serve a model over the OpenAI protocol: POST /v1/chat/completions."""
     import logging
 
+    from ternvl.engine.engine import Engine
     from ternvl.server import bind, run
 
     with bind(server) as sock:
         logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-        run(_load(model, loading, engine, images), server, sock)
+        llm = _load(model, loading, engine, images)
+        if isinstance(llm.engine, Engine):
+            typer.echo(_kv_cache(llm.engine))
+        run(llm, server, sock)
 
 
 @app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
@@ -132,6 +137,12 @@ def models() -> None:
     from ternvl.cli.models import print_models
 
     print_models()
+
+
+def _kv_cache(engine: Engine) -> str:
+    from ternvl.cli.models import shown_bytes
+
+    return f"KV cache: {shown_bytes(engine.kv_cache_bytes)} holds {engine.kv_cache_tokens:,} tokens"
 
 
 def _params(answers: AnswerConfig) -> dict[str, float | int]:

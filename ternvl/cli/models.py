@@ -26,7 +26,7 @@ def print_models() -> None:
     rows += [(name, size, "downloaded") for name, size in sorted(cached.items())]
     rows += [(name, size, "on the hub") for name, size in PUBLISHED.items() if name not in cached]
     for name, size, place in rows:
-        print(f"{name:<40} {'-' if size is None else _shown(size):>9}  {place}")
+        print(f"{name:<40} {'-' if size is None else shown_bytes(size):>9}  {place}")
 
 
 def _cached() -> Iterator[tuple[str, int]]:
@@ -56,6 +56,7 @@ def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _shown(size: int) -> str:
+def shown_bytes(size: int) -> str:
+    """A size as people write it: 1.2 GB."""
     unit = next((unit for unit in ("kB", "MB") if size < 1000 ** (2 + (unit == "MB"))), "GB")
     return f"{size / {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[unit]:.1f} {unit}"

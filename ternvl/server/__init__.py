@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -14,6 +16,7 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
+from ternvl.server.serving import Serving
 from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
@@ -53,7 +56,8 @@ def _socket(config: ServerConfig) -> socket.socket:
 
 
 def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; then running requests get `shutdown_timeout` seconds to finish.
+    """Serves until SIGINT or SIGTERM; then accepted requests get `drain_timeout` seconds to finish. A second signal
+    ends the process at once.
 
     `sock` is what `bind` gave, where that was called earlier. Raises ConfigError for a setting that cannot be,
     TernvlError where the address cannot be had.
@@ -65,7 +69,7 @@ def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> No
             raise _no_address(config, error) from error
         app = create_app(llm, config)
         with _stop_is_no_failure():
-            _Server(app, config, app.state.serving.names[0]).run(sockets=[listener])
+            _Server(app, app.state.serving).run(sockets=[listener])
 
 
 @contextmanager
@@ -82,22 +86,31 @@ def _stop_is_no_failure() -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: Any, config: ServerConfig, name: str) -> None:
+    def __init__(self, app: Any, serving: Serving) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                log_level=config.log_level,
-                timeout_graceful_shutdown=config.shutdown_timeout,
+                log_level=serving.config.log_level,
+                timeout_graceful_shutdown=1,  # for connections; their requests are over by then
                 server_header=False,
                 ws="none",
             )
         )
-        self._name = name
+        self._serving = serving
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            print(_greeting(self._name, sockets[0]), flush=True)
+            print(_greeting(self._serving.names[0], sockets[0]), flush=True)
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        await self._serving.drain()  # the listener is still open, so that those who come now are told
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(0)  # the engine may be within a long step, and no thread waits for another's signal
+        super().handle_exit(sig, frame)
 
 
 def _greeting(name: str, sock: socket.socket) -> str:

@@ -24,7 +24,8 @@ from ternvl.server.chat import Chunk, complete
 from ternvl.server.errors import guarded, plain_http_error
 from ternvl.server.fields import ignored_header, parse_chat
 from ternvl.server.fold import fold
-from ternvl.server.limits import ConcurrencyLimit, read_json
+from ternvl.server.gate import Gated
+from ternvl.server.limits import read_json
 from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, until_disconnect
 from ternvl.server.validate import check_config
@@ -53,7 +54,7 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
 
     app = Starlette(
         routes=_routes(),
-        middleware=_middleware(config),
+        middleware=_middleware(serving),
         exception_handlers={HTTPException: plain_http_error},
         lifespan=lifespan,
     )
@@ -71,9 +72,9 @@ def _routes() -> list[Route]:
     ]
 
 
-def _middleware(config: ServerConfig) -> list[Middleware]:
+def _middleware(serving: Serving) -> list[Middleware]:
     """Outermost first. A browser's question about origins carries no key, so it is answered before the key is asked."""
-    middleware = []
+    config, middleware = serving.config, []
     if config.allowed_origins:
         middleware.append(
             Middleware(
@@ -86,7 +87,7 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
         )
     if config.api_key:
         middleware.append(Middleware(BearerAuth, api_key=config.api_key))
-    return [*middleware, Middleware(ConcurrencyLimit, limit=config.max_concurrent_requests)]
+    return [*middleware, Middleware(Gated, gate=serving.gate)]
 
 
 async def chat_completions(request: Request) -> Response:
@@ -138,7 +139,9 @@ async def model(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """`GET /health`: the process is alive."""
+    """`GET /health`: the process is alive, and takes requests unless it is about to stop."""
+    if _serving(request).gate.draining:
+        return JSONResponse({"status": "draining"}, status_code=503)
     return JSONResponse({"status": "ok"})
 
 

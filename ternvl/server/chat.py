@@ -66,11 +66,18 @@ def to_params(request: ChatRequest, defaults: SamplingParams, vocab_size: int) -
     return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-def to_requests(completion_id: str, prompt: Prompt, params: SamplingParams, seed: int | None, n: int) -> list[Request]:
+def to_requests(completion_id: str, prompt: Prompt, params: SamplingParams, request: ChatRequest) -> list[Request]:
     """One request a choice. Choice i has seed + i; without a seed the engine gives each its own."""
-    seeds = [None if seed is None else (seed + index) % 2**63 for index in range(n)]
+    first = Request(f"{completion_id}-0", prompt, params, cache_salt=request.cache_salt or "")
+    seed = request.seed
+    seeds = [None if seed is None else (seed + index) % 2**63 for index in range(request.n or 1)]
     return [
-        Request(f"{completion_id}-{index}", prompt, dataclasses.replace(params, seed=choice_seed))
+        dataclasses.replace(
+            first,
+            id=f"{completion_id}-{index}",
+            params=dataclasses.replace(params, seed=choice_seed),
+            sibling_of=first.id if index else None,
+        )
         for index, choice_seed in enumerate(seeds)
     ]
 
@@ -87,6 +94,7 @@ class Completion:
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
+    num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
         self._begun: set[int] = set()
@@ -94,11 +102,12 @@ class Completion:
     @property
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompt and, so far, of all choices together."""
+        details = {"cached_tokens": self.num_cached_tokens, "image_tokens": self.prompt.num_image_tokens}
         return {
             "prompt_tokens": self.prompt.num_tokens,
             "completion_tokens": self.num_tokens,
             "total_tokens": self.prompt.num_tokens + self.num_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": self.prompt.num_image_tokens},
+            "prompt_tokens_details": details,
         }
 
     def chunk(self, *choices: dict[str, Any]) -> Chunk:
@@ -115,6 +124,7 @@ class Completion:
     def to_chunks(self, delta: Delta) -> Iterator[Chunk]:
         """Chunks of one delta: at most one with content and one with the finish reason."""
         self.num_tokens += delta.num_tokens
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         content = self._content(delta)
         listed = [logprobs.entry(self.tokenizer, *item) for item in delta.logprobs]
         if content or listed:
@@ -160,10 +170,13 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chu
     model = serving.resolve(request.model)
     params = to_params(request, llm.default_params(), llm.config.language.vocab_size)
     tools = to_tools(request)
-    prompt = await serving.build_prompt(partial(_build, llm, request, tools), has_images=request.has_images)
+    serving.service.check_room(request.n or 1)
+    deadline = serving.deadline()
+    build = partial(_build, llm, request, tools)
+    prompt = await serving.build_prompt(build, has_images=request.has_images, deadline=deadline)
     completion = Completion(model, serving.fingerprint, prompt, llm.tokenizer, params.logprobs is not None)
-    requests = to_requests(completion.id, prompt, params, request.seed, request.n or 1)
-    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=bool(tools))
+    requests = to_requests(completion.id, prompt, params, request)
+    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=bool(tools), deadline=deadline)
     async with aclosing(deltas):
         async for delta in deltas:
             for chunk in completion.to_chunks(delta):

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.errors import ImageError, OverloadedError, RequestError, UnavailableError
+from ternvl.errors import ImageError, OverloadedError, RequestError, RequestTimeoutError, UnavailableError
 
 logger = logging.getLogger("ternvl.server")
 
@@ -54,8 +54,8 @@ class HTTPError(Exception):
 
     @property
     def _type(self) -> str:
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-        return kinds.get(self.status, "invalid_request_error")
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+        return kinds.get(min(self.status, 500), "invalid_request_error")
 
 
 def to_http(error: BaseException) -> HTTPError:
@@ -70,6 +70,8 @@ def to_http(error: BaseException) -> HTTPError:
             return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after)})
         case UnavailableError():
             return HTTPError(503, str(error), code="unavailable", headers={"Retry-After": "5"})
+        case RequestTimeoutError():
+            return HTTPError(504, str(error), code="request_timeout")
     error_id = f"err_{token_hex(8)}"
     logger.error("%s: %s", error_id, error, exc_info=error)
     return HTTPError(500, f"The server failed on this request; its log has the cause under {error_id}.", code=error_id)

@@ -24,7 +24,6 @@ SERVED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
-    "cache_salt": (),
     "continue_final_message": (False,),
     "documents": (),
     "echo": (False,),

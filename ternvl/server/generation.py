@@ -5,7 +5,6 @@ tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one line a choi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,10 +19,13 @@ from ternvl.types import FinishReason, Request, SamplingParams, TokenLogprobs, T
 
 
 class Submitter(Protocol):
-    """What answers requests: `ternvl.engine.service.Service`. Closing the iterator aborts the request."""
+    """What answers requests: `ternvl.engine.service.Service`. Closing the iterator aborts them."""
 
-    def submit(self, request: Request) -> AsyncGenerator[TokenOutput]:
-        """Outputs of one request until its end."""
+    def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
+        """Outputs of requests until the end of each."""
+
+    def abort(self, request_id: str) -> None:
+        """End one of them early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
     """Shown tokens with their log probabilities, where these were asked for."""
+    num_cached_tokens: int = 0
+    """Of the prompt, which the prefix cache spared."""
     finish_reason: str | None = None
     """"stop", "length" or "tool_calls"."""
 
@@ -69,6 +73,7 @@ class ChoiceDecoder:
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
             tool_calls=_merged([piece for piece in pieces if isinstance(piece, ToolCallDelta)]),
             logprobs=logprobs,
+            num_cached_tokens=output.num_cached_tokens,
             finish_reason=self._reason(finish_reason),
         )
 
@@ -131,45 +136,32 @@ def _merged(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
 
 
 async def generate(
-    service: Submitter, requests: Sequence[Request], tokenizer: Tokenizer, *, parse_tool_calls: bool
+    service: Submitter,
+    requests: Sequence[Request],
+    tokenizer: Tokenizer,
+    *,
+    parse_tool_calls: bool,
+    deadline: float | None = None,
 ) -> AsyncGenerator[Delta]:
     """Deltas of all requests as they come; request i is choice i.
 
-    The first error of any request is raised and ends the others. Closing the generator aborts what still runs.
+    The first error of any request is raised and ends the others. Closing the generator aborts what still runs, and so
+    does `deadline`, a time of the event loop's clock.
     """
-    queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-
-    async def pump(decoder: ChoiceDecoder, request: Request) -> None:
-        try:
-            async for delta in _deltas(service, decoder, request):
-                queue.put_nowait(delta)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    decoders = [
-        ChoiceDecoder(index, tokenizer, request.params, parse_tool_calls=parse_tool_calls)
+    decoders = {
+        request.id: ChoiceDecoder(index, tokenizer, request.params, parse_tool_calls=parse_tool_calls)
         for index, request in enumerate(requests)
-    ]
-    pumps = [asyncio.create_task(pump(*work)) for work in zip(decoders, requests, strict=True)]
-    num_running = len(pumps)
-    try:
-        while num_running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            num_running -= item.finish_reason is not None
-            yield item
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-
-
-async def _deltas(service: Submitter, decoder: ChoiceDecoder, request: Request) -> AsyncGenerator[Delta]:
-    async with aclosing(service.submit(request)) as outputs:
+    }
+    async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:
         async for output in outputs:
-            delta = decoder.decode(output)
-            yield delta
+            if output.request_id not in decoders:
+                continue  # a stop string ended the answer
+            delta = decoders[output.request_id].decode(output)
             if delta.finish_reason:
+                del decoders[output.request_id]
+                if output.finish_reason is None:
+                    service.abort(output.request_id)
+            yield delta
+            if not decoders:
                 return
     raise EngineError("The engine ended the answer without a reason.")

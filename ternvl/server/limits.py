@@ -8,11 +8,10 @@ import re
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.config import ServerConfig
-from ternvl.errors import OverloadedError, RequestError
-from ternvl.server.errors import HTTPError, to_http
+from ternvl.errors import RequestError
+from ternvl.server.errors import HTTPError
 
 MAX_DEPTH = 64
 """Levels of arrays and objects in a JSON body."""
@@ -110,25 +109,3 @@ def _check_depth(value: Any) -> None:
 
 def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-class ConcurrencyLimit:
-    """ASGI middleware that answers 429 where too many requests that bring work are running."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-        self._num_running = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Holds a place from the request's first byte to its answer's last."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            return await self._app(scope, receive, send)
-        if self._num_running >= self._limit:
-            error = OverloadedError(f"The server already works on {self._limit} requests; try again shortly.")
-            return await to_http(error).response(scope, receive, send)
-        self._num_running += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._num_running -= 1

@@ -249,6 +249,7 @@ class ChatRequest(Schema):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[Annotated[Integer, Field(ge=0)]], Field(fail_fast=True)] | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    cache_salt: NonEmpty | None = None
 
     @property
     def has_images(self) -> bool:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
+from ternvl.errors import RequestTimeoutError
 from ternvl.server.errors import HTTPError
+from ternvl.server.gate import Gate
 from ternvl.types import Prompt
 
 if TYPE_CHECKING:
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 
 PLATFORM_MODEL = "opengvlab-internvl3-1b-instruct"
 """The hosted model's id. Clients that use it get the one model that is served; answers name that model."""
+
+_GRACE = 1.0
+"""Seconds in which a request that was given up tells its client so."""
+
+logger = logging.getLogger("ternvl.server")
 
 
 class Serving:
@@ -30,6 +39,7 @@ class Serving:
         self.llm = llm
         self.config = config
         self.service = Service(llm.engine)
+        self.gate = Gate(config.max_concurrent_requests, retry_after=partial(self.service.retry_after, 1))
         self.names = config.served_model_name or (_public_name(llm.name),)
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
@@ -41,8 +51,26 @@ class Serving:
 
     async def close(self) -> None:
         """Ends the engine's thread; requests that still run end with an error."""
+        self.service.abort_all()
         self._builders.shutdown(wait=False, cancel_futures=True)
         await self.service.close()
+
+    async def drain(self) -> None:
+        """Refuses new requests, waits `drain_timeout` seconds for those that are here, and gives up the rest."""
+        self.gate.draining = True
+        logger.info("stopping: %d requests may finish", self.gate.num_running)
+        if await self.gate.wait_until_empty(self.config.drain_timeout):
+            return
+        logger.warning("stopping: %d requests are given up", self.gate.num_running)
+        self.service.abort_all()
+        if not await self.gate.wait_until_empty(_GRACE):
+            self.gate.give_up()
+            await self.gate.wait_until_empty(_GRACE)
+
+    def deadline(self) -> float | None:
+        """When a request that comes now must have its answer, on the event loop's clock; None for never."""
+        seconds = self.config.request_timeout
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
     def resolve(self, model: str | None) -> str:
         """The name of the model that answers; HTTPError 404 for a name that is not served."""
@@ -54,12 +82,22 @@ class Serving:
         message = f"The model {model[:100]!r} is not served here; served: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 
-    async def build_prompt(self, build: Callable[[], Prompt], *, has_images: bool) -> Prompt:
+    async def build_prompt(
+        self, build: Callable[[], Prompt], *, has_images: bool, deadline: float | None = None
+    ) -> Prompt:
         """Runs `build` in a thread, so that streams of others go on meanwhile.
 
-        Prompts with images have threads of their own: text does not wait for other people's downloads.
+        Prompts with images have threads of their own: text does not wait for other people's downloads. Raises
+        RequestTimeoutError past the deadline.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._builders if has_images else None, build)
+        working = asyncio.get_running_loop().run_in_executor(self._builders if has_images else None, build)
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await working
+        except TimeoutError:
+            if limit.expired():
+                raise RequestTimeoutError from None
+            raise
 
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""

@@ -14,7 +14,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_body_bytes": (1, inf),
     "max_concurrent_requests": (1, inf),
     "prompt_workers": (1, inf),
-    "shutdown_timeout": (0, inf),
 }
 
 
@@ -25,8 +24,12 @@ def check_config(config: ServerConfig) -> None:
         if not low <= getattr(config, name) <= high:
             rule = f"at least {low}" if high == inf else f"from {low} to {high}"
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be {rule}.")
-    if not 0 < config.body_timeout < inf:
-        raise ConfigError(f"body_timeout is {config.body_timeout}; it must be a number of seconds above 0.")
+    for name in ("body_timeout", "request_timeout"):
+        seconds = getattr(config, name)
+        if seconds is not None and not 0 < seconds < inf:
+            raise ConfigError(f"{name} is {seconds}; it must be a number of seconds above 0.")
+    if not 0 <= config.drain_timeout < inf:
+        raise ConfigError(f"drain_timeout is {config.drain_timeout}; it must be a number of seconds, at least 0.")
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level is {config.log_level!r}; it must be one of {', '.join(LOG_LEVELS)}.")
     if config.api_key == "":

@@ -11,9 +11,16 @@ import torch
 
 from ternvl.engine.engine import Engine
 from ternvl.engine.service import Service
-from ternvl.errors import ContextLengthError, EngineError, OverloadedError, UnavailableError
+from ternvl.errors import (
+    ContextLengthError,
+    EngineError,
+    OverloadedError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 from ternvl.model.internvl import InternVL
-from ternvl.types import Request, SamplingParams
+from ternvl.types import FinishReason, Request, SamplingParams
 from tests.engine.tiny import CONFIG, Answer, expected, make_engine, make_model, mixed_requests, text_prompt
 
 LONG = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
@@ -177,6 +184,109 @@ def test_refusals_reach_their_own_request(model: Switch) -> None:
         await service.close()
 
     asyncio.run(main())
+
+
+def test_requests_are_taken_all_or_none(model: Switch) -> None:
+    async def main() -> None:
+        engine = make_engine(model, max_num_seqs=1, max_queue=2)
+        service = Service(engine)
+        service.start()
+        first = asyncio.create_task(collect(service, make_request("first")))
+        while not engine.stats().num_running:
+            await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(collect(service, make_request("second")))
+        while not engine.stats().num_waiting:
+            await asyncio.sleep(0.001)
+        with pytest.raises(OverloadedError) as refusal:
+            await anext(service.submit(make_request("a"), make_request("b")))
+        assert refusal.value.retry_after >= 1
+        with pytest.raises(RequestError, match="only 2"):
+            await anext(service.submit(*(make_request(name) for name in "abc")))
+        await asyncio.gather(first, waiting)
+        with pytest.raises(ContextLengthError):
+            await anext(service.submit(make_request("a"), make_request("b", num_tokens=600)))
+        await wait_until_idle(engine)
+        stats = engine.stats()
+        assert (stats.num_waiting, stats.num_free_blocks) == (0, stats.num_blocks)
+        assert stats.num_generated_tokens == 240
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_one_of_several_ends_early(model: Switch) -> None:
+    async def main() -> None:
+        service = Service(make_engine(model))
+        service.start()
+        answers = {"a": Answer(), "b": Answer()}
+        async for output in service.submit(make_request("a"), make_request("b")):
+            answers[output.request_id].take(output)
+            if len(answers["a"].token_ids) == 3 and answers["a"].finish_reason is None:
+                service.abort("a")
+        assert answers["a"].finish_reason is FinishReason.ABORT
+        assert len(answers["a"].token_ids) < len(answers["b"].token_ids) == 120
+        await service.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_deadline_frees_what_also_a_slow_reader_holds(model: Switch, reads: bool) -> None:
+    async def main() -> None:
+        engine = make_engine(model, num_blocks=400)
+        service = Service(engine)
+        service.start()
+        params = SamplingParams(temperature=0, ignore_eos=True)
+        deadline = asyncio.get_running_loop().time() + 0.05
+        async with aclosing(service.submit(make_request("a", params), deadline=deadline)) as outputs:
+            await anext(outputs)
+            if not reads:
+                await wait_until_idle(engine)
+            with pytest.raises(RequestTimeoutError):
+                [output async for output in outputs]
+        await wait_until_idle(engine)
+        await service.close()
+        assert engine.stats().num_generated_tokens < 400
+
+    asyncio.run(main())
+
+
+def test_abort_all_tells_everyone(model: Switch) -> None:
+    async def main() -> None:
+        engine = make_engine(model, max_num_seqs=1)
+        service = Service(engine)
+        service.start()
+        tasks = [asyncio.create_task(collect(service, make_request(f"r{i}"))) for i in range(3)]
+        while not engine.stats().num_waiting:
+            await asyncio.sleep(0.001)
+        service.abort_all()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [UnavailableError] * 3
+        with pytest.raises(UnavailableError):
+            await collect(service, make_request("late"))
+        await service.close()
+        assert not engine.has_work
+
+    asyncio.run(main())
+
+
+def test_the_log_tells_what_goes_on_and_when_it_ends(model: Switch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        service = Service(make_engine(model, max_num_seqs=1), log_interval=0.01)
+        service.start()
+        await asyncio.gather(*(collect(service, make_request(f"r{i}")) for i in range(3)))
+        while not caplog.messages or not caplog.messages[-1].startswith("running 0, waiting 0, KV 0 %"):
+            await asyncio.sleep(0.005)
+        count = len(caplog.messages)
+        await asyncio.sleep(0.05)
+        assert len(caplog.messages) == count, "an idle engine is silent"
+        await service.close()
+
+    asyncio.run(main())
+    assert any(message.startswith("running 1, waiting ") for message in caplog.messages)
+    assert {record.threadName for record in caplog.records} == {"ternvl-engine"}
 
 
 def test_close_lets_requests_end_and_takes_no_more(model: Switch) -> None:

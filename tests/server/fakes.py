@@ -57,13 +57,15 @@ def tiny_llm(*, limits: ImageLimits | None = None, **options: Any) -> LLM:
 class ScriptedEngine:
     """Answers each request with the same text, one token a step; stops of its own accord at the end of it.
 
-    `failure` is raised on adding a request; `fail_after` tokens an answer breaks; `endless` repeats the text.
+    `failure` is raised on adding a request; `fail_after` tokens an answer breaks; `endless` repeats the text. All
+    requests but the first are told as waiting. `cached` are the counts of spared tokens that requests are told in turn.
     """
 
     text: str
     failure: TernvlError | None = None
     fail_after: int | None = None
     endless: bool = False
+    cached: tuple[int, ...] = (0,)
     config: EngineConfig = field(default_factory=lambda: EngineConfig(max_model_len=512))
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -95,7 +97,7 @@ class ScriptedEngine:
             self.aborted.append(request_id)
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_running=len(self._running))
+        return EngineStats(num_running=min(1, len(self._running)), num_waiting=max(0, len(self._running) - 1))
 
     def _tokens(self) -> Iterator[int]:
         while True:
@@ -106,7 +108,8 @@ class ScriptedEngine:
     def _next(self, request: Request, tokens: Iterator[int]) -> TokenOutput:
         token_id = next(tokens, None)
         if token_id is not None:
-            return TokenOutput(request.id, (token_id,))
+            cached = self.cached[self.requests.index(request) % len(self.cached)]
+            return TokenOutput(request.id, (token_id,), num_cached_tokens=cached)
         del self._running[request.id]
         return TokenOutput(request.id, (), FinishReason.STOP)
 

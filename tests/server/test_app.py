@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,7 +14,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from ternvl.config import ServerConfig
+from benchmarks.disconnects import attack, held
+from ternvl.config import EngineConfig, ServerConfig
+from ternvl.engine.engine import Engine
 from ternvl.errors import OverloadedError, TernvlError, UnavailableError
 from ternvl.prompt import build
 from ternvl.server import bind, run
@@ -232,11 +235,15 @@ def test_fields_reach_the_engine() -> None:
         "logprobs": True,
         "seed": 2**63 - 1,
         "n": 2,
+        "cache_salt": "pepper",
     }
     with serving(llm) as url:
         response = httpx.post(url + CHAT, json={**HI, **fields, "logprobs": False})
         assert response.status_code == 200
-    first, second = (request.params for request in engine.requests)
+    one, two = engine.requests
+    assert (one.cache_salt, two.cache_salt) == ("pepper", "pepper")
+    assert (one.sibling_of, two.sibling_of) == (None, one.id)
+    first, second = one.params, two.params
     assert (first.temperature, first.top_p, first.top_k, first.min_p) == (0.5, 0.25, 0, 0.125)
     assert (first.presence_penalty, first.frequency_penalty, first.repetition_penalty) == (1, -1, 1.5)
     assert (first.min_tokens, first.max_tokens, first.stop, first.stop_token_ids) == (2, 30, ("x",), (3,))
@@ -308,6 +315,75 @@ def test_a_client_that_leaves_before_its_answer_frees_its_request() -> None:
             httpx.post(url + CHAT, json=HI, timeout=0.3)
         until(lambda: len(engine.aborted) == 1)
         assert not engine.has_work
+
+
+def test_clients_that_leave_at_random_moments_leave_nothing() -> None:
+    llm = tiny_llm(max_num_seqs=4, kv_cache_memory=100_000)
+    with serving(llm) as url:
+        address = httpx.URL(url)
+        load = attack((address.host, address.port or 0), requests=200, concurrency=16, longest_stay=0.3, seed=1)
+        ends = asyncio.run(load)
+        assert ends["left"] > 50
+        assert ends.total() == 200
+        assert isinstance(llm.engine, Engine)
+        assert held(llm.engine) == {"sequences": 0, "blocks": 0, "vision_entries": 0}
+        assert httpx.post(url + CHAT, json=HI, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_takes_too_long_is_given_up(stream: bool) -> None:
+    llm = scripted_llm("abc", endless=True)
+    engine = llm.engine
+    assert isinstance(engine, ScriptedEngine)
+    with serving(llm, request_timeout=0.2) as url:
+        response = httpx.post(url + CHAT, json={**HI, "stream": stream, "n": 2}, timeout=30)
+        until(lambda: len(engine.aborted) == 2)
+    assert response.status_code == (200 if stream else 504)
+    error = json.loads(events(response)[-1])["error"] if stream else error_of(response)
+    assert (error["code"], error["type"]) == ("request_timeout", "server_error")
+
+
+def test_a_prompt_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(build, "fetch", lambda *_: release.wait(30))
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    with serving(tiny_llm(), request_timeout=0.2) as url:
+        pictures = {**HI, "stream": True, "messages": [{"role": "user", "content": [part]}]}
+        response = httpx.post(url + CHAT, json=pictures, timeout=30)
+        release.set()
+    assert response.status_code == 504
+    assert error_of(response)["code"] == "request_timeout"
+
+
+def test_a_queue_takes_all_answers_of_a_request_or_none() -> None:
+    llm = scripted_llm("abc", endless=True, config=EngineConfig(max_model_len=512, max_queue=2))
+    engine = llm.engine
+    assert isinstance(engine, ScriptedEngine)
+    with serving(llm) as url, ThreadPoolExecutor() as pool:
+        patience = httpx.Timeout(30, read=3)
+        asking = [pool.submit(httpx.post, url + CHAT, json={**HI, "n": n}, timeout=patience) for n in (1, 1)]
+        until(lambda: len(engine.requests) == 2)
+        for stream in (False, True):
+            refused = httpx.post(url + CHAT, json={**HI, "n": 2, "stream": stream}, timeout=30)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert (error_of(refused)["code"], error_of(refused)["type"]) == ("overloaded", "rate_limit_error")
+            never = httpx.post(url + CHAT, json={**HI, "n": 3, "stream": stream}, timeout=30)
+            assert (never.status_code, error_of(never)["param"]) == (400, "n")
+        assert len(engine.requests) == 2
+        assert engine.aborted == []
+        for future in asking:
+            assert isinstance(future.exception(), httpx.ReadTimeout)
+        until(lambda: len(engine.aborted) == 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_what_the_cache_spared(stream: bool) -> None:
+    options = {"include_usage": True} if stream else None
+    with serving(scripted_llm("abc", cached=(4, 16, 8))) as url:
+        response = httpx.post(url + CHAT, json={**HI, "n": 3, "stream": stream, "stream_options": options})
+    usage = (json.loads(events(response)[-2]) if stream else response.json())["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 16
 
 
 def test_a_stop_string_frees_the_request() -> None:

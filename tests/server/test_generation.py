@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -121,22 +122,27 @@ def test_a_hidden_token_has_no_logprob_but_counts() -> None:
 
 
 class Script:
-    """A service that plays outputs back; an exception among them is raised."""
+    """A service that plays outputs back to each request; an exception among them is raised."""
 
     def __init__(self, *items: TokenOutput | Exception) -> None:
         self.items = items
         self.num_open = 0
+        self.aborted: list[str] = []
 
-    async def submit(self, request: Request) -> AsyncGenerator[TokenOutput]:
+    async def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
         self.num_open += 1
         try:
             for item in self.items:
-                await asyncio.sleep(0)
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+                for request in requests:
+                    await asyncio.sleep(0)
+                    if isinstance(item, Exception):
+                        raise item
+                    yield replace(item, request_id=request.id)
         finally:
             self.num_open -= 1
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
 
 
 def collect(script: Script, *, n: int = 1, most: int = 100, stop: tuple[str, ...] = ()) -> list[Delta]:
@@ -176,8 +182,9 @@ def test_leaving_closes_every_request(stop: tuple[str, ...]) -> None:
 
 def test_a_stop_string_closes_the_request_before_its_end() -> None:
     script = Script(token("ab"), token("STOP"), token("never", FinishReason.STOP))
-    assert text_of(collect(script, stop=("STOP",))) == "ab"
+    assert text_of(collect(script, n=2, stop=("STOP",))) == "abab"
     assert script.num_open == 0
+    assert script.aborted == ["r-0", "r-1"]
 
 
 @pytest.mark.parametrize(

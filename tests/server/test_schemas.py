@@ -127,6 +127,8 @@ REFUSED = [
     ({"metadata": {"a": 1}}, "metadata.a"),
     ({"metadata": {str(i): "a" for i in range(17)}}, "metadata"),
     ({"model": 5}, "model"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": 1}, "cache_salt"),
     ({"mm_processor_kwargs": {"max_dynamic_patch": 0}}, "mm_processor_kwargs.max_dynamic_patch"),
 ]
 
@@ -141,7 +143,6 @@ UNSUPPORTED = [
     {"include_stop_str_in_output": True},
     {"priority": 1},
     {"priority": False},
-    {"cache_salt": "s"},
     {"continue_final_message": True},
     {"add_generation_prompt": False},
     {"store": True},
