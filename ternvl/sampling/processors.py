@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 
+def apply_bitmask(logits: Tensor, bitmasks: Tensor) -> Tensor:
+    """Keep the tokens whose bits are set, lowest bit first: `bitmasks` [R, ceil(V / 32)] int32."""
+    places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    bits = (bitmasks.view(torch.uint8)[:, :, None] >> places) & 1  # [R, V / 8, 8]
+    return logits.masked_fill(bits.flatten(1)[:, : logits.shape[-1]] == 0, -torch.inf)
+
+
 def apply_repetition_penalty(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:
     """Push tokens of the prompt and the answer, `seen` [R, V], away by a factor (CTRL, arXiv 1909.05858)."""
     factor = penalty[:, None]
