@@ -26,6 +26,7 @@ from ternvl.types import Grammar
 
 _MAX_CACHED = 64
 _LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
+_NOTHING = "there is nothing that it allows"
 _UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
@@ -60,7 +61,7 @@ class Matcher:
             clear(bits, token_id)
         going_on = bool(bits.any())
         if not going_on and not self.state.is_accepting():
-            return "it allows no further token"
+            return _NOTHING
         if not (going_on and self._ignore_eos):
             bits.copy_(ends)
         return ""
@@ -228,5 +229,7 @@ def _reason(matcher: LLMatcher) -> str:
         return ""
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
     found = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    if found.startswith("NoExtension"):
+        return _NOTHING
     keys = _UNSUPPORTED.fullmatch(found)
     return f"it uses {keys[1]}, which is not supported" if keys else found.rstrip(".")[:300]

@@ -24,7 +24,7 @@ MAX_TEXT = 256 * 1024
 MAX_CHOICES = 1_000
 MAX_REGEX, MAX_LARK = 32 * 1024, 64 * 1024
 
-_UNFORCED = '%llguidance {"no_forcing": true}\n'
+_UNFORCED = '\n%llguidance {"no_forcing": true}\n'
 """Else every text that the grammar forces is written out at once, which may be millions of characters."""
 _TAG, _END_TAG = "<tool_call>", "</tool_call>"
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
@@ -107,8 +107,8 @@ def _regex(grammar: Grammar) -> str:
     _check_size(grammar, MAX_REGEX)
     if not grammar.text:
         return 'start: ""'
-    one_line = grammar.text.replace("\n", r"\n").replace("\r", r"\r")
-    return f"{_UNFORCED}start: /{regex_to_lark(one_line)}/"
+    regex = regex_to_lark(grammar.text.replace("\n", r"\n").replace("\r", r"\r"), "d")
+    return f"start: /{regex}/{_UNFORCED}"
 
 
 def _choice(grammar: Grammar) -> str:
@@ -133,7 +133,7 @@ def _lark(grammar: Grammar) -> str:
     unserved = _NOT_SERVED.search(_QUOTED.sub('""', text))
     if unserved:
         raise SchemaError(f"uses {unserved.group().strip()!r}, which is not supported")
-    return _UNFORCED + text
+    return text + _UNFORCED
 
 
 def _tools(grammar: Grammar) -> str:

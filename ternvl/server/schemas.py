@@ -75,6 +75,12 @@ def _by(field: str, *names: str) -> Discriminator:
 
 _STRING_OR_ARRAY = Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array")
 
+_STRING_OR_OBJECT = Discriminator(
+    lambda value: "@string" if isinstance(value, str) else "@object" if isinstance(value, dict | BaseModel) else None,
+    custom_error_type=REFUSED,
+    custom_error_message="must be a string or an object",
+)
+
 Integer = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NonEmpty = Annotated[str, AfterValidator(_not_empty)]
@@ -211,11 +217,7 @@ class NamedToolChoice(Schema):
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedToolChoice, Tag("@object")],
-    Discriminator(
-        lambda value: "@string" if isinstance(value, str) else "@object",
-        custom_error_type=REFUSED,
-        custom_error_message="must be a string or an object",
-    ),
+    _STRING_OR_OBJECT,
 ]
 
 
@@ -254,7 +256,10 @@ ResponseFormat = Annotated[
     _by("type", "text", "json_object", "json_schema"),
 ]
 
-JsonText = dict[str, Any] | str
+JsonText = Annotated[
+    Annotated[str, Tag("@string")] | Annotated[dict[str, Any], Tag("@object")],
+    _STRING_OR_OBJECT,
+]
 """A JSON Schema, or its text."""
 Choices = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
