@@ -31,7 +31,7 @@ from ternvl.engine.validate import check_prompt
 from ternvl.errors import EngineError, RequestError
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache
-from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Masker, Matcher
+from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, derive_seed, sample
 from ternvl.types import FinishReason, Request, SamplingParams, TokenOutput
 
@@ -88,7 +88,6 @@ class Engine:
         num_blocks = self.config.kv_cache_memory // block_bytes
         self.stop_ids = frozenset(stop_ids)
         self.grammars = grammars
-        self._masker = Masker(model.config.language.vocab_size)
         self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
         tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * weight.dtype.itemsize
@@ -165,7 +164,9 @@ class Engine:
     def _run(self, schedule: Schedule) -> list[Drawn]:
         sampling = [chunk.sequence for chunk in schedule.sampling]
         matchers = [sequence.matcher for sequence in sampling if sequence.matcher is not None]
-        masks = self._masking.submit(self._masker.fill, matchers) if matchers else None  # while the model runs
+        masks = (
+            self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
+        )  # while the model runs
         self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         logits = self.runner.run(inputs)

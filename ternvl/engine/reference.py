@@ -13,7 +13,7 @@ from ternvl.engine.engine import EngineStats, failure, new_matcher
 from ternvl.engine.validate import check_config, check_prompt
 from ternvl.errors import OverloadedError
 from ternvl.model.internvl import InternVL
-from ternvl.sampling.grammar import GrammarCompiler, Masker, Matcher
+from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput
 
@@ -34,12 +34,11 @@ def generate(
     seed = default_seed if params.seed is None else params.seed
     ignores_eos = params.ignore_eos and matcher is None
     stops = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else frozenset(stop_ids))
-    masker = Masker(model.config.language.vocab_size)
     room = min(params.max_tokens or max_model_len, max(1, max_model_len - prompt.num_tokens))
     output_ids: list[int] = []
     while len(output_ids) < room:
         logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
-        allowed = masker.fill([matcher])[0] if matcher else None
+        allowed = fill_masks([matcher], model.config.language.vocab_size)[0] if matcher else None
         drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops, allowed)])[0]
         if drawn.token_id in stops:
             yield TokenOutput(request_id, (), FinishReason.STOP)

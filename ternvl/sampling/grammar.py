@@ -13,11 +13,10 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
 from weakref import WeakValueDictionary
 
 import torch
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from ternvl.errors import RequestError
@@ -44,7 +43,7 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler, *, ignore_eos: bool = False) -> None:
         """With `ignore_eos` the answer may end only where the grammar allows nothing else."""
         self.state = matcher
-        self._stop_ids, self._banned = compiler.stop_ids, compiler.banned
+        self._banned, self._no_ends = compiler.banned, compiler.no_ends
         self._ignore_eos = ignore_eos
 
     def accept(self, token_id: int) -> bool:
@@ -56,14 +55,11 @@ class Matcher:
         if self.state.is_error():
             return _reason(self.state)
         bits &= self._banned
-        ends = bits.clone()
-        for token_id in self._stop_ids:
-            clear(bits, token_id)
-        going_on = bool(bits.any())
-        if not going_on and not self.state.is_accepting():
-            return _NOTHING
-        if not (going_on and self._ignore_eos):
-            bits.copy_(ends)
+        going_on = bits & self._no_ends
+        if not bool(going_on.any()):
+            return "" if self.state.is_accepting() else _NOTHING
+        if self._ignore_eos:
+            bits.copy_(going_on)
         return ""
 
 
@@ -98,8 +94,12 @@ class GrammarCompiler:
         self._hidden_ids = frozenset(token_id for token_id in hidden_ids if token_id < vocab_size)
         self.banned = torch.full((num_words(vocab_size),), -1, dtype=torch.int32)
         """[W], with a zero for each control token that does not end an answer, so a mask is ANDed with it."""
+        self.no_ends = self.banned.clone()
+        """[W], with a zero for each token that ends an answer."""
         for token_id in self._hidden_ids - set(stop_ids):
             clear(self.banned, token_id)
+        for token_id in stop_ids:
+            clear(self.no_ends, token_id)
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._recent: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
@@ -189,27 +189,20 @@ class _Vocabulary:
         return [self._of_byte[bytes([byte])] for byte in data]  # the tokenizer would write the text in another form
 
 
-class Masker:
-    """Computes the masks of many answers at once, each on a thread of its own and without Python's lock."""
+def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> Tensor:
+    """Bitmasks [R, W] of the tokens that each answer may go on with. Raises GrammarError.
 
-    def __init__(self, vocab_size: int) -> None:
-        self._num_words = num_words(vocab_size)
-
-    def fill(self, matchers: Sequence[Matcher]) -> Tensor:
-        """Bitmasks [R, W] of the tokens that each answer may go on with. Raises GrammarError."""
-        masks = torch.empty(len(matchers), self._num_words, dtype=torch.int32)
-        rows = [(matcher.state, row) for row, matcher in enumerate(matchers)]
-        _executor().unsafe_compute_mask_ptr(rows, masks.data_ptr(), masks[0].nbytes, len(rows))
-        reasons = {row: matcher.trim(masks[row]) for row, matcher in enumerate(matchers)}
-        failed = [row for row, reason in reasons.items() if reason]
-        if failed:
-            raise GrammarError(failed, reasons[failed[0]])
-        return masks
-
-
-@cache
-def _executor() -> LLExecutor:
-    return LLExecutor()
+    Python's lock is not held meanwhile. One takes about a tenth of a millisecond, so threads would not pay.
+    """
+    masks = torch.empty(len(matchers), num_words(vocab_size), dtype=torch.int32)
+    reasons: dict[int, str] = {}
+    for row, matcher in enumerate(matchers):
+        matcher.state.unsafe_compute_mask_ptr(masks[row].data_ptr(), masks[row].nbytes)
+        reasons[row] = matcher.trim(masks[row])
+    failed = [row for row, reason in reasons.items() if reason]
+    if failed:
+        raise GrammarError(failed, reasons[failed[0]])
+    return masks
 
 
 def num_words(vocab_size: int) -> int:

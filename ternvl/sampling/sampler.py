@@ -85,7 +85,7 @@ def _mask(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         return logits
     bitmasks = torch.stack([draws[row].allowed for row in rows])  # type: ignore[misc]
     index = torch.tensor(rows, device=logits.device)
-    return logits.index_copy(0, index, processors.apply_bitmask(logits[index], bitmasks.to(logits.device)))
+    return logits.index_copy(0, index, processors.apply_bitmask(logits[index], bitmasks))
 
 
 def _penalise(logits: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from ternvl.errors import EngineError, RequestError
 from ternvl.llm import LLM
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.sampling.grammar import GrammarCompiler, Masker, Matcher
+from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.json_schema import expanded_size
 from ternvl.sampling.sources import tool_grammar
 from ternvl.types import FinishReason, Grammar, GrammarKind, Prompt, SamplingParams
@@ -57,7 +57,7 @@ def llm() -> LLM:
 
 
 def allowed(compiler: GrammarCompiler, matcher: Matcher) -> list[int]:
-    mask = Masker(compiler.vocab_size).fill([matcher])[0]
+    mask = fill_masks([matcher], compiler.vocab_size)[0]
     words = [word & 0xFFFFFFFF for word in mask.tolist()]
     return [token_id for token_id in range(compiler.vocab_size) if words[token_id // 32] >> token_id % 32 & 1]
 
