@@ -234,7 +234,7 @@ def new_matcher(grammars: GrammarCompiler | None, params: SamplingParams) -> Mat
 def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
     """What those learn whose requests are dropped. Only what is not their own grammar's doing is logged as an error."""
     if isinstance(error, GrammarError):
-        cause = RequestError(str(error), param="grammar", code="grammar_limit")
+        cause = RequestError(str(error), code="grammar_limit")
         return EngineError(str(error), request_ids=request_ids, cause=cause)
     logger.error("A step failed; %d requests are dropped.", len(request_ids), exc_info=error)
     return EngineError("The engine failed while it worked on this request.", request_ids=request_ids)

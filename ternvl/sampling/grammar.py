@@ -184,7 +184,7 @@ class _Vocabulary:
     def __call__(self, text: str) -> list[int]:
         data = text.encode()
         ids = self._encode(text)
-        if b"".join(self.tokens[token_id] for token_id in ids) == data:
+        if b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == data:
             return ids
         return [self._of_byte[bytes([byte])] for byte in data]  # the tokenizer would write the text in another form
 

@@ -47,8 +47,13 @@ def tool_grammar(
     """
     if answer is not None and answer.kind not in ("json_schema", "json_object", "choice"):
         raise RequestError(f"{answer.param} cannot be combined with tools.", param=answer.param)
-    functions = [tool["function"] for tool in tools]
-    names = [function["name"] for function in functions]
+    try:
+        functions = [tool["function"] for tool in tools]
+        names = [function["name"] for function in functions]
+    except (KeyError, TypeError) as error:
+        raise RequestError(
+            "tools must be OpenAI's tool definitions, each with a function and a name.", param="tools"
+        ) from error
     for index, name in enumerate(names):
         if name in names[:index]:
             param = f"tools[{index}].function.name"

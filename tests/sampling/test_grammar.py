@@ -253,6 +253,12 @@ def test_the_tool_to_blame_is_named() -> None:
         assert refusal.value.param == "tools[1].function.parameters"
 
 
+@pytest.mark.parametrize("tools", [[{}], [{"function": {}}], [3]])
+def test_what_is_no_tool_definition_is_refused(tools: Any) -> None:
+    with pytest.raises(RequestError, match="tool definitions"):
+        tool_grammar(tools)
+
+
 def test_a_grammar_is_compiled_once_and_kept_while_it_is_held(compiler: GrammarCompiler) -> None:
     held = compiler.compile(Grammar.of("regex", "kept"))
     for number in range(70):
