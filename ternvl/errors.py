@@ -82,11 +82,15 @@ class RequestTimeoutError(TernvlError):
 
 
 class EngineError(TernvlError):
-    """The engine failed while it worked on requests; it has dropped them (`request_ids`) and serves on."""
+    """The engine failed while it worked on requests; it has dropped them (`request_ids`) and serves on.
 
-    def __init__(self, message: str, *, request_ids: tuple[str, ...] = ()) -> None:
+    `cause` is the error of those requests where they are to blame after all.
+    """
+
+    def __init__(self, message: str, *, request_ids: tuple[str, ...] = (), cause: RequestError | None = None) -> None:
         super().__init__(message)
         self.request_ids = request_ids
+        self.cause = cause
 
 
 class AzionError(TernvlError):

@@ -28,6 +28,7 @@ from ternvl.output.stop import StopStrings
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.sampling.grammar import GrammarCompiler
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
 
 Conversation = Sequence[Mapping[str, Any] | Message]
@@ -148,8 +149,17 @@ class LLM:
             raise CheckpointError(f"The generation_config.json of {name} cannot be used: {error}") from error
         self.builder = builder
         self.tokenizer = builder.tokenizer
+        self.grammars = GrammarCompiler(
+            self.tokenizer.token_bytes,
+            self.tokenizer.encode_text,
+            vocab_size=model.config.language.vocab_size,
+            hidden_ids=self.tokenizer.hidden_ids,
+            stop_ids=self.tokenizer.stop_ids,
+        )
         kind = ReferenceEngine if reference else Engine
-        self.engine: Engine | ReferenceEngine = kind(model, engine_config, stop_ids=self.tokenizer.stop_ids)
+        self.engine: Engine | ReferenceEngine = kind(
+            model, engine_config, stop_ids=self.tokenizer.stop_ids, grammars=self.grammars
+        )
         self._request_numbers = count()
 
     def default_params(self) -> SamplingParams:

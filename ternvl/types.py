@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from json import dumps
 from math import inf
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from ternvl.errors import RequestError
 
@@ -64,6 +65,37 @@ class Prompt:
         return sum(image.num_tokens for image in self.images)
 
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "tools"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like. `sampling/grammar.py` compiles it; `Grammar.of` is the easy way to one."""
+
+    kind: GrammarKind
+    text: str = ""
+    """A JSON Schema, nothing, a regular expression, a JSON array of strings, a Lark grammar, or JSON as
+    `sampling/tool_grammar.py` reads it."""
+    param: str = field(default="grammar", compare=False)
+    """The field of the request that it came from, which errors name."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            kinds = ", ".join(get_args(GrammarKind))
+            raise RequestError(f"The grammar's kind is {self.kind!r}, but must be one of {kinds}.", param=self.param)
+        if not isinstance(self.text, str):
+            raise RequestError(f"The grammar's text is {self.text!r}, but must be a string.", param=self.param)
+
+    @classmethod
+    def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar") -> Self:
+        """`Grammar.of("choice", ["yes", "no"])`, `Grammar.of("json_schema", {...})`, `Grammar.of("regex", "[0-9]+")`:
+        what is no string is written as JSON. Raises RequestError where it cannot be."""
+        try:
+            return cls(kind, value if isinstance(value, str) else dumps(value), param)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"{param} cannot be written as JSON: {error}.", param=param) from error
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. A value out of its range raises RequestError whose `param` is the field's name.
@@ -71,7 +103,9 @@ class SamplingParams:
     A temperature of 0 is greedy. `top_k` 0 or -1 keeps all tokens. `logprobs` None returns none, k >= 0 returns
     the drawn token's log probability and the k best. `max_tokens` None runs to the end of the context. `seed` None
     takes one from the engine. `stop` may be one string or a list of them. `stop_token_ids` end an answer as the model's
-    own do, also with `ignore_eos`. Numbers may be numpy's.
+    own do, also with `ignore_eos`. `grammar` leaves only tokens with which the answer can still become what it asks
+    for; where it allows nothing more, the answer ends, whatever `min_tokens` and `ignore_eos` say. Numbers may be
+    numpy's.
     """
 
     temperature: float = 1.0
@@ -89,6 +123,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name in _RANGES:
@@ -102,6 +137,8 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {self.ignore_eos!r}, but must be True or False.", param="ignore_eos")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(f"grammar is {self.grammar!r}, but must be a Grammar.", param="grammar")
 
 
 MAX_STOP_STRINGS = 16

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
@@ -26,11 +28,12 @@ from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import resolve
 from ternvl.engine.validate import check_prompt
-from ternvl.errors import EngineError
+from ternvl.errors import EngineError, RequestError
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache
+from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, derive_seed, sample
-from ternvl.types import FinishReason, Request, TokenOutput
+from ternvl.types import FinishReason, Request, SamplingParams, TokenOutput
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +67,18 @@ class EngineStats:
 class Engine:
     """Continuous batching over a paged KV cache."""
 
-    def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
-        """`stop_ids` end an answer unless it ignores them. Raises ConfigError for settings that cannot be."""
+    def __init__(
+        self,
+        model: InternVL,
+        config: EngineConfig,
+        *,
+        stop_ids: Sequence[int],
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        """`stop_ids` end an answer unless it ignores them; `grammars` compiles those of requests.
+
+        Raises ConfigError for settings that cannot be.
+        """
         self.model = model.eval()
         self.config = resolve(config, model.config.language, dtype=model.dtype, device=model.device)
         """As given, with every default decided."""
@@ -73,6 +86,8 @@ class Engine:
         block_bytes = KVCache.block_bytes(model.config.language, self.config.block_size, model.dtype)
         num_blocks = self.config.kv_cache_memory // block_bytes
         self.stop_ids = frozenset(stop_ids)
+        self.grammars = grammars
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
         tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * model.dtype.itemsize
         images = ImageCache(config.image_cache_memory, tile_bytes)
@@ -101,8 +116,11 @@ class Engine:
         return self.scheduler.is_full
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError for a prompt the model cannot take, ContextLengthError for one that is
-        too long for the context, OverloadedError where the queue is full."""
+        """Queue a request. Its grammar is best compiled before, for this takes as long as that does.
+
+        Raises RequestError for a prompt the model cannot take or a grammar that is not served, ContextLengthError for a
+        prompt that is too long for the context, OverloadedError where the queue is full.
+        """
         assert request.id not in self._sequences, f"request {request.id} is here already"
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         seed = request.params.seed
@@ -114,6 +132,7 @@ class Engine:
             max_model_len=self.config.max_model_len,
             block_size=self.config.block_size,
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
+            matcher=new_matcher(self.grammars, request.params),
         )
         self.scheduler.add(sequence)
         self._sequences[request.id] = sequence
@@ -142,10 +161,16 @@ class Engine:
         return [self._output(chunk.sequence, each) for chunk, each in zip(schedule.sampling, drawn, strict=True)]
 
     def _run(self, schedule: Schedule) -> list[Drawn]:
+        sampling = [chunk.sequence for chunk in schedule.sampling]
+        matchers = [sequence.matcher for sequence in sampling if sequence.matcher is not None]
+        masks = (
+            self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
+        )  # while the model runs
         self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         logits = self.runner.run(inputs)
-        return sample(logits, [_draw(chunk.sequence) for chunk in schedule.sampling])
+        rows = iter(masks.result() if masks else ())
+        return sample(logits, [_draw(each, next(rows) if each.matcher else None) for each in sampling])
 
     def _count(self, schedule: Schedule) -> None:
         self._num_steps += 1
@@ -156,7 +181,7 @@ class Engine:
         if sequence.finish_reason:
             del self._sequences[sequence.id]
         num_cached = sequence.num_cached_tokens or 0
-        if sequence.finish_reason is FinishReason.STOP:
+        if drawn.token_id in sequence.stop_ids:
             return TokenOutput(sequence.id, (), FinishReason.STOP, num_cached_tokens=num_cached)
         self._num_generated_tokens += 1
         logprobs = () if drawn.logprobs is None else (drawn.logprobs,)
@@ -164,10 +189,9 @@ class Engine:
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)
-        logger.error("A step failed; %d requests are dropped.", len(ids), exc_info=error)
         for request_id in ids:
             self.abort(request_id)
-        return EngineError("The engine failed while it worked on this request.", request_ids=ids)
+        return failure(error, ids)
 
     def stats(self) -> EngineStats:
         """The engine now; may be asked from any thread."""
@@ -198,9 +222,29 @@ class Engine:
         assert self.runner.image_digests <= self.scheduler.images.digests
 
 
-def _draw(sequence: EngineSequence) -> Draw:
+def new_matcher(grammars: GrammarCompiler | None, params: SamplingParams) -> Matcher | None:
+    """What follows the grammar of `params`, where they have one. Raises RequestError for one that is not served."""
+    if params.grammar is None:
+        return None
+    if grammars is None:
+        raise RequestError("This engine was made without a tokenizer, so it knows no grammars.", param="grammar")
+    return grammars.compile(params.grammar).matcher(ignore_eos=params.ignore_eos)
+
+
+def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
+    """What those learn whose requests are dropped. Only what is not their own grammar's doing is logged as an error."""
+    if isinstance(error, GrammarError):
+        cause = RequestError(str(error), code="grammar_limit")
+        return EngineError(str(error), request_ids=request_ids, cause=cause)
+    logger.error("A step failed; %d requests are dropped.", len(request_ids), exc_info=error)
+    return EngineError("The engine failed while it worked on this request.", request_ids=request_ids)
+
+
+def _draw(sequence: EngineSequence, allowed: Tensor | None) -> Draw:
     request = sequence.request
-    return Draw(request.params, sequence.seed, request.prompt.token_ids, sequence.output_ids, sequence.stop_ids)
+    return Draw(
+        request.params, sequence.seed, request.prompt.token_ids, sequence.output_ids, sequence.stop_ids, allowed
+    )
 
 
 def _decodes(chunk: Chunk) -> bool:
@@ -209,8 +253,10 @@ def _decodes(chunk: Chunk) -> bool:
 
 
 def _affected(schedule: Schedule, error: Exception) -> list[Chunk]:
-    """Whom a failure concerns: those whose logits are broken, or all of the step."""
+    """Whom a failure concerns: those whose logits or grammars are broken, or all of the step."""
     if isinstance(error, NonFiniteLogitsError):
-        sampling = schedule.sampling
-        return [sampling[row] for row in error.rows]
+        return [schedule.sampling[row] for row in error.rows]
+    if isinstance(error, GrammarError):
+        constrained = [chunk for chunk in schedule.sampling if chunk.sequence.matcher]
+        return [constrained[row] for row in error.rows]
     return list(schedule.chunks)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ternvl.config import EngineConfig
-from ternvl.engine.engine import EngineStats
+from ternvl.engine.engine import EngineStats, failure, new_matcher
 from ternvl.engine.validate import check_config, check_prompt
-from ternvl.errors import EngineError, OverloadedError
+from ternvl.errors import OverloadedError
 from ternvl.model.internvl import InternVL
+from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput
 
@@ -26,33 +27,49 @@ def generate(
     max_model_len: int,
     request_id: str = "",
     default_seed: int = 0,
+    matcher: Matcher | None = None,
 ) -> Iterator[TokenOutput]:
-    """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none."""
+    """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none, `matcher`
+    follows their grammar."""
     seed = default_seed if params.seed is None else params.seed
-    stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(stop_ids))
+    ignores_eos = params.ignore_eos and matcher is None
+    stops = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else frozenset(stop_ids))
     room = min(params.max_tokens or max_model_len, max(1, max_model_len - prompt.num_tokens))
     output_ids: list[int] = []
     while len(output_ids) < room:
         logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
-        drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops)])[0]
+        allowed = fill_masks([matcher], model.config.language.vocab_size)[0] if matcher else None
+        drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops, allowed)])[0]
         if drawn.token_id in stops:
             yield TokenOutput(request_id, (), FinishReason.STOP)
             return
         output_ids.append(drawn.token_id)
         reason = FinishReason.LENGTH if len(output_ids) == room else None
+        if matcher is not None and matcher.accept(drawn.token_id):
+            reason = FinishReason.STOP
         yield TokenOutput(request_id, (drawn.token_id,), reason, (drawn.logprobs,) if drawn.logprobs else ())
+        if reason:
+            return
 
 
 class ReferenceEngine:
     """`generate` behind the engine's interface: one request after the other, one token a step."""
 
-    def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: InternVL,
+        config: EngineConfig,
+        *,
+        stop_ids: Sequence[int],
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         """Raises ConfigError for settings that cannot be."""
         check_config(config)
         self.model = model.eval()
         longest = min(config.max_model_len, model.config.language.max_position_embeddings)
         self.config = replace(config, max_model_len=longest)
         self.stop_ids = tuple(stop_ids)
+        self._grammars = grammars
         self._answers: dict[str, Iterator[TokenOutput]] = {}  # in order of arrival
         self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
@@ -70,6 +87,7 @@ class ReferenceEngine:
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         if self.is_full:
             raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is all the queue holds.")
+        matcher = new_matcher(self._grammars, request.params)
         self._answers[request.id] = generate(
             self.model,
             request.prompt,
@@ -78,6 +96,7 @@ class ReferenceEngine:
             max_model_len=self.config.max_model_len,
             request_id=request.id,
             default_seed=derive_seed(self.config.seed, self._num_added),
+            matcher=matcher,
         )
         self._num_added += 1
         self._num_prompt_tokens += request.prompt.num_tokens
@@ -93,8 +112,7 @@ class ReferenceEngine:
             output = next(answer)
         except Exception as error:
             self.abort(request_id)
-            message = "The engine failed while it worked on this request."
-            raise EngineError(message, request_ids=(request_id,)) from error
+            raise failure(error, (request_id,)) from error
         self._num_steps += 1
         self._num_generated_tokens += len(output.token_ids)
         if output.finish_reason:

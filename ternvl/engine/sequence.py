@@ -7,9 +7,13 @@ what others call prefill, a gap of one is decoding, and preemption sets `num_com
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from ternvl.engine.block_keys import BlockKeys
 from ternvl.types import FinishReason, ImageSpan, Request
+
+if TYPE_CHECKING:
+    from ternvl.sampling.grammar import Matcher
 
 
 class Status(Enum):
@@ -29,6 +33,7 @@ class Sequence:
         "block_table",
         "finish_reason",
         "held_images",
+        "matcher",
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed",
@@ -50,14 +55,17 @@ class Sequence:
         max_model_len: int,
         block_size: int,
         sibling: Sequence | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
-        `sibling` computes the same prompt, and this sequence goes on from its blocks."""
+        `sibling` computes the same prompt, and this sequence goes on from its blocks. `matcher` follows its grammar."""
         params = request.params
         self.request = request
         self.arrival = arrival
         self.seed = seed
-        self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else stop_ids)
+        ignores_eos = params.ignore_eos and matcher is None  # a matcher allows the end only where it must be
+        self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else stop_ids)
+        self.matcher = matcher
         num_prompt_tokens = request.prompt.num_tokens
         # A prompt that fills the context has an answer of one token, which is drawn but never computed.
         longest = max(max_model_len, num_prompt_tokens + 1)
@@ -119,5 +127,7 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
             return
         self.token_ids.append(token_id)
-        if self.num_tokens >= self.max_num_tokens:
+        if self.matcher is not None and self.matcher.accept(token_id):
+            self.finish_reason = FinishReason.STOP
+        elif self.num_tokens >= self.max_num_tokens:
             self.finish_reason = FinishReason.LENGTH

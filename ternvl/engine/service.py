@@ -122,7 +122,8 @@ class Service:
         The requests are taken all or none, and an error of one ends all. Leaving the iterator aborts what still runs;
         so does `deadline`, a time of the event loop's clock. Raises, at the first output, what `Engine.add` raises,
         OverloadedError where the queue has no room for all, RequestError where it never will and UnavailableError where
-        the service is not open; later EngineError where the engine fails, RequestTimeoutError past the deadline and
+        the service is not open; later EngineError where the engine fails, RequestError where a grammar
+        cannot be followed any further, RequestTimeoutError past the deadline and
         UnavailableError on `abort_all`.
         """
         self.check_room(len(requests))
@@ -231,10 +232,10 @@ class Service:
         try:
             outputs = self.engine.step()
         except EngineError as error:
-            self._fail(error.request_ids, str(error))
+            self._fail(error.request_ids, error.cause or EngineError(str(error)))
         except Exception:
             logger.exception("The engine failed outside the model; all its requests are dropped.")
-            self._fail(tuple(self._streams), "The engine failed while it worked on this request.")
+            self._fail(tuple(self._streams), EngineError("The engine failed while it worked on this request."))
         else:
             for output in outputs:
                 self._deliver(output)
@@ -248,6 +249,6 @@ class Service:
         elif output.finish_reason is not None:
             self._forget(output.request_id)
 
-    def _fail(self, request_ids: Iterable[str], message: str) -> None:
+    def _fail(self, request_ids: Iterable[str], error: TernvlError) -> None:
         for stream in {self._streams[request_id] for request_id in request_ids}:
-            self._drop(stream, EngineError(message))
+            self._drop(stream, error)

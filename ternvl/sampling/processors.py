@@ -8,8 +8,16 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def apply_bitmask(logits: Tensor, bitmasks: Tensor) -> Tensor:
+    """Keep the tokens whose bits are set, lowest bit first: `bitmasks` [R, ceil(V / 32)] int32 on the CPU."""
+    bits = np.unpackbits(bitmasks.numpy().view(np.uint8), axis=1, count=logits.shape[-1], bitorder="little")
+    banned = torch.from_numpy(bits == 0).to(logits.device)  # [R, V]
+    return logits.masked_fill(banned, -torch.inf)
 
 
 def apply_repetition_penalty(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:

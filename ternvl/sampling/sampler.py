@@ -1,6 +1,7 @@
 """Logits to tokens, for many requests at once.
 
-The order is that of vLLM's documentation: repetition, presence and frequency penalties, then the ban on stop tokens
+What a grammar does not allow is taken out first, so that the tokens it allows share all probability. Then the order is
+that of vLLM's documentation: repetition, presence and frequency penalties, then the ban on stop tokens
 below `min_tokens`; the log probabilities that are reported are taken here. Then temperature, top_k, top_p, min_p.
 
 What is drawn depends on the row's logits, its seed and its position alone, never on the rows beside it: each draw
@@ -31,7 +32,9 @@ class Draw:
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]
     stop_ids: frozenset[int]
-    """Tokens that may not come before `params.min_tokens` others have."""
+    """Tokens that may not come before `params.min_tokens` others have, unless nothing else may."""
+    allowed: Tensor | None = None
+    """[ceil(V / 32)] int32: the bitmask of the row's grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     broken = (~logits.amax(dim=-1).isfinite()).nonzero().flatten().tolist()
     if broken:
         raise NonFiniteLogitsError(broken)
-    logits = _ban_stops(_penalise(logits, draws), draws)
+    logits = _ban_stops(_penalise(_mask(logits, draws), draws), draws)
     token_ids = logits.argmax(dim=-1)  # of equal logits the lowest id
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if random:
@@ -74,6 +77,15 @@ def uniform(seed: int, position: int) -> float:
 def derive_seed(base: int, number: int) -> int:
     """The seed of the request of that number where it brings none."""
     return int.from_bytes(hashlib.blake2b(f"{base}/{number}".encode(), digest_size=8).digest())
+
+
+def _mask(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
+    if not rows:
+        return logits
+    bitmasks = torch.stack([draws[row].allowed for row in rows])  # type: ignore[misc]
+    index = torch.tensor(rows, device=logits.device)
+    return logits.index_copy(0, index, processors.apply_bitmask(logits[index], bitmasks))
 
 
 def _penalise(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -120,7 +132,8 @@ def _ban_stops(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     if not banned:
         return logits
     rows, token_ids = torch.tensor(banned, device=logits.device).T
-    return logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
+    left = logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
+    return torch.where(left.amax(dim=-1, keepdim=True) > -torch.inf, left, logits)  # a grammar may leave only the end
 
 
 def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -154,4 +167,4 @@ def _logprobs(logits: Tensor, token_id: int, params: SamplingParams) -> TokenLog
     logprobs = logits.log_softmax(dim=-1)
     best = logprobs.topk(min(params.logprobs, len(logprobs)))
     top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenLogprobs(float(logprobs[token_id]), tuple(top))
+    return TokenLogprobs(float(logprobs[token_id]), tuple((other, value) for other, value in top if value > -torch.inf))

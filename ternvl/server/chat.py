@@ -18,6 +18,7 @@ from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server import logprobs
 from ternvl.server.generation import Delta, generate
+from ternvl.server.grammars import to_grammar
 from ternvl.server.schemas import ChatRequest
 from ternvl.types import Prompt, Request, SamplingParams
 
@@ -49,7 +50,7 @@ def to_tools(request: ChatRequest) -> list[dict[str, Any]]:
 def to_params(request: ChatRequest, defaults: SamplingParams, vocab_size: int) -> SamplingParams:
     """Sampling parameters: what the request says, else the checkpoint's `defaults`.
 
-    Raises RequestError for a stop token that the vocabulary lacks.
+    Raises RequestError for a stop token that the vocabulary lacks, and for forms of the answer that do not agree.
     """
     for index, token_id in enumerate(request.stop_token_ids or []):
         if token_id >= vocab_size:
@@ -62,6 +63,7 @@ def to_params(request: ChatRequest, defaults: SamplingParams, vocab_size: int) -
     given["max_tokens"] = request.answer_limit
     given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     given["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    given["grammar"] = to_grammar(request)
     given["logprobs"] = (request.top_logprobs or 0) if request.logprobs else None
     return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
@@ -172,6 +174,7 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chu
     tools = to_tools(request)
     serving.service.check_room(request.n or 1)
     deadline = serving.deadline()
+    grammar = await serving.compile(params.grammar, deadline=deadline)
     build = partial(_build, llm, request, tools)
     prompt = await serving.build_prompt(build, has_images=request.has_images, deadline=deadline)
     completion = Completion(model, serving.fingerprint, prompt, llm.tokenizer, params.logprobs is not None)
@@ -181,4 +184,5 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chu
         async for delta in deltas:
             for chunk in completion.to_chunks(delta):
                 yield chunk
+    del grammar  # while it is held, the engine need not compile it
     yield completion.chunk() | {"usage": completion.usage}

@@ -75,6 +75,12 @@ def _by(field: str, *names: str) -> Discriminator:
 
 _STRING_OR_ARRAY = Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array")
 
+_STRING_OR_OBJECT = Discriminator(
+    lambda value: "@string" if isinstance(value, str) else "@object" if isinstance(value, dict | BaseModel) else None,
+    custom_error_type=REFUSED,
+    custom_error_message="must be a string or an object",
+)
+
 Integer = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NonEmpty = Annotated[str, AfterValidator(_not_empty)]
@@ -188,18 +194,94 @@ class FunctionDefinition(Schema):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    @model_validator(mode="after")
-    def _served(self) -> Self:
-        if self.strict:
-            raise _refuse("strict", "true is not supported yet", code="unsupported_parameter")
-        return self
-
 
 class ToolDefinition(Schema):
     """A tool of a request."""
 
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class FunctionName(Schema):
+    """Which function is to be called."""
+
+    name: NonEmpty
+
+
+class NamedToolChoice(Schema):
+    """Asks for a call of one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedToolChoice, Tag("@object")],
+    _STRING_OR_OBJECT,
+]
+
+
+class TextFormat(Schema):
+    """No form at all."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Schema):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Schema):
+    """A JSON Schema; it is held to whatever `strict` says."""
+
+    name: NonEmpty
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Schema):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("@text")]
+    | Annotated[JsonObjectFormat, Tag("@json_object")]
+    | Annotated[JsonSchemaFormat, Tag("@json_schema")],
+    _by("type", "text", "json_object", "json_schema"),
+]
+
+JsonText = Annotated[
+    Annotated[str, Tag("@string")] | Annotated[dict[str, Any], Tag("@object")],
+    _STRING_OR_OBJECT,
+]
+"""A JSON Schema, or its text."""
+Choices = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
+
+
+class StructuredOutputs(Schema):
+    """One of vLLM's forms of an answer."""
+
+    json_schema: JsonText | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        for name in ("disable_additional_properties", "disable_any_whitespace", "structural_tag", "whitespace_pattern"):
+            if (self.model_extra or {}).get(name):
+                raise _refuse(name, "is not supported", code="unsupported_parameter")
+        given = [value for name in type(self).model_fields if (value := getattr(self, name)) is not None]
+        if len(given) != 1:
+            raise _refuse("", "must have exactly one of json, json_object, regex, choice, grammar")
+        return self
 
 
 class StreamOptions(Schema):
@@ -229,7 +311,14 @@ class ChatRequest(Schema):
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonText | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[

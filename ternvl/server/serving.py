@@ -7,10 +7,10 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ternvl import __version__
 from ternvl.config import ServerConfig
@@ -18,18 +18,24 @@ from ternvl.engine.service import Service
 from ternvl.errors import RequestTimeoutError
 from ternvl.server.errors import HTTPError
 from ternvl.server.gate import Gate
-from ternvl.types import Prompt
+from ternvl.types import Grammar, Prompt
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
+    from ternvl.sampling.grammar import CompiledGrammar
 
 PLATFORM_MODEL = "opengvlab-internvl3-1b-instruct"
 """The hosted model's id. Clients that use it get the one model that is served; answers name that model."""
+
+_COMPILERS = 2
+"""Grammars that are compiled at the same time; further ones wait, and hold up nobody else."""
 
 _GRACE = 1.0
 """Seconds in which a request that was given up tells its client so."""
 
 logger = logging.getLogger("ternvl.server")
+
+_T = TypeVar("_T")
 
 
 class Serving:
@@ -44,15 +50,18 @@ class Serving:
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self._builders = ThreadPoolExecutor(config.prompt_workers, thread_name_prefix="prompt")
+        self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="grammar")
 
     async def start(self) -> None:
         """Starts the engine's thread."""
         self.service.start()
+        self._compilers.submit(self.llm.grammars.prepare)
 
     async def close(self) -> None:
         """Ends the engine's thread; requests that still run end with an error."""
         self.service.abort_all()
         self._builders.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         await self.service.close()
 
     async def drain(self) -> None:
@@ -90,19 +99,33 @@ class Serving:
         Prompts with images have threads of their own: text does not wait for other people's downloads. Raises
         RequestTimeoutError past the deadline.
         """
-        working = asyncio.get_running_loop().run_in_executor(self._builders if has_images else None, build)
-        try:
-            async with asyncio.timeout_at(deadline) as limit:
-                return await working
-        except TimeoutError:
-            if limit.expired():
-                raise RequestTimeoutError from None
-            raise
+        return await _in_thread(self._builders if has_images else None, build, deadline)
+
+    async def compile(self, grammar: Grammar | None, *, deadline: float | None = None) -> CompiledGrammar | None:
+        """The grammar, compiled in threads that do nothing else; the engine finds it for as long as it is held.
+
+        Raises RequestError for one that is not served, RequestTimeoutError past the deadline.
+        """
+        if grammar is None:
+            return None
+        return await _in_thread(self._compilers, partial(self.llm.grammars.compile, grammar), deadline)
 
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""
         card = {"id": name, "object": "model", "created": self.created, "owned_by": "ternvl"}
         return card | {"max_model_len": self.llm.engine.config.max_model_len}
+
+
+async def _in_thread(pool: Executor | None, work: Callable[[], _T], deadline: float | None) -> _T:
+    """Raises RequestTimeoutError past the deadline, a time of the event loop's clock."""
+    working = asyncio.get_running_loop().run_in_executor(pool, work)
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            return await working
+    except TimeoutError:
+        if limit.expired():
+            raise RequestTimeoutError from None
+        raise
 
 
 def _public_name(name: str) -> str:

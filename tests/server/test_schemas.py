@@ -50,6 +50,17 @@ ACCEPTED = [
     {"tools": [], "tool_choice": "auto"},
     {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": True},
     {"tools": [{"type": "function", "function": {"name": "f", "strict": False}}]},
+    {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}], "parallel_tool_calls": False},
+    {"tools": [TOOL], "tool_choice": "required"},
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look"}}},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}, "strict": True}}},
+    *[{"structured_outputs": form} for form in ({"regex": ""}, {"json": {}}, {"json": "{}"}, {"json_object": True})],
+    *[
+        {"structured_outputs": form}
+        for form in ({"choice": ["a"]}, {"grammar": "start: A"}, {"regex": "a", "json": None})
+    ],
+    *[{"guided_json": {}}, {"guided_regex": "a"}, {"guided_choice": ["a"]}, {"guided_grammar": "start: A"}],
     {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "default", "modalities": ["text"]},
     {"mm_processor_kwargs": {"max_dynamic_patch": 4}, "response_format": {"type": "text"}, "logit_bias": {}},
     {"skip_special_tokens": True, "include_stop_str_in_output": False, "priority": 0, "model": "any"},
@@ -128,17 +139,29 @@ REFUSED = [
     ({"metadata": {str(i): "a" for i in range(17)}}, "metadata"),
     ({"model": 5}, "model"),
     ({"cache_salt": ""}, "cache_salt"),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"tool_choice": 3}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ({"response_format": "json_object"}, "response_format.type"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format.json_schema.schema"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"json": [1]}}, "structured_outputs.json"),
+    ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": ["a", ""]}, "guided_choice[1]"),
     ({"cache_salt": 1}, "cache_salt"),
     ({"mm_processor_kwargs": {"max_dynamic_patch": 0}}, "mm_processor_kwargs.max_dynamic_patch"),
 ]
 
 UNSUPPORTED = [
-    {"tool_choice": "required"},
-    {"tool_choice": {"type": "function", "function": {"name": "look"}}},
-    {"response_format": {"type": "json_object"}},
     {"logit_bias": {"5": 1}},
-    {"structured_outputs": {"regex": "a"}},
-    {"parallel_tool_calls": False},
     {"skip_special_tokens": False},
     {"include_stop_str_in_output": True},
     {"priority": 1},
@@ -192,13 +215,6 @@ def test_a_documented_field_is_never_accepted_and_ignored(fields: dict[str, Any]
     with pytest.raises(RequestError) as refusal:
         parse_chat({"messages": [USER], **fields})
     assert (refusal.value.param, refusal.value.code) == (next(iter(fields)), "unsupported_parameter")
-
-
-def test_strict_tools_wait_for_constrained_decoding() -> None:
-    tool = {"type": "function", "function": {"name": "f", "strict": True}}
-    with pytest.raises(RequestError) as refusal:
-        parse_chat({"messages": [USER], "tools": [tool]})
-    assert (refusal.value.param, refusal.value.code) == ("tools[0].function.strict", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(("body", "kind"), [([], "an array"), ("x", "a string"), (None, "null"), (True, "a boolean")])

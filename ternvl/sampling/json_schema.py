@@ -1,0 +1,181 @@
+"""What is refused of a JSON Schema before llguidance sees it.
+
+That is what it would take on and not hold to, what no answer could ever fulfil, what would take too long to compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+MAX_SUBSCHEMAS = 5_000
+MAX_PROPERTIES = 1_000
+"""Of one object: the time to compile grows with their square."""
+MAX_PATTERN_SIZE = 20_000
+"""Characters that a pattern stands for with its repetitions written out."""
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties")
+_INLINE = {"whitespace_flexible": False, "item_separator": r",\x20?", "key_separator": r":\x20?"}
+_PRETTY = {"whitespace_pattern": r"\x20|\x0A\x20{0,32}", "item_separator": ",", "key_separator": ":"}
+_MAX_PASSES = 100
+_ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|\{(?P<low>\d+)(?:,(?P<high>\d*))?\}|.", re.DOTALL)
+
+
+class SchemaError(ValueError):
+    """A schema that is not served; the message goes on from the name of the field."""
+
+
+def check(schema: Any) -> dict[str, Any]:
+    """The schema as an object. Raises SchemaError."""
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise SchemaError("is a schema that nothing fulfils" if schema is False else "must be a JSON Schema, an object")
+    nodes: list[dict[str, Any]] = []
+    for node in _subschemas(schema):
+        _check_node(node)
+        nodes.append(node)
+        if len(nodes) > MAX_SUBSCHEMAS:
+            raise SchemaError(f"has more than the {MAX_SUBSCHEMAS} subschemas that are allowed")
+    if not _has_finite_instance(schema, nodes):
+        raise SchemaError("is recursive without an end: nothing of finite size fulfils it")
+    return schema
+
+
+def as_object(schema: Any) -> dict[str, Any]:
+    """`schema` for a value that is an object anyway. Raises SchemaError where it allows none."""
+    checked = check({} if schema is None else schema)
+    types = checked.get("type", "object")
+    if "object" not in (types if isinstance(types, list) else [types]):
+        raise SchemaError(f'has the type {json.dumps(types)[:60]}, but arguments are always an "object"')
+    return {**checked, "type": "object"}
+
+
+def options(*, inline: bool) -> dict[str, Any]:
+    """llguidance's options, which a schema may not set.
+
+    White space is bounded, so that a model cannot go on with it for ever: where `inline`, a space behind a comma or a
+    colon (the form in which models write calls), else also lines with indentation. What is optional is also never
+    written out ahead by llguidance, which else does so with all that a schema forces.
+
+    A key that is written with an escape would not be recognised as the property that it is, so there are no `\\u`
+    escapes; characters are written as themselves.
+    """
+    return {
+        **(_INLINE if inline else _PRETTY),
+        "lenient": False,
+        "coerce_one_of": False,
+        "json_allowed_escapes": 'nrbtf\\"',
+        "json_allow_general_unicode_escapes": False,
+    }
+
+
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and all within it, in the order of their depth."""
+    waiting = [schema]
+    for node in waiting:
+        if not isinstance(node, dict):
+            continue
+        yield node
+        for name in _MAPS:
+            if isinstance(node.get(name), dict):
+                waiting += node[name].values()
+        for name in _LISTS:
+            if isinstance(node.get(name), list):
+                waiting += node[name]
+        waiting += [node[name] for name in _SINGLE if name in node]
+
+
+def _check_node(node: Mapping[str, Any]) -> None:
+    if len(_mapping(node, "properties")) > MAX_PROPERTIES:
+        raise SchemaError(f"has an object with more than the {MAX_PROPERTIES} properties that are allowed")
+    least = node.get("minProperties", 0)
+    if isinstance(least, int | float) and least > max(1, len(_list(node, "required"))):
+        raise SchemaError("uses minProperties beyond the required ones, which is not supported")
+    patterns = [node.get("pattern"), *_mapping(node, "patternProperties")]
+    if any(isinstance(pattern, str) and expanded_size(pattern) > MAX_PATTERN_SIZE for pattern in patterns):
+        raise SchemaError(f"has a pattern of more than {MAX_PATTERN_SIZE} characters, its repetitions written out")
+
+
+def expanded_size(regex: str) -> int:
+    """About how many characters a regex has with its counted repetitions written out."""
+    sizes, last = [0], 0  # of the groups that are open, and of what a repetition would repeat
+    for match in _ATOM.finditer(regex):
+        atom = match.group()
+        if match["low"] is not None:
+            more = last * (max(int(match["low"][:9]), int((match["high"] or "0")[:9])) - 1)
+            sizes[-1] += max(0, more)
+            last += max(0, more)
+        elif atom == "(":
+            sizes.append(0)
+        else:
+            last = sizes.pop() if atom == ")" and len(sizes) > 1 else 1
+            sizes[-1] += last
+    return sum(sizes)
+
+
+def _has_finite_instance(root: dict[str, Any], nodes: list[dict[str, Any]]) -> bool:
+    """Whether some finite value fulfils the schema, as far as its recursion is concerned: the least fixed point."""
+    finite: set[int] = set()
+    for _ in range(_MAX_PASSES):
+        before = len(finite)
+        for node in reversed(nodes):
+            if id(node) not in finite and _is_finite(node, root, finite):
+                finite.add(id(node))
+        if id(root) in finite:
+            return True
+        if len(finite) == before:
+            return False
+    raise SchemaError("refers from schema to schema too often")
+
+
+def _is_finite(node: dict[str, Any], root: dict[str, Any], finite: set[int]) -> bool:
+    def known(part: Any) -> bool:
+        return not isinstance(part, dict) or id(part) in finite
+
+    if "$ref" in node and not known(_resolve(root, node["$ref"])):
+        return False
+    choices = [_list(node, name) for name in ("anyOf", "oneOf") if name in node]
+    if not all(map(known, _list(node, "allOf"))) or not all(any(map(known, branches)) for branches in choices):
+        return False
+    match node.get("type"):
+        case "object" | ["object"]:
+            properties = _mapping(node, "properties")
+            return all(known(properties.get(name)) for name in _list(node, "required") if isinstance(name, str))
+        case "array" | ["array"]:
+            least = node.get("minItems", 0)
+            least = least if isinstance(least, int) else 0
+            first = _list(node, "prefixItems")[: max(least, 0)]
+            return all(map(known, first)) and (least <= len(first) or known(node.get("items")))
+    return True
+
+
+def _resolve(root: Any, reference: Any) -> Any:
+    """What a reference within the schema means; None for others, which llguidance refuses."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    place = root
+    for part in unquote(reference[1:]).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, list) and part.isdecimal() and int(part[:9]) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict) and part in place:
+            place = place[part]
+        else:
+            return None
+    return place
+
+
+def _mapping(node: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = node.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(node: Mapping[str, Any], name: str) -> list[Any]:
+    value = node.get(name)
+    return value if isinstance(value, list) else []

@@ -1,0 +1,217 @@
+"""Grammars of every kind as the text that llguidance compiles.
+
+Tool calls have the form of Qwen2.5's template: `<tool_call>`, a line with the JSON object, `</tool_call>`, several of
+them on lines of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+from ternvl.errors import RequestError
+from ternvl.sampling import json_schema
+from ternvl.sampling.json_schema import SchemaError
+from ternvl.types import Grammar
+
+MAX_TEXT = 256 * 1024
+"""Bytes of a grammar's text."""
+MAX_CHOICES = 1_000
+MAX_REGEX, MAX_LARK = 32 * 1024, 64 * 1024
+
+_UNFORCED = '\n%llguidance {"no_forcing": true}\n'
+"""Else every text that the grammar forces is written out at once, which may be millions of characters."""
+_TAG, _END_TAG = "<tool_call>", "</tool_call>"
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
+_NOT_SERVED = re.compile(r"\b(?:max_tokens|temperature|stop)\s*=|<[^<>\n]+>|%llguidance\s*\{\s*[^}\s]|%import")
+
+
+def tool_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    only: str | None = None,
+    required: bool = False,
+    parallel: bool = True,
+    answer: Grammar | None = None,
+) -> Grammar:
+    """The grammar of an answer that may call `tools`, OpenAI's definitions, or the one that is named by `only`.
+
+    With `required` it is calls alone, of which there is one where not `parallel`. Else it is text, which may end in
+    calls; or, with `answer` (JSON or a choice), what that asks for, or calls. Raises RequestError for tools of the same
+    name, or an `answer` of another kind.
+    """
+    if answer is not None and answer.kind not in ("json_schema", "json_object", "choice"):
+        raise RequestError(f"{answer.param} cannot be combined with tools.", param=answer.param)
+    try:
+        functions = [tool["function"] for tool in tools]
+        names = [function["name"] for function in functions]
+    except (KeyError, TypeError) as error:
+        raise RequestError(
+            "tools must be OpenAI's tool definitions, each with a function and a name.", param="tools"
+        ) from error
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            param = f"tools[{index}].function.name"
+            raise RequestError(f"{param} is {name[:60]!r}, which another tool is called, too.", param=param)
+    wish = {
+        "tools": [
+            {"index": index, "name": function["name"], "parameters": function.get("parameters")}
+            for index, function in enumerate(functions)
+            if only in (None, function["name"])
+        ],
+        "required": required,
+        "parallel": parallel,
+        "answer": answer and {"kind": answer.kind, "text": answer.text, "param": answer.param},
+    }
+    return Grammar.of("tools", wish, param="tools")
+
+
+def parts(grammar: Grammar) -> list[Grammar]:
+    """The grammars within one of tools, each of which must be served by itself."""
+    if grammar.kind != "tools":
+        return []
+    wish = json.loads(grammar.text)
+    answer = [Grammar(**wish["answer"])] if wish["answer"] else []
+    schemas = [Grammar.of("json_schema", _arguments(tool), param=_param(tool)) for tool in wish["tools"]]
+    return answer + schemas
+
+
+def source(grammar: Grammar) -> str:
+    """llguidance's text of a grammar. Raises RequestError, which names the field."""
+    if len(grammar.text) > MAX_TEXT:
+        raise RequestError(
+            f"{grammar.param} has {len(grammar.text)} characters, more than the {MAX_TEXT} that are allowed.",
+            param=grammar.param,
+        )
+    try:
+        return _SOURCES[grammar.kind](grammar)
+    except SchemaError as error:
+        raise _refusal(grammar.param, error) from error
+
+
+def _json_schema(grammar: Grammar) -> str:
+    return _with_options(json_schema.check(_load(grammar)))
+
+
+def _json_object(grammar: Grammar) -> str:
+    return _with_options({"type": "object"})
+
+
+def _with_options(schema: Mapping[str, Any]) -> str:
+    options: Any = json_schema.options(inline=False)
+    own = {name: value for name, value in schema.items() if name != "x-guidance"}
+    return LLMatcher.grammar_from_json_schema(json.dumps(own), None, options)
+
+
+def _regex(grammar: Grammar) -> str:
+    _check_size(grammar, MAX_REGEX)
+    if not grammar.text:
+        return 'start: ""'
+    regex = regex_to_lark(grammar.text.replace("\n", r"\n").replace("\r", r"\r"), "d")
+    return f"start: /{regex}/{_UNFORCED}"
+
+
+def _choice(grammar: Grammar) -> str:
+    return "start: CHOICE\n" + _choice_rule(grammar)
+
+
+def _choice_rule(grammar: Grammar) -> str:
+    choices = _load(grammar)
+    if not isinstance(choices, list) or not choices or not all(isinstance(each, str) and each for each in choices):
+        raise SchemaError("must be an array of strings, none of them empty")
+    if len(choices) > MAX_CHOICES:
+        raise SchemaError(f"has {len(choices)} choices, more than the {MAX_CHOICES} that are allowed")
+    return f"CHOICE: {' | '.join(map(json.dumps, choices))}\n"
+
+
+def _lark(grammar: Grammar) -> str:
+    _check_size(grammar, MAX_LARK)
+    try:
+        text = any_to_lark(grammar.text)
+    except Exception as error:  # of the converter from GBNF, which raises its own and bare ones
+        raise SchemaError(f"is no grammar that can be read: {str(error).splitlines()[0][:200]}") from error
+    unserved = _NOT_SERVED.search(_QUOTED.sub('""', text))
+    if unserved:
+        raise SchemaError(f"uses {unserved.group().strip()!r}, which is not supported")
+    return text + _UNFORCED
+
+
+def _tools(grammar: Grammar) -> str:
+    wish = json.loads(grammar.text)
+    names = " | ".join(f"call_{index}" for index in range(len(wish["tools"])))
+    more = f'("\\n{_TAG}" body)*' if wish["parallel"] else ""
+    rules = [f"body: {names}", *(_call(index, tool) for index, tool in enumerate(wish["tools"]))]
+    if wish["required"]:
+        return "\n".join([f'start: "{_TAG}" body {more}', *rules])
+    if wish["answer"]:
+        return "\n".join([f'start: answer | "{_TAG}" body {more}', _answer(Grammar(**wish["answer"])), *rules])
+    text = [
+        f"start: TEXT | head body {more}",
+        f"TEXT: /(?s:.*)/ & ~/(?s:.*){_TAG}(?s:.*)/",
+        f"head[lazy]: /(?s:.*){_TAG}/",
+    ]
+    return "\n".join(text + rules)
+
+
+def _call(index: int, tool: Mapping[str, Any]) -> str:
+    """Rules of a call of one tool, from behind the opening tag on."""
+    head = f'\n{{"name": {json.dumps(tool["name"], ensure_ascii=False)}, "arguments": '
+    tail = f"}}\n{_END_TAG}"
+    schema = _arguments(tool) | {"x-guidance": json_schema.options(inline=True)}
+    return (
+        f"call_{index}: {json.dumps(head)} arguments_{index} {json.dumps(tail)}\n"
+        f"arguments_{index}: %json {json.dumps(schema)}"
+    )
+
+
+def _arguments(tool: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json_schema.as_object(tool["parameters"])
+    except SchemaError as error:
+        raise _refusal(_param(tool), error) from error
+
+
+def _param(tool: Mapping[str, Any]) -> str:
+    return f"tools[{tool['index']}].function.parameters"
+
+
+def _answer(grammar: Grammar) -> str:
+    """Rules of what the answer is when it is no call."""
+    try:
+        if grammar.kind == "choice":
+            return "answer: CHOICE\n" + _choice_rule(grammar)
+        schema = {"type": "object"} if grammar.kind == "json_object" else json_schema.check(_load(grammar))
+    except SchemaError as error:
+        raise _refusal(grammar.param, error) from error
+    return f"answer: %json {json.dumps(schema | {'x-guidance': json_schema.options(inline=False)})}"
+
+
+def _refusal(param: str, error: SchemaError) -> RequestError:
+    return RequestError(f"{param} {error}.", param=param, code="unsupported_schema")
+
+
+def _load(grammar: Grammar) -> Any:
+    try:
+        return json.loads(grammar.text)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"is no JSON: {error}") from error
+
+
+def _check_size(grammar: Grammar, limit: int) -> None:
+    if len(grammar.text) > limit:
+        raise SchemaError(f"has {len(grammar.text)} characters, more than the {limit} that are allowed")
+
+
+_SOURCES = {
+    "json_schema": _json_schema,
+    "json_object": _json_object,
+    "regex": _regex,
+    "choice": _choice,
+    "lark": _lark,
+    "tools": _tools,
+}

@@ -1,0 +1,69 @@
+"""What a request says of the form of its answer, as a `Grammar`: `response_format`, vLLM's `structured_outputs` and
+`guided_*`, and its tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ternvl.errors import RequestError
+from ternvl.sampling.sources import tool_grammar
+from ternvl.server.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
+from ternvl.types import Grammar
+
+
+def to_grammar(request: ChatRequest) -> Grammar | None:
+    """None for free text. Raises RequestError where the fields do not agree."""
+    formats = list(_formats(request))
+    if len(formats) > 1:
+        raise RequestError(
+            f"{formats[1].param} is given beside {formats[0].param}, but an answer has one form.",
+            param=formats[1].param,
+        )
+    answer = formats[0] if formats else None
+    choice = request.tool_choice
+    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []]
+    if not tools and (named or choice == "required"):
+        raise RequestError("tool_choice asks for a call, but there are no tools.", param="tool_choice")
+    if named and named not in [tool["function"]["name"] for tool in tools]:
+        raise RequestError(
+            f"tool_choice.function.name is {named[:60]!r}, but no tool is called that.",
+            param="tool_choice.function.name",
+        )
+    if not tools or choice == "none":
+        return answer
+    return tool_grammar(
+        tools,
+        only=named,
+        required=bool(named) or choice == "required",
+        parallel=request.parallel_tool_calls is not False and not named,
+        answer=answer,
+    )
+
+
+def _formats(request: ChatRequest) -> Iterator[Grammar]:
+    wanted = request.response_format
+    if isinstance(wanted, JsonSchemaFormat):
+        yield Grammar.of("json_schema", wanted.json_schema.json_schema, param="response_format.json_schema.schema")
+    elif isinstance(wanted, JsonObjectFormat):
+        yield Grammar("json_object", param="response_format")
+    if (outputs := request.structured_outputs) is not None:
+        if outputs.json_object:
+            yield Grammar("json_object", param="structured_outputs.json_object")
+        yield from _vllm(outputs.json_schema, outputs.regex, outputs.choice, outputs.grammar, "structured_outputs.")
+    yield from _vllm(
+        request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar, "guided_"
+    )
+
+
+def _vllm(
+    schema: object, regex: str | None, choice: list[str] | None, grammar: str | None, prefix: str
+) -> Iterator[Grammar]:
+    if schema is not None:
+        yield Grammar.of("json_schema", schema, param=f"{prefix}json")
+    if regex is not None:
+        yield Grammar.of("regex", regex, param=f"{prefix}regex")
+    if choice is not None:
+        yield Grammar.of("choice", choice, param=f"{prefix}choice")
+    if grammar is not None:
+        yield Grammar.of("lark", grammar, param=f"{prefix}grammar")
