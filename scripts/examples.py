@@ -28,7 +28,7 @@ CAPITALS = {"role": "user", "content": QUESTION}
 REQUESTS: dict[str, Any] = {
     "/v1/chat/completions": {
         "messages": [{"role": "system", "content": "You are a helpful assistant."}, CAPITALS],
-        "max_tokens": 64,
+        "max_tokens": 200,
         "temperature": 0,
     },
     "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1},
@@ -88,7 +88,7 @@ that it was loaded by; the `model` of every answer says which that is.""",
 
 def main() -> None:
     llm = LLM()
-    REQUESTS["/detokenize"]["tokens"] = llm.tokenizer.encode_text(QUESTION)
+    REQUESTS["/detokenize"]["tokens"] = [llm.tokenizer.encode_text(letter)[0] for letter in "Paris"]
     config = ServerConfig(port=0, log_level="error")
     with bind(config) as sock:
         server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="error"))

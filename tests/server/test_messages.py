@@ -21,6 +21,7 @@ from tests.server.fakes import ScriptedEngine, scripted_llm, serving
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": {"x": [1]}}}\n</tool_call>'
 TOOLS: list[Any] = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
 HI: list[Any] = [{"role": "user", "content": "hi"}]
+GREEDY = {"temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def png() -> str:
 
 
 def test_the_answer_is_that_of_chat(claude: Anthropic, client: OpenAI) -> None:
-    message = claude.messages.create(model="tiny", messages=HI, system="Be brief.", max_tokens=9, temperature=0)
+    message = claude.messages.create(model="tiny", messages=HI, system="Be brief.", max_tokens=9, extra_body=GREEDY)
     chat = client.chat.completions.create(
         model="tiny", messages=[{"role": "system", "content": "Be brief."}, *HI], max_tokens=9, temperature=0
     )
@@ -105,7 +106,12 @@ def test_tools_and_what_they_answered() -> None:
             assert one.id != two.id  # type: ignore[union-attr]
         results = [
             {"type": "tool_result", "tool_use_id": one.id, "content": "42"},  # type: ignore[union-attr]
-            {"type": "tool_result", "tool_use_id": two.id, "content": [{"type": "text", "text": "no"}], "is_error": True},  # type: ignore[union-attr]
+            {
+                "type": "tool_result",
+                "tool_use_id": two.id,
+                "content": [{"type": "text", "text": "no"}],
+                "is_error": True,
+            },  # type: ignore[union-attr]
             {"type": "text", "text": "And now?"},
         ]
         blocks = [block.model_dump(exclude_none=True) for block in message.content]
