@@ -1,7 +1,8 @@
 """What paged attention takes, beside torch's own on tensors that lie in one piece: `python -m benchmarks.attention`.
 
 Torch is given keys and values gathered beforehand, in the order that it likes best; what a gather costs on top is
-timed too. The sides alternate, each figure is the median of `--rounds`; last line JSON.
+timed too. The sides alternate, each figure is the median of `--rounds`; last line JSON. With one thread the seconds are
+the processor's, so that what else runs on the machine disturbs them less.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ class Case:
 
 def times(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds a call, in rounds that alternate the sides."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, call in sides.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(clock() - start)
     return {name: statistics.median(values[1:]) for name, values in taken.items()}
 
 

@@ -46,7 +46,8 @@ QUESTION = "What is in this image?"
 def text_prompt(llm: LLM, num_tokens: int, seed: int) -> Prompt:
     """Random ordinary tokens: no two prompts begin alike."""
     rng = random.Random(seed)
-    return Prompt(tuple(rng.randrange(1_000, 100_000) for _ in range(num_tokens)))
+    most = llm.config.language.vocab_size // 2
+    return Prompt(tuple(rng.randrange(300, most) for _ in range(num_tokens)))
 
 
 def picture(seed: int, size: tuple[int, int] = (1000, 747)) -> Image.Image:

@@ -5,8 +5,9 @@
 
 Mixed requests (texts, drawn scenes in one or several tiles, follow-up turns, greedy and seeded at random settings) are
 answered alone, each by an engine without caches; then together, arriving at random, with prefix hits and random
-chunks; then again in so little memory that sequences are preempted all the time. The greedy ones are also answered by
-the reference path. The last line is JSON; exit code 1 where one token differs.
+chunks; then again in so little memory that sequences are preempted all the time. Tokens and the bits of their log
+probabilities must be equal. The greedy ones are also answered by the reference path, whose tokens must be the same. The
+last line is JSON; exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ternvl import LLM
@@ -25,6 +27,9 @@ from ternvl.engine.engine import Engine
 from ternvl.types import Prompt, Request, SamplingParams
 from training import tasks
 from training.scenes import draw, random_scene
+
+Answers = dict[str, list[tuple[int, float]]]
+"""By request: tokens and their log probabilities."""
 
 
 def conversation(rng: random.Random) -> list[dict[str, Any]]:
@@ -51,7 +56,7 @@ def params(rng: random.Random) -> SamplingParams:
     """Half of them greedy, the others with everything that changes a draw."""
     max_tokens = rng.randint(4, 48)
     if rng.random() < 0.5:
-        return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=rng.random() < 0.5)
+        return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=rng.random() < 0.5, logprobs=0)
     return SamplingParams(
         temperature=rng.choice((0.7, 1.0, 1.6)),
         top_p=rng.choice((1.0, 0.9)),
@@ -61,6 +66,7 @@ def params(rng: random.Random) -> SamplingParams:
         seed=rng.getrandbits(31),
         max_tokens=max_tokens,
         ignore_eos=rng.random() < 0.5,
+        logprobs=0,
     )
 
 
@@ -82,35 +88,39 @@ def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
     return requests
 
 
-def _engine_of(llm: LLM, **options: Any) -> Engine:
+def engine_of(llm: LLM, **options: Any) -> Engine:
+    """A fresh engine over the loaded model."""
     return Engine(llm.engine.model, EngineConfig(**options), stop_ids=llm.tokenizer.stop_ids)
 
 
-def alone(llm: LLM, requests: Sequence[Request]) -> dict[str, list[int]]:
+def alone(llm: LLM, requests: Sequence[Request]) -> Answers:
     """Each request by itself, its prompt in one piece, nothing shared."""
-    engine = _engine_of(
+    engine = engine_of(
         llm, enable_prefix_caching=False, image_cache_memory=0, max_num_batched_tokens=16_384, max_num_batched_tiles=64
     )
-    answers = {}
+    answers: Answers = {request.id: [] for request in requests}
     for request in requests:
         engine.add(request)
-        answers[request.id] = []
         while engine.has_work:
-            for output in engine.step():
-                answers[request.id] += output.token_ids
+            _step(engine, answers)
     return answers
 
 
-def together(engine: Engine, requests: Sequence[Request], seed: int) -> dict[str, list[int]]:
+def _step(engine: Engine, answers: Answers) -> None:
+    for output in engine.step():
+        logprobs = [each.logprob for each in output.logprobs]
+        answers[output.request_id] += zip(output.token_ids, logprobs, strict=True)
+
+
+def together(engine: Engine, requests: Sequence[Request], seed: int) -> Answers:
     """All requests, arriving in bursts while others run; the books are checked after every step."""
     rng = random.Random(seed)
     pending = list(requests)
-    answers: dict[str, list[int]] = {request.id: [] for request in requests}
+    answers: Answers = {request.id: [] for request in requests}
     while pending or engine.has_work:
         while pending and not engine.is_full and (rng.random() < 0.3 or not engine.has_work):
             engine.add(pending.pop(0))
-        for output in engine.step():
-            answers[output.request_id] += output.token_ids
+        _step(engine, answers)
         engine.check_integrity()
     return answers
 
@@ -123,11 +133,14 @@ def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
     return len(asked), sum(slow.generate(*pair)[0].token_ids != fast.generate(*pair)[0].token_ids for pair in pairs)
 
 
-def _differing(expected: dict[str, list[int]], got: dict[str, list[int]]) -> int:
-    return sum(
-        sum(a != b for a, b in zip(tokens, got[name], strict=False)) + abs(len(tokens) - len(got[name]))
-        for name, tokens in expected.items()
-    )
+def differing(expected: Answers, got: Answers) -> dict[str, int]:
+    """How many tokens, and how many log probabilities to the bit, are not those expected."""
+    counts = {"differing_tokens": 0, "differing_logprobs": 0}
+    for name, answer in expected.items():
+        pairs = list(zip_longest(answer, got[name], fillvalue=(-1, 0.0)))
+        counts["differing_tokens"] += sum(a[0] != b[0] for a, b in pairs)
+        counts["differing_logprobs"] += sum(a[1] != b[1] for a, b in pairs)
+    return counts
 
 
 def main() -> int:
@@ -153,11 +166,11 @@ def main() -> int:
         "preempted, no prefix cache": {**tight, "enable_prefix_caching": False, "image_cache_memory": 0},
     }.items():
         start = time.perf_counter()
-        engine = _engine_of(llm, **options)
-        count = _differing(expected, together(engine, requests, args.seed + 1))
+        engine = engine_of(llm, **options)
+        counts = differing(expected, together(engine, requests, args.seed + 1))
         stats = engine.stats()
         result[name] = {
-            "differing_tokens": count,
+            **counts,
             "preemptions": stats.num_preemptions,
             "prefix_hit_tokens": stats.num_prefix_hit_tokens,
             "image_hits": stats.num_image_hits,
@@ -168,7 +181,7 @@ def main() -> int:
     result["reference"] = {"prompts": asked, "differing_answers": wrong}
     print(f"reference: {asked} greedy prompts, {wrong} answered otherwise", flush=True)
     print(json.dumps(result))
-    return int(wrong > 0 or any(row.get("differing_tokens") for row in result.values() if isinstance(row, dict)))
+    return int(wrong > 0 or any(row.get("differing_logprobs") for row in result.values() if isinstance(row, dict)))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ TernvlError
 ├── OverloadedError        the queue is full (HTTP 429)
 ├── UnavailableError       draining or not ready (HTTP 503)
 ├── RequestTimeoutError    the answer took longer than a request may (HTTP 504)
-└── EngineError            the engine failed; the request is not to blame (HTTP 500)
+├── EngineError            the engine failed; the request is not to blame (HTTP 500)
+└── AzionError             an answer of `Azion.AI.run` that is no success; has `status` and `body`
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class TernvlError(Exception):
@@ -84,3 +87,16 @@ class EngineError(TernvlError):
     def __init__(self, message: str, *, request_ids: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.request_ids = request_ids
+
+
+class AzionError(TernvlError):
+    """An answer that is no success.
+
+    `status` is the HTTP status: the server's; 502 where no server could be reached or its answer broke off; 500 where
+    the failure came within a stream. `body` is the protocol's: `{"error": {"message", "type", "param", "code"}}`.
+    """
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(str(body["error"]["message"]))
+        self.status = status
+        self.body = body

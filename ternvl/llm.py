@@ -20,6 +20,7 @@ from ternvl.config import EngineConfig, ImageLimits, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, RequestError
+from ternvl.kernels.prepare import prepare
 from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
@@ -93,11 +94,12 @@ class LLM:
     ) -> None:
         """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
 
-        `dtype` is "auto" (the checkpoint's), "bfloat16", "float16" or "float32"; `device` "auto" takes CUDA where there
-        is one; `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct
-        path instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
-        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
-        cannot be loaded, ConfigError for a setting that cannot be.
+        `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
+        as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one; `max_model_len`
+        is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path instead of the
+        engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while weights load;
+        `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that cannot be
+        loaded, ConfigError for a setting that cannot be.
         """
         if quantization != "none":
             raise ConfigError(f"quantization is {quantization!r}, but only 'none' exists.")
@@ -107,8 +109,13 @@ class LLM:
         tokenizer = Tokenizer.from_folder(folder)
         builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
         place = _device(device)
-        loaded = _load(folder, config, weights.resolve_dtype(dtype, config, place), progress=progress).to(place)
-        self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
+        computed = weights.resolve_dtype(dtype, config, place)
+        packed = place.type == "cpu" and computed == torch.float32 and not reference
+        stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
+        loaded = _load(folder, config, stored, progress=progress)
+        if packed:
+            prepare(loaded)
+        self._assemble(loaded.to(place), builder, engine_config, name=str(model or folder.name), reference=reference)
 
     @classmethod
     def from_parts(

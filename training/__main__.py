@@ -1,4 +1,4 @@
-"""Make ternvl-nano from nothing: `python -m training` (a bit over two hours on two cores).
+"""Make ternvl-nano from nothing: `python -m training` (about three and a half hours on two cores).
 
 Runs the stages as `training/README.md` describes them, then exports the checkpoint and evaluates it.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the minutes of every stage.")
     args = parser.parse_args()
     Path("runs").mkdir(exist_ok=True)
-    apart, together = ("--minutes", str(75 * args.scale)), ("--minutes", str(60 * args.scale))
+    apart, together = ("--minutes", str(75 * args.scale)), ("--minutes", str(130 * args.scale))
     falling = ("--lr", "2e-3", "--cooldown", "1.0")
     pair = [
         subprocess.Popen(stage("vision_stage", *apart)),
@@ -30,7 +30,7 @@ def main() -> None:
     ]
     if any(process.wait() for process in pair):
         sys.exit("A stage failed; see its output above.")
-    subprocess.run(stage("joint_stage", *together, "--lr", "1.5e-3", "--cooldown", "1.0", "--pages", "24"), check=True)
+    subprocess.run(stage("joint_stage", *together), check=True)
     subprocess.run(stage("export"), check=True)
     subprocess.run(stage("evaluate", "--card"), check=True)
 

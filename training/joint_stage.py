@@ -3,7 +3,7 @@
 Two processes share the work; their gradients are averaged. The loss is the answers' (plus, fading out, the perception
 loss of stage 1, so that the eye keeps its words while the decoder learns to trust it). Resumable: `--resume`, also from
 the exported checkpoint.
-Run: `python -m training.joint_stage --minutes 60 --out runs/joint.pt`
+Run: `python -m training.joint_stage --minutes 130 --out runs/joint.pt`
 """
 
 from __future__ import annotations
@@ -159,12 +159,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pages", type=int, default=16, help="Pictures a step that train the eye alone.")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cooldown", type=float, default=0.6)
+    parser.add_argument("--pages", type=int, default=24, help="Pictures a step that train the eye alone.")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--cooldown", type=float, default=1.0)
     parser.add_argument("--perception", type=float, default=0.5)
     parser.add_argument("--text-share", type=float, default=0.1)
-    parser.add_argument("--several-share", type=float, default=0.15)
+    parser.add_argument("--several-share", type=float, default=0.22)
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--vision", type=Path, default=Path("runs/vision.pt"))

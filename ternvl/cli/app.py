@@ -47,7 +47,7 @@ Images = Annotated[
 class LoadingConfig:
     """How the model is loaded: options of `LLM` under the same names."""
 
-    dtype: str = field(default="auto", metadata={"help": "Precision of the weights: auto, bfloat16, float16, float32."})
+    dtype: str = field(default="auto", metadata={"help": "Precision: auto, bfloat16, float16, float32."})
     device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
     reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})

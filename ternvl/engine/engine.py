@@ -66,16 +66,15 @@ class Engine:
 
     def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
         """`stop_ids` end an answer unless it ignores them. Raises ConfigError for settings that cannot be."""
-        weight = model.language_model.lm_head.weight
         self.model = model.eval()
-        self.config = resolve(config, model.config.language, dtype=weight.dtype, device=weight.device)
+        self.config = resolve(config, model.config.language, dtype=model.dtype, device=model.device)
         """As given, with every default decided."""
         assert self.config.kv_cache_memory is not None
-        block_bytes = KVCache.block_bytes(model.config.language, self.config.block_size, weight.dtype)
+        block_bytes = KVCache.block_bytes(model.config.language, self.config.block_size, model.dtype)
         num_blocks = self.config.kv_cache_memory // block_bytes
         self.stop_ids = frozenset(stop_ids)
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
-        tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * weight.dtype.itemsize
+        tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * model.dtype.itemsize
         images = ImageCache(config.image_cache_memory, tile_bytes)
         self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size), images)
         self._sequences: dict[str, EngineSequence] = {}

@@ -22,8 +22,7 @@ class Runner:
 
     def __init__(self, model: InternVL, *, num_blocks: int, block_size: int) -> None:
         self.model = model
-        weight = model.language_model.lm_head.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = model.device, model.dtype
         self.cache = KVCache(model.config.language, num_blocks, block_size, dtype=self.dtype, device=self.device)
         self._features: dict[bytes, Tensor] = {}  # by image: [N, M, C], rows filled as tiles are encoded
 

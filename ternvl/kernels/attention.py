@@ -30,7 +30,7 @@ def paged_attention(
     the last that it needs is not read; `query_starts` is [S + 1], `lengths` [S], all int32. Slots that nothing was
     written to may hold anything. Raises IndexError where a table names a block that is not there.
     """
-    loaded = _library_for(q, keys, values)
+    loaded = _library_for(q, keys)
     if loaded is None:
         return paged_attention_reference(q, keys, values, block_tables, query_starts, lengths)
     return _paged_attention(loaded, q, keys, values, block_tables, query_starts, lengths)
@@ -41,7 +41,7 @@ def write(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> 
 
     Raises IndexError for a slot that is not there.
     """
-    loaded = _library_for(keys, values, k, v)
+    loaded = _library_for(k, keys)
     if loaded is None:
         write_reference(keys, values, slots, k, v)
     else:
@@ -76,42 +76,46 @@ def write_reference(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: T
     values[blocks, :, offsets] = v
 
 
-def _library_for(*tensors: Tensor) -> Library | None:
-    is_served = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+def _library_for(x: Tensor, cache: Tensor) -> Library | None:
+    is_served = x.is_cpu and cache.is_cpu and x.dtype == cache.dtype == torch.float32
     return library() if is_served else None
+
+
+# These run once a layer and step: shapes are asked for once, since each question to torch takes its time.
 
 
 def _paged_attention(
     library: Library, q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, starts: Tensor, lengths: Tensor
 ) -> Tensor:
-    heads, head_size = q.shape[1:]
-    num_blocks, key_heads, block_size = values.shape[:3]
+    num_tokens, heads, head_size = q.shape
+    num_blocks, key_heads, block_size = _cache_shape(keys, values, head_size)
     num_sequences, width = block_tables.shape
-    _check_cache(keys, values)
-    assert values.shape[3] == head_size and heads % key_heads == 0
-    assert len(lengths) == num_sequences == len(starts) - 1
-    q, out = _rows(q), torch.empty_like(q, memory_format=torch.contiguous_format)
+    assert heads % key_heads == 0
+    assert lengths.shape[0] == num_sequences == starts.shape[0] - 1
+    q, out = _rows(q), torch.empty(num_tokens, heads, head_size)
     block_tables, starts, lengths = (x.int().contiguous() for x in (block_tables, starts, lengths))
     function = library.function("ternvl_paged_attention", *PAGED_ATTENTION, result=ctypes.c_bool)
     is_sound = function(
         *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), block_tables.data_ptr(), width),
-        *(starts.data_ptr(), lengths.data_ptr(), num_sequences, num_blocks, len(q), heads, key_heads, head_size),
+        *(starts.data_ptr(), lengths.data_ptr(), num_sequences, num_blocks, num_tokens, heads, key_heads, head_size),
         *(block_size, out.data_ptr(), torch.get_num_threads()),
     )
     if not is_sound:
-        raise IndexError(f"a sequence's queries, length or blocks are not within {len(q)} rows and {num_blocks} blocks")
+        raise IndexError(
+            f"a sequence's queries, length or blocks are not within {num_tokens} rows and {num_blocks} blocks"
+        )
     return out
 
 
 def _write(library: Library, keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    num_blocks, key_heads, block_size, head_size = values.shape
-    _check_cache(keys, values)
-    assert k.shape == v.shape == (len(slots), key_heads, head_size)
+    num_tokens, _, head_size = k.shape
+    num_blocks, key_heads, block_size = _cache_shape(keys, values, head_size)
+    assert k.shape == v.shape == (slots.shape[0], key_heads, head_size)
     k, v, slots = _rows(k), _rows(v), slots.long().contiguous()
     function = library.function("ternvl_write_kv", *WRITE_KV, result=ctypes.c_bool)
     is_sound = function(
         *(keys.data_ptr(), values.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
-        *(len(slots), num_blocks, key_heads, head_size, block_size, torch.get_num_threads()),
+        *(num_tokens, num_blocks, key_heads, head_size, block_size, torch.get_num_threads()),
     )
     if not is_sound:
         raise IndexError(f"a slot is not within {num_blocks} blocks of {block_size}")
@@ -128,12 +132,17 @@ WRITE_KV = (
 )
 
 
-def _check_cache(keys: Tensor, values: Tensor) -> None:
-    num_blocks, key_heads, block_size, head_size = values.shape
-    assert keys.shape == (num_blocks, key_heads, head_size, block_size)
-    assert keys.is_contiguous() and values.is_contiguous()
+def _cache_shape(keys: Tensor, values: Tensor, head_size: int) -> tuple[int, int, int]:
+    """B, K and block size of a sound cache."""
+    num_blocks, key_heads, block_size, size = values.shape
+    assert (num_blocks, key_heads, head_size, block_size) == keys.shape
+    assert size == head_size
+    assert keys.dtype == values.dtype
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    return num_blocks, key_heads, block_size
 
 
 def _rows(x: Tensor) -> Tensor:
     """x [T, heads, D] with each token's heads one after the other; tokens may lie apart."""
-    return x if x[:1].is_contiguous() and x.stride(0) >= x[:1].numel() else x.contiguous()
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()

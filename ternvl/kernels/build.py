@@ -1,4 +1,4 @@
-"""Compiles the kernels: `python -m ternvl.kernels.build`.
+"""Compiles the kernels: `python -m ternvl.kernels.build [--quiet]`.
 
 One source, one library for each instruction set. A library's name holds a digest of all that it is made from, so that
 what is up to date is seen by its name, and another version is never loaded by mistake. No torch is needed here.
@@ -123,16 +123,20 @@ def _remove_others(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def main() -> None:
-    """Build and say so. Without a compiler the torch path serves everything, so that is no failure."""
+def main(quiet: bool = False) -> None:
+    """Build and say so. Without a compiler the torch path serves everything, so that is no failure.
+
+    `quiet` says nothing where nothing is to be done.
+    """
     try:
         built = build()
     except BuildError as error:
         print(f"ternvl: no native kernels: {error}; torch computes instead, slower.", file=sys.stderr)
         return
-    text = f"built for {', '.join(built)}" if built else "up to date"
-    print(f"ternvl: native kernels are {text}.", file=sys.stderr)
+    if built or not quiet:
+        text = f"built for {', '.join(built)}" if built else "up to date"
+        print(f"ternvl: native kernels are {text}.", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(quiet="--quiet" in sys.argv[1:])

@@ -26,3 +26,13 @@ def unpack(panels: Tensor, n: int) -> Tensor:
 def linear(x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Tensor:
     """x [M, K] and bias [N] float32, panels of `n` outputs -> [M, N] float32."""
     return F.linear(x, unpack(panels, n).to(x.dtype), bias)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x), any shape."""
+    return F.silu(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The exact GELU, any shape."""
+    return F.gelu(x)

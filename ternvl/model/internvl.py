@@ -27,9 +27,18 @@ class InternVL(nn.Module):
         self.mlp1 = projector(config)
         self.language_model = LanguageModel(config.language)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in; matrices may be stored in another."""
+        return self.language_model.model.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.model.norm.weight.device
+
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Tiles [N, 3, S, S] -> the embeddings of their context tokens [N, M, C]."""
-        patches = self.vision_model(pixel_values.to(self.vision_model.embeddings.class_embedding.dtype))
+        patches = self.vision_model(pixel_values.to(self.dtype))
         return self.mlp1(pixel_shuffle(patches, self.config.downsample_ratio))  # type: ignore[no-any-return]
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -47,7 +56,7 @@ class InternVL(nn.Module):
     @torch.inference_mode()
     def forward(self, prompt: Prompt) -> Tensor:
         """Logits [T, V] of a whole prompt, computed from scratch: the slowest correct path, and the shortest."""
-        device = self.language_model.lm_head.weight.device
+        device = self.device
         embeddings = self.embed(torch.tensor(prompt.token_ids, device=device))
         if prompt.pixel_values is not None:
             features = self.encode_tiles(prompt.pixel_values.to(device))  # [N, M, C]

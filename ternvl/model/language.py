@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ternvl.config import LanguageConfig
 from ternvl.model.attention import Attention
@@ -34,8 +33,9 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
     """Cosine and sine of each token's rotation, in float32: positions [T] -> two [T, 1, D]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
     angles = positions.float()[:, None] * (1.0 / theta**exponents)  # [T, D / 2]
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
-    return angles.cos(), angles.sin()
+    # By way of float64, since libraries round the end of a run of numbers otherwise than its middle.
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1).double()
+    return angles.cos().float(), angles.sin().float()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -75,9 +75,10 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):

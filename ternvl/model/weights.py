@@ -43,28 +43,16 @@ class _Stored(NamedTuple):
 
 
 def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type to compute in: "bfloat16", "float16", "float32", or "auto" for the checkpoint's own.
+    """The type to compute in: "bfloat16", "float16", "float32", or "auto": the checkpoint's own, on a CPU float32.
 
-    "auto" on a CPU without instructions for that type is float32, which is faster there. TernvlError for other names.
+    CPUs without matrix instructions for the short types are several times slower in them, and all are less exact.
+    TernvlError for other names.
     """
     if dtype not in ("auto", *config_json.DTYPES):
         raise TernvlError(f"dtype {dtype!r} is unknown; it is one of auto, {', '.join(config_json.DTYPES)}.")
-    wanted: torch.dtype = getattr(torch, config.dtype if dtype == "auto" else dtype)
-    if dtype == "auto" and device.type == "cpu" and not _cpu_computes(wanted):
+    if dtype == "auto" and device.type == "cpu":
         return torch.float32
-    return wanted
-
-
-def _cpu_computes(dtype: torch.dtype) -> bool:
-    """Whether the CPU multiplies matrices of that type itself. On ARM the flags of Linux say so, on x86 torch."""
-    instructions = {torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"), torch.float16: ("amx_fp16", "asimdhp")}
-    if dtype not in instructions:
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split()
-    except OSError:  # not Linux: nothing says so
-        return False
-    return not set(flags).isdisjoint(instructions[dtype])
+    return getattr(torch, config.dtype if dtype == "auto" else dtype)
 
 
 def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Progress | None = None) -> InternVL:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_cuts_and_blocks_do_not_matter(cuts: set[int], block_size: int, seed: in
     batch = Sequences.random([150], heads=6, key_heads=2, size=16, seed=seed)
     moved = batch.moved(block_size, seed + 1)
     edges = [0, *sorted(cuts), 150]
-    parts = [moved.attend([(0, *edge)])[0] for edge in zip(edges, edges[1:], strict=False)]
+    parts = [moved.attend([(0, *edge)])[0] for edge in pairwise(edges)]
     assert torch.equal(torch.cat(parts), batch.whole(0))
 
 

@@ -15,6 +15,7 @@ case "$1 $2" in
   "-c "*version_info*) echo "$0" ;;
   "-c "*cache_tag*) echo "${TAG:-cpython-311}" ;;
   "-m venv") mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && echo "$*" >>"$LOG" ;;
+  "-m ternvl.kernels.build") echo "$*" >>"$LOG" ;;
   "-m pip") echo "$*" >>"$LOG"; exit "${PIP_STATUS:-0}" ;;
 esac
 """
@@ -42,7 +43,10 @@ class Checkout:
         )
 
     def calls(self) -> list[str]:
-        """What was asked of Python since the last look."""
+        """What was asked of Python since the last look, the kernels apart."""
+        return [call for call in self.all_calls() if "kernels" not in call]
+
+    def all_calls(self) -> list[str]:
         calls = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return calls
@@ -66,6 +70,13 @@ def test_torch_comes_first_and_a_second_run_does_nothing(checkout: Checkout) -> 
     assert second.returncode == 0
     assert "up to date" in second.stderr
     assert checkout.calls() == []
+
+
+def test_the_kernels_are_built_last_and_looked_at_each_time(checkout: Checkout) -> None:
+    checkout.install()
+    assert checkout.all_calls()[-1] == "-m ternvl.kernels.build"
+    checkout.install()
+    assert checkout.all_calls() == ["-m ternvl.kernels.build --quiet"]
 
 
 def test_extras_are_added_and_kept(checkout: Checkout) -> None:

@@ -8,22 +8,16 @@
 // What a row may not see is never multiplied, not by zero either.
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "simd.h"
+#include "attention_tile.h"
 
 namespace {
 
-constexpr int LANES = 16;  // keys side by side; the width of panels of values, too
-constexpr int N = LANES / W;
-constexpr int TILE = 64;
-constexpr int GROUPS = TILE / LANES;
 constexpr int PARTITION = 16 * TILE;
-constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;  // as many rows of N sums as the registers hold
 constexpr int ROWS_OF_ITEM = 96;
 
 struct Problem {
@@ -82,130 +76,13 @@ struct Scratch {
         total(partial.max + State::size(rows, width), rows) {}
 };
 
-// Keys [D, stride] and values [LANES, width] of each LANES positions.
-struct Tile {
-  const float *keys[GROUPS], *values[GROUPS];
-  int64_t key_stride;
-};
-
-// 2 ** x for x <= 0, exact for whole numbers; the relative error is below 1.5e-7, results below 2 ** -125 are 0.
-inline Vec exp2(Vec x) {
-  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2 ** 23: the sum's last bits are the nearest whole number
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);
-  Vec y = broadcast(1.5353362e-4f);
-  for (float c : {1.3398875e-3f, 9.6184369e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.9314718e-1f, 1.0f})
-    y = fma(y, f, broadcast(c));
-  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
-  return x < broadcast(-125.0f) ? Vec{} : scaled;
-}
-
-inline float exp2(float x) { return exp2(broadcast(x))[0]; }
-
-// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE].
-template <int R>
-void score(const float* q, int d, const float* keys, int64_t stride, float* scores) {
-  Vec sum[R][N] = {};
-  for (int i = 0; i < d; ++i) {
-    Vec key[N];
-    for (int n = 0; n < N; ++n) key[n] = load(keys + i * stride + n * W);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec x = broadcast(q[r * d + i]);
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sum[r][n] = fma(x, key[n], sum[r][n]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(scores + r * TILE + n * W, sum[r][n]);
-}
-
-// R rows' sums of values: rescaled by their factors, then weights [R, TILE] times the first `count` values added.
-template <int R>
-void weigh(const float* weights, const Tile& tile, int count, const float* factors, float* sums, int width) {
-  for (int column = 0; column < width; column += LANES) {
-    Vec sum[R][N];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sum[r][n] = load(sums + r * width + column + n * W) * factors[r];
-    for (int g = 0; g * LANES < count; ++g) {
-      const float* values = tile.values[g] + column;
-      const float* weight = weights + g * LANES;
-      const int here = std::min(LANES, count - g * LANES);
-      for (int i = 0; i < here; ++i) {
-        Vec value[N];
-        for (int n = 0; n < N; ++n) value[n] = load(values + int64_t(i) * width + n * W);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const Vec w = broadcast(weight[r * TILE + i]);
-#pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) sum[r][n] = fma(w, value[n], sum[r][n]);
-        }
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) store(sums + r * width + column + n * W, sum[r][n]);
-  }
-}
-
-template <int... R>
-constexpr auto scores_of(std::integer_sequence<int, R...>) {
-  return std::array{score<R + 1>...};
-}
-
-template <int... R>
-constexpr auto weighs_of(std::integer_sequence<int, R...>) {
-  return std::array{weigh<R + 1>...};
-}
-
-constexpr auto SCORE = scores_of(std::make_integer_sequence<int, ROWS>());
-constexpr auto WEIGH = weighs_of(std::make_integer_sequence<int, ROWS>());
-
-// Calls work(first, count) for runs of at most ROWS rows, as even as can be.
-template <typename Work>
-void by_rows(int rows, Work work) {
-  for (int done = 0; done < rows;) {
-    const int left = rows - done, runs = (left + ROWS - 1) / ROWS, count = (left + runs - 1) / runs;
-    work(done, count);
-    done += count;
-  }
-}
-
-// A row's first `count` scores become weights; returns the factor for what was summed before.
-float soften(float* scores, int count, float* max, float* weights) {
-  const int vectors = (count + LANES - 1) / LANES * N;
-  std::fill(scores + count, scores + vectors * W, -INFINITY);
-  Vec top = load(scores);
-  for (int i = 1; i < vectors; ++i) {
-    const Vec x = load(scores + i * W);
-    top = x > top ? x : top;
-  }
-  const float before = *max;
-  *max = std::max(before, ::max(top));
-  const float factor = exp2(before - *max);
-  Vec sum[N];
-  for (int n = 0; n < N; ++n) sum[n] = load(weights + n * W) * factor;
-  const Vec offset = broadcast(*max);
-  for (int i = 0; i < vectors; i += N)
-    for (int n = 0; n < N; ++n) {
-      const Vec weight = exp2(load(scores + (i + n) * W) - offset);
-      store(scores + (i + n) * W, weight);
-      sum[n] += weight;
-    }
-  for (int n = 0; n < N; ++n) store(weights + n * W, sum[n]);
-  return factor;
-}
-
 // Where `count` positions from `start` on lie; copied into order where a block does not hold whole vectors.
 Tile locate(const Problem& problem, const Item& item, int start, int count, Scratch& scratch) {
   Tile tile;
   const int size = problem.block_size, d = problem.head_size, width = problem.width();
   tile.key_stride = problem.in_place() ? size : TILE;
+  std::fill_n(tile.keys, GROUPS, scratch.keys);
+  std::fill_n(tile.values, GROUPS, scratch.values);
   for (int i = 0; i < count; i += problem.in_place() ? LANES : 1) {
     const int64_t block = item.table[(start + i) / size], offset = (start + i) % size;
     const float* keys = problem.keys + (block * problem.key_heads + item.key_head) * d * size + offset;
@@ -222,23 +99,24 @@ Tile locate(const Problem& problem, const Item& item, int start, int count, Scra
   return tile;
 }
 
-void attend_tile(const Problem& problem, const Item& item, int start, Scratch& scratch, State& state) {
+void attend_tile(const Problem& problem, const Item& item, int start, const Tile& tile, const Tile& next,
+                 Scratch& scratch, State& state) {
   const int group = problem.group(), d = problem.head_size, width = problem.width();
   const int count = std::min(TILE, item.end() - start);
-  const Tile tile = locate(problem, item, start, count, scratch);
   for (int g = 0; g * LANES < count; ++g) {
     const int first = std::max(0, start + g * LANES - item.position);  // the first query that sees one of these keys
     const float* q = scratch.q + int64_t(first) * group * d;
     float* scores = scratch.scores + first * group * TILE + g * LANES;
+    const float* next_keys = g + 1 < GROUPS ? tile.keys[g + 1] : next.keys[0];
     by_rows((item.num_queries - first) * group, [&](int row, int rows) {
-      SCORE[rows - 1](q + row * d, d, tile.keys[g], tile.key_stride, scores + row * TILE);
+      SCORE[rows - 1](q + row * d, d, tile.keys[g], next_keys, tile.key_stride, scores + row * TILE);
     });
   }
   const auto weigh_rows = [&](int first, int rows, int seen) {
     by_rows(rows, [&](int row, int some) {
       row += first;
-      WEIGH[some - 1](
-          scratch.scores + row * TILE, tile, seen, scratch.factors + row, state.sums + row * width, width);
+      WEIGH[some - 1](scratch.scores + row * TILE, tile, next, seen, scratch.factors + row,
+                      state.sums + row * width, width);
     });
   };
   const auto seen_by = [&](int query) { return std::min(TILE, item.position + query - start + 1); };
@@ -266,8 +144,18 @@ void load_queries(const Problem& problem, const Item& item, Scratch& scratch) {
 void attend_partition(const Problem& problem, const Item& item, int partition, Scratch& scratch, State& state) {
   const int end = std::min((partition + 1) * PARTITION, item.end());
   state.clear(item.num_queries * problem.group(), problem.width());
-  for (int start = partition * PARTITION; start < end; start += TILE)
-    attend_tile(problem, item, start, scratch, state);
+  const auto tile_at = [&](int start) { return locate(problem, item, start, std::min(TILE, end - start), scratch); };
+  Tile next = tile_at(partition * PARTITION);
+  for (int start = partition * PARTITION; start < end; start += TILE) {
+    const Tile tile = next;
+    if (problem.in_place()) {
+      if (start + TILE < end) next = tile_at(start + TILE);
+      attend_tile(problem, item, start, tile, next, scratch, state);
+    } else {
+      attend_tile(problem, item, start, tile, tile, scratch, state);
+      if (start + TILE < end) next = tile_at(start + TILE);
+    }
+  }
 }
 
 // Adds a partition to the total of those before it.
@@ -412,24 +300,5 @@ EXPORT bool ternvl_paged_attention(const float* q, int64_t q_stride, const float
   const int64_t num_items = items.size();
   const bool is_split = num_items < threads && num_items < partitions;
   (is_split ? attend_partitions : attend_items)(problem, items, rows, threads);
-  return true;
-}
-
-// Puts k and v [T, K, D] at slots [T]. Returns whether all slots are there; nothing is written where they are not.
-EXPORT bool ternvl_write_kv(float* keys, float* values, const int64_t* slots, const float* k, int64_t k_stride,
-                            const float* v, int64_t v_stride, int64_t num_tokens, int64_t num_blocks, int key_heads,
-                            int head_size, int block_size, int threads) {
-  const int64_t num_slots = num_blocks * block_size, size = int64_t(block_size) * head_size;
-  if (!std::all_of(slots, slots + num_tokens, [&](int64_t slot) { return slot >= 0 && slot < num_slots; }))
-    return false;
-  const int team = num_tokens < 64 ? 1 : threads;
-#pragma omp parallel for num_threads(team)
-  for (int64_t t = 0; t < num_tokens; ++t)
-    for (int head = 0; head < key_heads; ++head) {
-      const int64_t block = (slots[t] / block_size * key_heads + head) * size, offset = slots[t] % block_size;
-      const float* key = k + t * k_stride + int64_t(head) * head_size;
-      for (int i = 0; i < head_size; ++i) keys[block + int64_t(i) * block_size + offset] = key[i];
-      std::copy_n(v + t * v_stride + int64_t(head) * head_size, head_size, values + block + offset * head_size);
-    }
   return true;
 }

@@ -174,10 +174,12 @@ struct Product {
 
   void compute(Range rows, Range columns) const {
     alignas(64) float packed[MC * KC];
-    const int64_t parts = (rows.size() + MC - 1) / MC, depths = std::max<int64_t>(1, (k + KC - 1) / KC);
+    const int64_t parts = (rows.size() + MC - 1) / MC;
     for (int64_t m = 0; m < parts; ++m) {
       const Range some = part(rows, m, parts);
       const int64_t blocks = (some.size() + MR - 1) / MR;
+      const int64_t most = blocks == 1 ? MC * KC / MR : KC;  // few rows: weights are read in long runs
+      const int64_t depths = (k + most - 1) / most;
       for (int64_t d = 0; d < depths; ++d) {
         const Range depth = part({0, k}, d, depths);
         for (int64_t i = 0; i < blocks; ++i) {

@@ -41,13 +41,21 @@ inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec
 
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
-inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x, -0 too
+inline Vec broadcast(float value) { return value - Vec{}; }  // - 0 keeps every value, -0 too, so it costs nothing
 
 // bfloat16 is the upper half of a float32: widening is exact.
 inline Vec load(const uint16_t* from) {
+#if defined(__AVX512F__)
+  __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif defined(__AVX2__)
+  __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#else
   HalfVec bits;
   std::memcpy(&bits, from, sizeof bits);
   return reinterpret_cast<Vec>(__builtin_convertvector(bits, UVec) << 16);
+#endif
 }
 
 // a * b + c, rounded once where the instruction set has it and else twice, the same in every lane.

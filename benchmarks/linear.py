@@ -1,0 +1,99 @@
+"""The packed linear layer against torch's, on the shapes of InternVL3-1B: alternating runs, medians.
+
+    python benchmarks/linear.py [--rows 1,8,512] [--repeats 9]
+
+Prints GFLOP/s, and the GB/s at which weights are read; the last line is JSON. Threads: OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from ternvl.kernels import dispatch
+from ternvl.kernels.library import library
+
+SHAPES = {  # name: (outputs, inputs, the rows it is worth measuring on)
+    "language q, o": (896, 896, (1, 2, 4, 8, 16, 512)),
+    "language k, v": (128, 896, (1, 8, 512)),
+    "language gate, up": (4864, 896, (1, 2, 4, 8, 16, 512)),
+    "language down": (896, 4864, (1, 2, 4, 8, 16, 512)),
+    "lm_head": (151_674, 896, (1, 2, 4, 8)),
+    "vision qkv": (3072, 1024, (1025,)),
+    "vision fc1": (4096, 1024, (1025,)),
+    "vision fc2": (1024, 4096, (1025,)),
+}
+
+
+def clock() -> float:
+    """Of one thread its own time, so that other work on the machine does not count."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def seconds(run: Callable[[], object], at_least: float) -> float:
+    """One call, of as many as take `at_least` seconds."""
+    count, start = 0, clock()
+    while (now := clock()) < start + at_least or not count:
+        run()
+        count += 1
+    return (now - start) / count
+
+
+def measure(n: int, k: int, m: int, repeats: int) -> dict[str, float]:
+    """Median seconds of each way, the ways taking turns."""
+    x, weight = torch.randn(m, k), torch.randn(n, k).bfloat16()
+    wide = weight.float()
+    narrow_panels, wide_panels = dispatch.pack(weight), dispatch.pack(wide)
+    ways: dict[str, Callable[[], object]] = {
+        "torch": lambda: F.linear(x, wide),
+        "float32": lambda: dispatch.linear(x, wide_panels, n),
+        "bfloat16": lambda: dispatch.linear(x, narrow_panels, n),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, run in ways.items():
+            times[name].append(seconds(run, 0.02))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def line(name: str, n: int, k: int, m: int, times: dict[str, float]) -> str:
+    """A row of the table."""
+    cells = [f"{name:18} {n:6} {k:5} {m:5}"]
+    for way, value in times.items():
+        size = 2 if way == "bfloat16" else 4
+        ratio = "" if way == "torch" else f" {times['torch'] / value:4.2f}"
+        cells.append(f"{2e-9 * m * n * k / value:5.1f}  {1e-9 * n * k * size / value:5.1f}{ratio}")
+    return "   ".join(cells)
+
+
+def main() -> None:
+    """Measure, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=lambda text: {int(part) for part in text.split(",")}, help="only these")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", default="", help="only shapes whose name holds this")
+    options = parser.parse_args()
+    loaded = library()
+    isa = loaded.isa if loaded else "torch"
+    results = []
+    print(f"kernels: {isa}, threads: {torch.get_num_threads()}")
+    print(f"{'layer':18} {'N':>6} {'K':>5} {'M':>5}  {'torch':>13}  {'packed float32':>18}  {'packed bfloat16':>18}")
+    for name, (n, k, rows) in SHAPES.items():
+        for m in rows:
+            if (options.rows and m not in options.rows) or options.only not in name:
+                continue
+            times = measure(n, k, m, options.repeats)
+            results.append({"layer": name, "n": n, "k": k, "m": m, **times})
+            print(line(name, n, k, m, times), flush=True)
+    print("columns: GFLOP/s, GB/s, torch's time divided by this one's")
+    print(json.dumps({"benchmark": "linear", "isa": isa, "threads": torch.get_num_threads(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()

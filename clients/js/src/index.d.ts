@@ -1,0 +1,159 @@
+export interface TextPart {
+  type: "text";
+  text: string;
+}
+
+export interface ImagePart {
+  type: "image_url";
+  image_url: { url: string; detail?: "auto" | "low" | "high" };
+}
+
+export interface ToolCall {
+  id: string;
+  type: "function";
+  function: { name: string; arguments: string };
+}
+
+export type Message =
+  | { role: "system"; content: string | TextPart[] }
+  | { role: "user"; content: string | (TextPart | ImagePart)[] }
+  | { role: "assistant"; content?: string | TextPart[] | null; tool_calls?: ToolCall[] }
+  | { role: "tool"; content: string | TextPart[]; tool_call_id: string };
+
+export interface ToolDefinition {
+  type: "function";
+  function: { name: string; description?: string; parameters?: Record<string, unknown>; strict?: boolean };
+}
+
+/** The Chat Completions body without `model`; the server's own documentation has every field. */
+export interface ChatRequest {
+  messages: Message[];
+  stream?: boolean | null;
+  temperature?: number | null;
+  top_p?: number | null;
+  n?: number | null;
+  max_tokens?: number | null;
+  presence_penalty?: number | null;
+  frequency_penalty?: number | null;
+  seed?: number | null;
+  stop?: string | string[] | null;
+  tools?: ToolDefinition[] | null;
+  stream_options?: { include_usage?: boolean } | null;
+  [field: string]: unknown;
+}
+
+export type FinishReason = "stop" | "length" | "tool_calls";
+
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+  prompt_tokens_details?: { cached_tokens?: number; image_tokens?: number };
+}
+
+export interface ChatCompletion {
+  id: string;
+  object: "chat.completion";
+  created: number;
+  model: string;
+  system_fingerprint?: string | null;
+  choices: {
+    index: number;
+    message: { role: "assistant"; content: string | null; tool_calls?: ToolCall[]; reasoning_content?: string | null };
+    logprobs: unknown;
+    finish_reason: FinishReason;
+  }[];
+  usage: Usage;
+}
+
+export interface ToolCallDelta {
+  index: number;
+  id?: string;
+  type?: "function";
+  function: { name?: string; arguments?: string };
+}
+
+export interface ChatCompletionChunk {
+  id: string;
+  object: "chat.completion.chunk";
+  created: number;
+  model: string;
+  system_fingerprint?: string | null;
+  choices: {
+    index: number;
+    delta: {
+      role?: "assistant";
+      content?: string | null;
+      tool_calls?: ToolCallDelta[];
+      reasoning_content?: string | null;
+    };
+    logprobs: unknown;
+    finish_reason: FinishReason | null;
+  }[];
+  usage?: Usage | null;
+}
+
+/**
+ * A streamed answer: a `ReadableStream` of the server-sent events' bytes, that `new Response(stream)` takes for its body,
+ * and an async iterable of the parsed chunks. It can be read once, in one of both ways. Cancelling it, or leaving the
+ * loop, ends the request.
+ */
+export interface AzionStream extends ReadableStream<any> {
+  getReader(options: { mode: "byob" }): ReadableStreamBYOBReader;
+  getReader(): ReadableStreamDefaultReader<Uint8Array>;
+  getReader(options?: ReadableStreamGetReaderOptions): ReadableStreamReader<Uint8Array>;
+  [Symbol.asyncIterator](): AsyncGenerator<ChatCompletionChunk, undefined, undefined>;
+}
+
+export declare const AzionStream: { new (body: ReadableStream<Uint8Array>): AzionStream };
+
+export interface ErrorDetails {
+  message: string;
+  type: string;
+  param: string | null;
+  code: string | null;
+}
+
+/**
+ * An answer that is no success. `status` is the HTTP status: the server's; 502 where no server could be reached or its
+ * answer broke off; 500 where the failure came within a stream. `body` is the protocol's, `error` the object in it.
+ */
+export declare class AzionError extends Error {
+  constructor(status: number, body: { error: ErrorDetails }, options?: ErrorOptions);
+  readonly name: "AzionError";
+  readonly status: number;
+  readonly body: { error: ErrorDetails };
+  get error(): ErrorDetails;
+}
+
+export interface RunOptions {
+  /** Ends the request, also while its stream is read; what is awaited rejects with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+export interface AzionBinding {
+  AI: {
+    /** Rejects with an AzionError where the answer is no success. */
+    run(model: string, request: ChatRequest & { stream: true }, options?: RunOptions): Promise<AzionStream>;
+    run(model: string, request: ChatRequest & { stream?: false | null }, options?: RunOptions): Promise<ChatCompletion>;
+    run(model: string, request: ChatRequest, options?: RunOptions): Promise<ChatCompletion | AzionStream>;
+  };
+}
+
+export interface AzionOptions {
+  /** Such as "http://127.0.0.1:8000/v1", which is also the default. */
+  baseURL?: string;
+  /** Sent as a bearer token. */
+  apiKey?: string;
+  /** Instead of the global `fetch`. */
+  fetch?: typeof globalThis.fetch;
+}
+
+/**
+ * A binding with settings of its own. What is left out is read at every call from the environment, where there is one:
+ * `TERNVL_BASE_URL` and `TERNVL_API_KEY`.
+ */
+export declare function createAzion(options?: AzionOptions): AzionBinding;
+
+/** The binding with the environment's settings. */
+export declare const Azion: AzionBinding;

@@ -1,0 +1,5 @@
+import type { AzionBinding } from "./index.js";
+
+declare global {
+  var Azion: AzionBinding;
+}

@@ -1,0 +1,3 @@
+import { Azion } from "./index.js";
+
+globalThis.Azion = Azion;

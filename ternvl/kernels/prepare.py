@@ -1,0 +1,50 @@
+"""Makes a loaded model one that computes on the CPU in float32 with exactly its checkpoint's values.
+
+The model knows nothing of it: modules are replaced from outside, under their names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ternvl.kernels import dispatch
+from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, SiLU, WideEmbedding
+
+
+def prepare(model: nn.Module) -> None:
+    """Replace what the kernels compute better, and bring the rest to float32, in place.
+
+    Matrices and embeddings that are bfloat16 stay so in memory; what they give is float32. Each original is let go as
+    soon as it is packed. Without the kernels the whole model becomes float32. The model is on the CPU and frozen.
+    """
+    if not dispatch.available():
+        model.float()
+        return
+    for name, child in list(model.named_children()):
+        replacement = _replacement(child)
+        if replacement is None:
+            prepare(child)
+        else:
+            setattr(model, name, replacement)
+    for parameter in model.parameters(recurse=False):
+        parameter.data = parameter.data.float()
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.Linear):
+        return PackedLinear.from_linear(module, _storage(module.weight.dtype))
+    if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and module.padding == (0, 0):
+        return PackedPatches(module, _storage(module.weight.dtype))
+    if isinstance(module, nn.Embedding):
+        return WideEmbedding(module)
+    if isinstance(module, nn.SiLU):
+        return SiLU()
+    if isinstance(module, nn.GELU) and module.approximate == "none":
+        return GELU()
+    return None
+
+
+def _storage(dtype: torch.dtype) -> torch.dtype:
+    """float16 has values that bfloat16 has not."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
