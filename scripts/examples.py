@@ -51,29 +51,30 @@ REQUESTS: dict[str, Any] = {
 
 NOTES = {
     "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
-    "/v1/completions": """`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text,
-`<|im_start|>` and the like are characters; who wants control tokens sends ids (`/tokenize` gives those of a
-conversation). Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the
-prompt before the answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused. All sampling
-fields of Chat Completions are served.""",
-    "/v1/responses": """The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`,
-`conversation`, `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
-`output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat Completions that
-Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is events with `sequence_number`,
-from `response.created` to `response.completed` or `response.incomplete`; a failure is an event `error`.""",
-    "/v1/messages": """`max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use`
-and `tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with. `thinking`
-is refused unless disabled. `cache_control` may be there: the server caches prompts anyway. Sampling fields of Chat
-Completions that Anthropic lacks are served under their names. The key may come as `x-api-key`. Errors have Anthropic's
-shape: `{"type": "error", "error": {"type", "message"}}`.""",
+    "/v1/completions": """`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>`
+and the like are characters; who wants control tokens sends ids (`/tokenize` gives those of a conversation).
+Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the
+prompt before the answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused.
+All sampling fields of Chat Completions are served.""",
+    "/v1/responses": """The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`, `conversation`,
+`background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
+`output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat
+Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is
+events with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a
+failure is an event `error`.""",
+    "/v1/messages": """`max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
+`tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with.
+`thinking` is refused unless disabled. `cache_control` may be there: the server caches prompts anyway.
+Sampling fields of Chat Completions that Anthropic lacks are served under their names. The key may come as
+`x-api-key`. Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
     "/v1/messages/count_tokens": "Takes what `/v1/messages` takes, without `max_tokens`, images included.",
     "/tokenize": """A text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`,
 `continue_final_message` and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
     "/detokenize": "All tokens show, also those that never do in an answer.",
     "/v1/models": "Each served name is a model of its own.",
     "/v1/models/{id}": """The id may hold slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
-`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does the hub name
-that it was loaded by; the `model` of every answer says which that is.""",
+`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does
+the hub name that it was loaded by; the `model` of every answer says which that is.""",
     "/ready": "503 with the `reason` while the server stops or its queue is full.",
     "/health": '503 and `{"status": "draining"}` once the server stops.',
     "/metrics": """`ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
@@ -87,6 +88,7 @@ that it was loaded by; the `model` of every answer says which that is.""",
 
 
 def main() -> None:
+    """Writes both files."""
     llm = LLM()
     REQUESTS["/detokenize"]["tokens"] = [llm.tokenizer.encode_text(letter)[0] for letter in "Paris"]
     config = ServerConfig(port=0, log_level="error")
@@ -120,8 +122,8 @@ def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
 def page(examples: dict[str, Any]) -> str:
     """All endpoints, as a page of the documentation."""
     text = (
-        "# The endpoints\n\nWritten by `python scripts/examples.py`: every answer below is what `ternvl serve` gave with "
-        "the embedded model.\nA running server shows the same at `/docs`.\n"
+        "# The endpoints\n\nWritten by `python scripts/examples.py`: every answer below is what `ternvl serve` gave "
+        "with the embedded model.\nA running server shows the same at `/docs`.\n"
     )
     for operation in OPERATIONS:
         text += f"\n## `{operation.name}`\n\n{operation.summary}"
@@ -133,6 +135,7 @@ def page(examples: dict[str, Any]) -> str:
 
 
 def curl(operation: Operation, example: dict[str, Any]) -> str:
+    """The command that asks the example."""
     url = "http://127.0.0.1:8000" + operation.path.replace("{id}", "ternvl-nano")
     if "request" not in example:
         return f"curl {url}"

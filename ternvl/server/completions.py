@@ -155,10 +155,10 @@ class _Completion:
 
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-    prompts = [tokenizer.encode_text(each) if isinstance(each, str) else each for each in prompts]
-    if not all(prompts):
+    encoded = [tokenizer.encode_text(each) if isinstance(each, str) else each for each in prompts]
+    if not all(encoded):
         raise RequestError("The prompt is empty, but the model needs at least one token.", param="prompt")
-    return [Prompt(tuple(each)) for each in prompts]
+    return [Prompt(tuple(token_ids)) for token_ids in encoded]
 
 
 def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
