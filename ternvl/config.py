@@ -167,6 +167,9 @@ class ServerConfig:
     max_concurrent_requests: int = field(
         default=256, metadata={"help": "HTTP requests in work at the same time; more are refused with 429."}
     )
+    max_answer_tokens: int = field(
+        default=524_288, metadata={"help": "Tokens that all answers of a request may have together (n x max_tokens)."}
+    )
     prompt_workers: int = field(default=4, metadata={"help": "Threads that fetch, decode and tile images."})
     body_timeout: float = field(default=60.0, metadata={"help": "Seconds a request body may take to arrive."})
     request_timeout: float | None = field(

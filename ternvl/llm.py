@@ -271,8 +271,9 @@ class _Answer:
         self.request = request
         self.finish_reason: FinishReason | None = None
         self._index = index
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop = StopStrings(request.params.stop)
+        params = request.params
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
         self._text = ""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []

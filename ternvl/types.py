@@ -104,8 +104,9 @@ class SamplingParams:
     the drawn token's log probability and the k best. `max_tokens` None runs to the end of the context. `seed` None
     takes one from the engine. `stop` may be one string or a list of them. `stop_token_ids` end an answer as the model's
     own do, also with `ignore_eos`. `grammar` leaves only tokens with which the answer can still become what it asks
-    for; where it allows nothing more, the answer ends, whatever `min_tokens` and `ignore_eos` say. Numbers may be
-    numpy's.
+    for; where it allows nothing more, the answer ends, whatever `min_tokens` and `ignore_eos` say. `logit_bias`, given
+    as a mapping or as pairs, is added to the logits of tokens; `allowed_token_ids`, where there are any, are all that
+    may be drawn. Numbers may be numpy's.
     """
 
     temperature: float = 1.0
@@ -124,6 +125,12 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    """Whether a stop string that ends an answer is shown as its last characters."""
+    skip_special_tokens: bool = True
+    """Whether special tokens of the answer are left out of its text."""
 
     def __post_init__(self) -> None:
         for name in _RANGES:
@@ -134,14 +141,21 @@ class SamplingParams:
             message = f"min_tokens is {self.min_tokens}, but max_tokens is {self.max_tokens}: it must not be above it."
             raise RequestError(message, param="min_tokens")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos is {self.ignore_eos!r}, but must be True or False.", param="ignore_eos")
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {getattr(self, name)!r}, but must be True or False.", param=name)
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar is {self.grammar!r}, but must be a Grammar.", param="grammar")
 
 
 MAX_STOP_STRINGS = 16
+MAX_BIAS = 100
+MAX_TOKEN_LIST = 1024
+"""Entries that `logit_bias` and `allowed_token_ids` may have: each costs time at every token."""
+
 _NUMBER: Any = Real
 _INTEGER: Any = Integral
 _OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
@@ -187,12 +201,34 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _token_ids(ids: Any) -> tuple[int, ...]:
+def _token_ids(name: str, ids: Any) -> tuple[int, ...]:
     given = () if ids is None else ids
     is_list = isinstance(given, list | tuple | set | frozenset)
-    if not is_list or not all(isinstance(i, _INTEGER) and not isinstance(i, bool) and i >= 0 for i in given):
-        raise RequestError(f"stop_token_ids is {ids!r}, but must be integers of at least 0.", param="stop_token_ids")
+    if not is_list or not all(_is_token_id(token_id) for token_id in given):
+        raise RequestError(f"{name} is {ids!r}, but must be integers of at least 0.", param=name)
+    _check_size(name, len(given))
     return tuple(map(int, given))
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, _INTEGER) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of token id and bias, by ascending id."""
+    given = dict(biases or ())
+    for token_id, bias in given.items():
+        is_number = isinstance(bias, _NUMBER) and not isinstance(bias, bool)
+        if not _is_token_id(token_id) or not is_number or not -MAX_BIAS <= bias <= MAX_BIAS:
+            rule = f"token ids must be integers of at least 0 and biases numbers from -{MAX_BIAS} to {MAX_BIAS}"
+            raise RequestError(f"logit_bias has {token_id!r}: {bias!r}, but {rule}.", param="logit_bias")
+    _check_size("logit_bias", len(given))
+    return tuple(sorted((int(token_id), float(bias)) for token_id, bias in given.items()))
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_TOKEN_LIST:
+        raise RequestError(f"{name} has {size} entries; it may have {MAX_TOKEN_LIST}.", param=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import resolve
-from ternvl.engine.validate import check_prompt
+from ternvl.engine.validate import check_params, check_prompt
 from ternvl.errors import EngineError, RequestError
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache
@@ -118,11 +118,12 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. Its grammar is best compiled before, for this takes as long as that does.
 
-        Raises RequestError for a prompt the model cannot take or a grammar that is not served, ContextLengthError for a
+        Raises RequestError for what the model cannot take or a grammar that is not served, ContextLengthError for a
         prompt that is too long for the context, OverloadedError where the queue is full.
         """
         assert request.id not in self._sequences, f"request {request.id} is here already"
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
+        check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         seed = request.params.seed
         sequence = EngineSequence(
             request,

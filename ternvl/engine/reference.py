@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import EngineStats, failure, new_matcher
-from ternvl.engine.validate import check_config, check_prompt
+from ternvl.engine.validate import check_config, check_params, check_prompt
 from ternvl.errors import OverloadedError
 from ternvl.model.internvl import InternVL
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
@@ -85,6 +85,7 @@ class ReferenceEngine:
     def add(self, request: Request) -> None:
         """Queue a request; raises what `Engine.add` raises."""
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
+        check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         if self.is_full:
             raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is all the queue holds.")
         matcher = new_matcher(self._grammars, request.params)

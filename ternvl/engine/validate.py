@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import ConfigError, ContextLengthError, RequestError
-from ternvl.types import Prompt
+from ternvl.types import Prompt, SamplingParams
 
 _AT_LEAST = {
     "max_model_len": 1,
@@ -32,6 +34,22 @@ def check_config(config: EngineConfig) -> None:
             raise ConfigError(f"{name} is {value}, but must be at least {least}.")
     if not isinstance(config.enable_prefix_caching, bool):
         raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
+
+
+def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:
+    """Raises RequestError for a token that the vocabulary lacks, and where no token may be drawn. `stop_ids` are the
+    model's own."""
+    given = [(f"stop_token_ids[{index}]", token_id) for index, token_id in enumerate(params.stop_token_ids)]
+    given += [(f"allowed_token_ids[{index}]", token_id) for index, token_id in enumerate(params.allowed_token_ids)]
+    given += [(f"logit_bias.{token_id}", token_id) for token_id, _ in params.logit_bias]
+    for path, token_id in given:
+        if token_id >= vocab_size:
+            message = f"{path} is token {token_id}, but the vocabulary ends at {vocab_size - 1}."
+            raise RequestError(message, param=path)
+    ends = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
+    if params.min_tokens and params.allowed_token_ids and ends.issuperset(params.allowed_token_ids):
+        message = "allowed_token_ids are all tokens that end the answer, of which min_tokens allows none at first."
+        raise RequestError(message, param="allowed_token_ids")
 
 
 def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> None:

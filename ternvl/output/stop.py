@@ -35,22 +35,29 @@ class _Matcher:
 class StopStrings:
     """Passes text on up to the first stop string, and holds back what may be the beginning of one.
 
-    The match that begins first wins. What it yields is the whole text up to that match, wherever the pieces were cut.
+    The match that begins first wins. What it yields is the whole text up to that match, or with `include` to its end,
+    wherever the pieces were cut.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         """Raises RequestError where a stop string is empty."""
         for index, string in enumerate(stop):
             if not string:
                 raise RequestError(
                     f"stop[{index}] is an empty string; a stop string needs a character.", param=f"stop[{index}]"
                 )
-        self.stopped = False
-        """Whether a stop string was met: all that follows is dropped."""
+        self.found: str | None = None
+        """The stop string that was met: all that follows is dropped."""
+        self._include = include
         self._matchers = [_Matcher(string) for string in stop]
         self._held = ""
-        self._match: int | None = None
-        """Where in what is held the first whole stop string begins."""
+        self._match: tuple[int, str] | None = None
+        """Where in what is held the first whole stop string begins, and which it is."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self.found is not None
 
     def decode(self, text: str) -> str:
         """What may be shown after one more piece of text."""
@@ -60,20 +67,24 @@ class StopStrings:
             self._held += char
             self._follow(char)
         begun = len(self._held) - max((matcher.size for matcher in self._matchers), default=0)
-        if self._match is not None and self._match <= begun:
+        if self._match is not None and self._match[0] <= begun:
             return self.flush()
         shown, self._held = self._held[:begun], self._held[begun:]
-        self._match = None if self._match is None else self._match - begun
+        self._match = None if self._match is None else (self._match[0] - begun, self._match[1])
         return shown
 
     def flush(self) -> str:
         """What was held back, now that no more text comes."""
-        self.stopped = self.stopped or self._match is not None
-        shown, self._held, self._match = self._held[: self._match], "", None
+        shown = self._held
+        if self._match is not None:
+            start, self.found = self._match
+            shown = shown[:start] + (self.found if self._include else "")
+        self._held, self._match = "", None
         return shown
 
     def _follow(self, char: str) -> None:
         for matcher in self._matchers:
             if matcher.follow(char):
                 start = len(self._held) - len(matcher.string)
-                self._match = start if self._match is None else min(self._match, start)
+                if self._match is None or start < self._match[0]:
+                    self._match = start, matcher.string

@@ -54,11 +54,13 @@ class PromptBuilder:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         max_dynamic_patch: int | None = None,
     ) -> Prompt:
         """The conversation as the model takes it.
 
-        An image of detail "low" is one tile, others up to `max_dynamic_patch` (by default the builder's) and a
+        With `continue_final_message` the answer goes on with the last message instead of beginning one of its own. An
+        image of detail "low" is one tile, others up to `max_dynamic_patch` (by default the builder's) and a
         thumbnail. Raises RequestError for a conversation that cannot be written, ImageError for an image that cannot
         be had or is over the limits.
         """
@@ -70,6 +72,7 @@ class PromptBuilder:
             system_message=self.config.system_message,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
         _check_characters(pieces)
         tiled = self._tile_all(messages, max_num)

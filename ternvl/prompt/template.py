@@ -56,12 +56,14 @@ def render(
     system_message: str,
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
 ) -> list[Piece]:
     """Pieces of a conversation, in order.
 
     `system_message` is used where the conversation does not begin with one of its own. The images of a turn come
     before its text, as in the model's training data; several in one turn are numbered through the conversation.
-    `tools` are OpenAI tool definitions.
+    `tools` are OpenAI tool definitions. With `continue_final_message` the last turn is left open, and no further one
+    begins.
     """
     messages = list(messages)
     if not messages or messages[0].role != "system":
@@ -76,6 +78,8 @@ def render(
             pieces += _tool_responses(body) if is_tool else _turn(body[0], num_images)
             pieces += [Control(IM_END), "\n"]
             num_images += len(body[0].images)
+    if continue_final_message:
+        return pieces[:-2]
     if add_generation_prompt:
         pieces += [Control(IM_START), "assistant\n"]
     return pieces

@@ -20,6 +20,16 @@ def apply_bitmask(logits: Tensor, bitmasks: Tensor) -> Tensor:
     return logits.masked_fill(banned, -torch.inf)
 
 
+def apply_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Keep the tokens of `allowed` [R, V]."""
+    return logits.masked_fill(~allowed, -torch.inf)
+
+
+def apply_bias(logits: Tensor, bias: Tensor) -> Tensor:
+    """Add `bias` [R, V] (OpenAI's definition of `logit_bias`)."""
+    return logits + bias
+
+
 def apply_repetition_penalty(logits: Tensor, penalty: Tensor, seen: Tensor) -> Tensor:
     """Push tokens of the prompt and the answer, `seen` [R, V], away by a factor (CTRL, arXiv 1909.05858)."""
     factor = penalty[:, None]

@@ -1,8 +1,9 @@
 """Logits to tokens, for many requests at once.
 
-What a grammar does not allow is taken out first, so that the tokens it allows share all probability. Then the order is
-that of vLLM's documentation: repetition, presence and frequency penalties, then the ban on stop tokens
-below `min_tokens`; the log probabilities that are reported are taken here. Then temperature, top_k, top_p, min_p.
+What a grammar does not allow is taken out first, so that the tokens it allows share all probability, then what
+`allowed_token_ids` leaves out. Then the order is that of vLLM's documentation: biases, repetition, presence and
+frequency penalties, then the ban on stop tokens below `min_tokens`; the log probabilities that are reported are taken
+here. Then temperature, top_k, top_p, min_p.
 
 What is drawn depends on the row's logits, its seed and its position alone, never on the rows beside it: each draw
 inverts the row's cumulative distribution at a number hashed from seed and position. There is no generator with a state.
@@ -58,7 +59,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     broken = (~logits.amax(dim=-1).isfinite()).nonzero().flatten().tolist()
     if broken:
         raise NonFiniteLogitsError(broken)
-    logits = _ban_stops(_penalise(_mask(logits, draws), draws), draws)
+    logits = _bias(_allow(_mask(logits, draws), draws), draws)
+    logits = _ban_stops(_penalise(logits, draws), draws)
     token_ids = logits.argmax(dim=-1)  # of equal logits the lowest id
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if random:
@@ -86,6 +88,29 @@ def _mask(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     bitmasks = torch.stack([draws[row].allowed for row in rows])  # type: ignore[misc]
     index = torch.tensor(rows, device=logits.device)
     return logits.index_copy(0, index, processors.apply_bitmask(logits[index], bitmasks))
+
+
+def _allow(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    rows = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
+    if not rows:
+        return logits
+    index = torch.tensor(rows, device=logits.device)
+    allowed = torch.zeros(len(rows), logits.shape[-1], dtype=torch.bool, device=logits.device)
+    for mask, row in zip(allowed, rows, strict=True):
+        mask[torch.tensor(draws[row].params.allowed_token_ids, device=logits.device)] = True
+    return logits.index_copy(0, index, processors.apply_allowed(logits[index], allowed))
+
+
+def _bias(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    rows = [row for row, draw in enumerate(draws) if draw.params.logit_bias]
+    if not rows:
+        return logits
+    index = torch.tensor(rows, device=logits.device)
+    bias = logits.new_zeros(len(rows), logits.shape[-1])
+    for values, row in zip(bias, rows, strict=True):
+        token_ids, amounts = zip(*draws[row].params.logit_bias, strict=True)
+        values[torch.tensor(token_ids, device=logits.device)] = logits.new_tensor(amounts)
+    return logits.index_copy(0, index, processors.apply_bias(logits[index], bias))
 
 
 def _penalise(logits: Tensor, draws: Sequence[Draw]) -> Tensor:

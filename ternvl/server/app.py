@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.server.auth import BearerAuth
-from ternvl.server.chat import Chunk, complete
-from ternvl.server.errors import guarded, plain_http_error
-from ternvl.server.fields import ignored_header, parse_chat
+from ternvl.server.chat import complete
+from ternvl.server.completions import completions
+from ternvl.server.endpoint import IGNORED_FIELDS, openai_form, read, send, serving_of
+from ternvl.server.errors import Endpoint, guarded, plain_http_error
 from ternvl.server.fold import fold
 from ternvl.server.gate import Gated
-from ternvl.server.limits import read_json
+from ternvl.server.messages import count_tokens, messages
+from ternvl.server.metrics import Measured
+from ternvl.server.openapi import docs, openapi, page_schema
+from ternvl.server.probes import health, metrics, model, models, ready, version
+from ternvl.server.responses import responses
+from ternvl.server.schemas import ChatRequest
 from ternvl.server.serving import Serving
-from ternvl.server.sse import ClientGone, EventStream, until_disconnect
+from ternvl.server.tokens import detokenize, tokenize
 from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
-
-logger = logging.getLogger("ternvl.server")
-
-IGNORED_FIELDS = "x-ternvl-ignored-fields"
 
 
 def create_app(llm: LLM, config: ServerConfig) -> Starlette:
@@ -63,12 +61,29 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
 
 
 def _routes() -> list[Route]:
+    answering: dict[str, Endpoint] = {
+        "/v1/chat/completions": chat_completions,
+        "/v1/completions": completions,
+        "/v1/responses": responses,
+        "/v1/messages": messages,
+        "/v1/messages/count_tokens": count_tokens,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+    }
+    telling: dict[str, Endpoint] = {
+        "/v1/models": models,
+        "/v1/models/{name:path}": model,
+        "/health": health,
+        "/ready": ready,
+        "/version": version,
+        "/metrics": metrics,
+        "/schema/chat-completions.json": page_schema,
+        "/openapi.json": openapi,
+        "/docs": docs,
+    }
     return [
-        Route("/v1/chat/completions", guarded(chat_completions), methods=["POST"]),
-        Route("/v1/models", guarded(models), methods=["GET"]),
-        Route("/v1/models/{name:path}", guarded(model), methods=["GET"]),
-        Route("/health", guarded(health), methods=["GET"]),
-        Route("/version", guarded(version), methods=["GET"]),
+        *(Route(path, guarded(endpoint), methods=["POST"]) for path, endpoint in answering.items()),
+        *(Route(path, guarded(endpoint), methods=["GET"]) for path, endpoint in telling.items()),
     ]
 
 
@@ -87,69 +102,13 @@ def _middleware(serving: Serving) -> list[Middleware]:
         )
     if config.api_key:
         middleware.append(Middleware(BearerAuth, api_key=config.api_key))
-    return [*middleware, Middleware(Gated, gate=serving.gate)]
+    paths = frozenset(route.path for route in _routes())
+    measured = Middleware(Measured, metrics=serving.metrics, paths=paths)
+    return [measured, *middleware, Middleware(Gated, gate=serving.gate)]
 
 
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
-    serving = _serving(request)
-    body = await read_json(request, serving.config)
-    chat, ignored = await asyncio.to_thread(parse_chat, body, strict=serving.config.strict)
-    headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
-    if ignored:
-        logger.warning("ignored unknown fields: %s", headers[IGNORED_FIELDS])
-    chunks = complete(serving, chat)
-    try:
-        if not chat.stream:
-            return JSONResponse(await until_disconnect(request.receive, _folded(chunks)), headers=headers)
-        first = await until_disconnect(request.receive, _first(chunks))
-    except ClientGone:
-        return Response(status_code=499)
-    include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
-    return EventStream(first, chunks, partial(_streamed, include_usage=include_usage), headers)
-
-
-async def _folded(chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
-    async with aclosing(chunks):
-        return await fold(chunks)
-
-
-async def _first(chunks: AsyncGenerator[Chunk]) -> Chunk:
-    return await anext(chunks)
-
-
-def _streamed(chunk: Chunk, *, include_usage: bool) -> Chunk | None:
-    """A chunk as a client gets it: with `include_usage` each has the key and the last one the value; without it the
-    last one is not sent."""
-    if include_usage:
-        return {"usage": None, **chunk}
-    return chunk if chunk["choices"] else None
-
-
-async def models(request: Request) -> Response:
-    """`GET /v1/models`."""
-    serving = _serving(request)
-    return JSONResponse({"object": "list", "data": [serving.model_card(name) for name in serving.names]})
-
-
-async def model(request: Request) -> Response:
-    """`GET /v1/models/{id}`."""
-    serving = _serving(request)
-    return JSONResponse(serving.model_card(serving.resolve(request.path_params["name"])))
-
-
-async def health(request: Request) -> Response:
-    """`GET /health`: the process is alive, and takes requests unless it is about to stop."""
-    if _serving(request).gate.draining:
-        return JSONResponse({"status": "draining"}, status_code=503)
-    return JSONResponse({"status": "ok"})
-
-
-async def version(request: Request) -> Response:
-    """`GET /version`."""
-    return JSONResponse({"version": __version__})
-
-
-def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
+    wanted, headers = await read(request, ChatRequest)
+    form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
+    return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

@@ -1,26 +1,26 @@
-"""`POST /v1/chat/completions` between the schema and the engine: a body to requests, deltas to chunks, chunks to an
+"""Chat Completions between the schema and the engine: a body to requests, deltas to chunks, chunks to an
 answer. The answer that is not streamed folds the chunks of the one that is."""
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ternvl.errors import RequestError
+from ternvl.config import ModelConfig
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.sampling.grammar import CompiledGrammar
 from ternvl.server import logprobs
 from ternvl.server.generation import Delta, generate
 from ternvl.server.grammars import to_grammar
+from ternvl.server.sampling import new_id, to_params, to_requests
 from ternvl.server.schemas import ChatRequest
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
@@ -28,15 +28,11 @@ if TYPE_CHECKING:
 
 Chunk = dict[str, Any]
 
-_DIRECT = (
-    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens",
-    "ignore_eos",
-)  # fmt: skip
-"""Fields that `SamplingParams` has under the same name and with the same meaning."""
 
-
-def to_messages(request: ChatRequest) -> list[Message]:
-    """The conversation without JSON."""
+def to_messages(request: ChatRequest, config: ModelConfig) -> list[Message]:
+    """The conversation without JSON. An empty one leaves the model its own system message."""
+    if not request.messages:
+        return [Message("system", config.system_message)]
     return parse_messages([message.model_dump(exclude_unset=True) for message in request.messages])
 
 
@@ -47,54 +43,17 @@ def to_tools(request: ChatRequest) -> list[dict[str, Any]]:
     return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in request.tools or []]
 
 
-def to_params(request: ChatRequest, defaults: SamplingParams, vocab_size: int) -> SamplingParams:
-    """Sampling parameters: what the request says, else the checkpoint's `defaults`.
-
-    Raises RequestError for a stop token that the vocabulary lacks, and for forms of the answer that do not agree.
-    """
-    for index, token_id in enumerate(request.stop_token_ids or []):
-        if token_id >= vocab_size:
-            raise RequestError(
-                f"stop_token_ids[{index}] is {token_id}, but the vocabulary ends at {vocab_size - 1}.",
-                param=f"stop_token_ids[{index}]",
-            )
-    given: dict[str, Any] = {name: getattr(request, name) for name in _DIRECT}
-    given["top_k"] = None if request.top_k is None else max(request.top_k, 0)
-    given["max_tokens"] = request.answer_limit
-    given["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    given["stop_token_ids"] = tuple(request.stop_token_ids or ())
-    given["grammar"] = to_grammar(request)
-    given["logprobs"] = (request.top_logprobs or 0) if request.logprobs else None
-    return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
-
-
-def to_requests(completion_id: str, prompt: Prompt, params: SamplingParams, request: ChatRequest) -> list[Request]:
-    """One request a choice. Choice i has seed + i; without a seed the engine gives each its own."""
-    first = Request(f"{completion_id}-0", prompt, params, cache_salt=request.cache_salt or "")
-    seed = request.seed
-    seeds = [None if seed is None else (seed + index) % 2**63 for index in range(request.n or 1)]
-    return [
-        dataclasses.replace(
-            first,
-            id=f"{completion_id}-{index}",
-            params=dataclasses.replace(params, seed=choice_seed),
-            sibling_of=first.id if index else None,
-        )
-        for index, choice_seed in enumerate(seeds)
-    ]
-
-
 @dataclass
 class Completion:
     """One answer under way: what its chunks have in common, and what was counted so far."""
 
+    id: str
     model: str
     fingerprint: str
     prompt: Prompt
     tokenizer: Tokenizer
     with_logprobs: bool
-    id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
     num_cached_tokens: int = 0
 
@@ -158,31 +117,61 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def _build(llm: LLM, request: ChatRequest, tools: list[dict[str, Any]]) -> Prompt:
+def build(llm: LLM, request: ChatRequest) -> Prompt:
+    """The prompt of a request; blocks while images are fetched. Raises what `PromptBuilder.build` raises."""
     tiles = request.mm_processor_kwargs.max_dynamic_patch if request.mm_processor_kwargs else None
-    return llm.builder.build(to_messages(request), tools=tools, max_dynamic_patch=tiles)
+    return llm.builder.build(
+        to_messages(request, llm.config),
+        tools=to_tools(request),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        continue_final_message=bool(request.continue_final_message),
+        max_dynamic_patch=tiles,
+    )
 
 
-async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
-    """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs.
+@dataclass(frozen=True)
+class Answering:
+    """A conversation that is being answered: what every protocol makes its own answer of."""
 
-    Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served.
+    model: str
+    """The name of the model that answers."""
+    prompt: Prompt
+    params: SamplingParams
+    deltas: AsyncGenerator[Delta]
+    """Closing it aborts what still runs."""
+    grammar: CompiledGrammar | None
+    """While it is held, the engine need not compile it."""
+
+
+async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answering:
+    """Begins an answer; `answer_id` is what its requests are called by.
+
+    Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
     """
     llm = serving.llm
     model = serving.resolve(request.model)
-    params = to_params(request, llm.default_params(), llm.config.language.vocab_size)
-    tools = to_tools(request)
-    serving.service.check_room(request.n or 1)
+    meter = serving.metrics.meter()
+    params = replace(to_params(request, llm), grammar=to_grammar(request))
+    serving.check_cost(request.num_answers, params.max_tokens)
     deadline = serving.deadline()
     grammar = await serving.compile(params.grammar, deadline=deadline)
-    build = partial(_build, llm, request, tools)
-    prompt = await serving.build_prompt(build, has_images=request.has_images, deadline=deadline)
-    completion = Completion(model, serving.fingerprint, prompt, llm.tokenizer, params.logprobs is not None)
-    requests = to_requests(completion.id, prompt, params, request)
-    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=bool(tools), deadline=deadline)
-    async with aclosing(deltas):
+    building = partial(build, llm, request)
+    prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
+    requests = to_requests(answer_id, prompt, params, request)
+    parses_calls = bool(to_tools(request))
+    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=parses_calls, deadline=deadline)
+    return Answering(model, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
+
+
+async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
+    """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs."""
+    answer_id = new_id("chatcmpl")
+    begun = await answer(serving, request, answer_id)
+    with_logprobs = begun.params.logprobs is not None
+    tokenizer = serving.llm.tokenizer
+    completion = Completion(answer_id, begun.model, serving.fingerprint, begun.prompt, tokenizer, with_logprobs)
+    async with aclosing(begun.deltas) as deltas:
         async for delta in deltas:
             for chunk in completion.to_chunks(delta):
                 yield chunk
-    del grammar  # while it is held, the engine need not compile it
     yield completion.chunk() | {"usage": completion.usage}

@@ -1,4 +1,5 @@
-"""Exceptions to HTTP answers in OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Exceptions to HTTP answers in OpenAI's error shape, `{"error": {"message", "type", "param", "code"}}`, or in
+Anthropic's where its protocol is spoken."""
 
 from __future__ import annotations
 
@@ -20,6 +21,16 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _PLAIN = {
     404: "There is no {method} {path} here; the chat endpoint is POST /v1/chat/completions.",
     405: "{path} does not take {method}.",
+}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -48,9 +59,15 @@ class HTTPError(Exception):
         return {"error": error}
 
     @property
-    def response(self) -> Response:
-        """The answer itself."""
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+    def anthropic_body(self) -> dict[str, Any]:
+        """The JSON of the answer in Anthropic's shape."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str) -> Response:
+        """The answer itself, in the shape of the protocol that `path` belongs to."""
+        body = self.anthropic_body if path == "/v1/messages" or path.startswith("/v1/messages/") else self.body
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
 
     @property
     def _type(self) -> str:
@@ -84,7 +101,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except Exception as error:
-            return to_http(error).response
+            return to_http(error).response(request.url.path)
 
     return answer
 
@@ -93,4 +110,4 @@ async def plain_http_error(request: Request, error: Exception) -> Response:
     """Answers what the router refuses (unknown path, wrong method) in the protocol's shape."""
     assert isinstance(error, HTTPException)
     message = _PLAIN.get(error.status_code, error.detail).format(method=request.method, path=request.url.path)
-    return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response
+    return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response(request.url.path)

@@ -8,38 +8,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.schemas import REFUSED, TAG_MARK, ChatRequest
+from ternvl.server.schema_types import REFUSED, TAG_MARK, Schema
+from ternvl.server.schemas import ChatRequest
+
+T = TypeVar("T", bound=Schema)
 
 UNSUPPORTED = "unsupported_parameter"
 
-SERVED_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "allowed_token_ids": (),
+SERVED_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
-    "continue_final_message": (False,),
     "documents": (),
     "echo": (False,),
     "function_call": (),
     "functions": (),
     "include_reasoning": (True,),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": (),
     "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
     "truncate_prompt_tokens": (),
@@ -48,6 +44,12 @@ SERVED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Documented fields of which only some values are served: those that ask for what happens anyway."""
+
+
+def served_values_without(*names: str, **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    """`SERVED_VALUES` of a schema that has fields `names` of its own, and some more `values`."""
+    return {name: served for name, served in SERVED_VALUES.items() if name not in names} | values
+
 
 NEVER_SERVED = ("chat_template", "chat_template_kwargs")
 """A chat template is code."""
@@ -70,24 +72,35 @@ _RULES = _LENGTHS | {
 }
 """What pydantic calls by Python's names, in JSON's."""
 
+_KEY = "[key]"
+"""Ends pydantic's path of an object's key that breaks a rule."""
+
 _MAX_HEADER = 1_000
 _MAX_PATH = 200
 
 
 def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[str]]:
+    """`parse` for Chat Completions."""
+    return parse(ChatRequest, body, strict=strict)
+
+
+def parse(
+    schema: type[T], body: Any, *, strict: bool = False, served_values: Mapping[str, tuple[Any, ...]] = SERVED_VALUES
+) -> tuple[T, list[str]]:
     """The request in a decoded JSON body, and the paths of fields that no one defines.
 
-    Raises RequestError, naming the field: for what the schema forbids, for documented fields that are not served
-    (code "unsupported_parameter"), and with `strict` for unknown fields.
+    `served_values` are documented fields that the schema lacks, with the values that ask for nothing. Raises
+    RequestError, naming the field: for what the schema forbids, for documented fields that are not served (code
+    "unsupported_parameter"), and with `strict` for unknown fields.
     """
     if not isinstance(body, dict):
         raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
-    _check_served(body)
+    _check_served(body, served_values)
     try:
-        request = ChatRequest.model_validate(body)
+        request = schema.model_validate(body)
     except ValidationError as error:
         raise _request_error(error) from None
-    known = SERVED_VALUES.keys() | _NO_EFFECT
+    known = served_values.keys() | _NO_EFFECT
     ignored = [path for path in _unknown_fields(request, "") if path not in known]
     if ignored and strict:
         path = _path([ignored[0]])
@@ -106,13 +119,13 @@ def ignored_header(paths: list[str]) -> str:
     return value
 
 
-def _check_served(body: Mapping[str, Any]) -> None:
+def _check_served(body: Mapping[str, Any], served_values: Mapping[str, tuple[Any, ...]]) -> None:
     for name, value in body.items():
         if value is None:
             continue
         if name in NEVER_SERVED:
             raise RequestError(f"{name} is refused: a chat template is code.", param=name, code=UNSUPPORTED)
-        values = SERVED_VALUES.get(name)
+        values = served_values.get(name)
         if values is not None and not any(_same_json(value, served) for served in values):
             served = ", ".join(json.dumps(v) for v in values)
             hint = f"; supported: {served}" if served else ""
@@ -130,7 +143,7 @@ def _request_error(error: ValidationError) -> RequestError:
     """The first violation as one sentence that begins with the field's path."""
     first = error.errors(include_url=False)[0]
     field = first["type"].removeprefix(REFUSED) if first["type"].startswith(REFUSED) else ""
-    parts = [part for part in first["loc"] if not str(part).startswith(TAG_MARK)]
+    parts = [part for part in first["loc"] if not str(part).startswith(TAG_MARK) and part != _KEY]
     path = _path([*parts, field] if field else parts)
     if first["type"] == "missing":
         return RequestError(f"{path} is required.", param=path, code="missing_required_parameter")

@@ -30,16 +30,20 @@ class Gate:
         return len(self._visits)
 
     def enter(self) -> None:
-        """The running task is a request. Raises UnavailableError while draining, OverloadedError beyond the limit."""
+        """The running task is a request. Raises what `check` raises."""
+        self.check()
+        task = asyncio.current_task()
+        assert task is not None
+        self._visits.add(task)
+        task.add_done_callback(self._visits.discard)
+
+    def check(self) -> None:
+        """Raises UnavailableError while draining, OverloadedError where all are in that may be."""
         if self.draining:
             raise UnavailableError("The server is stopping and takes no new requests.")
         if self.num_running >= self._limit:
             message = f"The server already works on {self._limit} requests, which is all it takes at a time."
             raise OverloadedError(message, retry_after=self._retry_after())
-        task = asyncio.current_task()
-        assert task is not None
-        self._visits.add(task)
-        task.add_done_callback(self._visits.discard)
 
     async def wait_until_empty(self, seconds: float) -> bool:
         """Whether all requests ended within this time."""
@@ -71,9 +75,9 @@ class Gated:
         except UnavailableError as error:
             with suppress(TimeoutError):  # what is closed upon unread bytes may lose the answer on its way
                 await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
-            await to_http(error).response(scope, receive, answer.send)
+            await to_http(error).response(scope["path"])(scope, receive, answer.send)
         except OverloadedError as error:
-            await to_http(error).response(scope, receive, answer.send)
+            await to_http(error).response(scope["path"])(scope, receive, answer.send)
         else:
             await self._visit(scope, receive, answer)
 
@@ -84,7 +88,7 @@ class Gated:
             if answer.has_begun or not self._gate.gave_up:
                 raise
             error = UnavailableError("The server is stopping and gave this request up.")
-            await to_http(error).response(scope, receive, answer.send)
+            await to_http(error).response(scope["path"])(scope, receive, answer.send)
 
 
 class _Answer:

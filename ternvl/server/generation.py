@@ -44,6 +44,8 @@ class Delta:
     """Of the prompt, which the prefix cache spared."""
     finish_reason: str | None = None
     """"stop", "length" or "tool_calls"."""
+    stop_string: str | None = None
+    """The stop string that ended the choice, where one did."""
 
 
 class ChoiceDecoder:
@@ -51,9 +53,8 @@ class ChoiceDecoder:
 
     def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, parse_tool_calls: bool) -> None:
         self._index = index
-        self._hidden_ids = tokenizer.hidden_ids
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop = StopStrings(params.stop)
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
         self._tool_calls = ToolCallParser() if parse_tool_calls else None
         self._logprobs = _LogprobQueue()
 
@@ -75,6 +76,7 @@ class ChoiceDecoder:
             logprobs=logprobs,
             num_cached_tokens=output.num_cached_tokens,
             finish_reason=self._reason(finish_reason),
+            stop_string=self._stop.found,
         )
 
     def _text(self, output: TokenOutput) -> str:
@@ -83,7 +85,7 @@ class ChoiceDecoder:
         logprobs = output.logprobs or (None,) * len(output.token_ids)
         for token_id, logprob in zip(output.token_ids, logprobs, strict=True):
             piece = self._detokenizer.decode([token_id])
-            if logprob is not None and token_id not in self._hidden_ids:
+            if logprob is not None and token_id not in self._detokenizer.hidden_ids:
                 self._logprobs.put(token_id, logprob, len(piece))
             text += self._stop.decode(piece)
         return text

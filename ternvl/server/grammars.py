@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from ternvl.errors import RequestError
 from ternvl.sampling.sources import tool_grammar
-from ternvl.server.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
+from ternvl.server.form_schemas import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
+from ternvl.server.schemas import ChatRequest
 from ternvl.types import Grammar
 
 

@@ -15,23 +15,32 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
-from ternvl.errors import RequestTimeoutError
+from ternvl.errors import RequestError, RequestTimeoutError
 from ternvl.server.errors import HTTPError
 from ternvl.server.gate import Gate
-from ternvl.types import Grammar, Prompt
+from ternvl.server.metrics import Metrics
+from ternvl.types import Grammar
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
     from ternvl.sampling.grammar import CompiledGrammar
 
 PLATFORM_MODEL = "opengvlab-internvl3-1b-instruct"
-"""The hosted model's id. Clients that use it get the one model that is served; answers name that model."""
+"""The hosted model's id."""
+
+ALIASES = frozenset(
+    {PLATFORM_MODEL, "OpenGVLab/InternVL3-1B", "OpenGVLab/InternVL3-1B-Instruct", "OpenGVLab/InternVL3-1B-hf"}
+)
+"""What the hosted model is called here and there. Clients that use these names get the one model that is served, and
+answers name that model."""
 
 _COMPILERS = 2
 """Grammars that are compiled at the same time; further ones wait, and hold up nobody else."""
 
 _GRACE = 1.0
 """Seconds in which a request that was given up tells its client so."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ternvl.server")
 
@@ -46,7 +55,9 @@ class Serving:
         self.config = config
         self.service = Service(llm.engine)
         self.gate = Gate(config.max_concurrent_requests, retry_after=partial(self.service.retry_after, 1))
+        self.metrics = Metrics(self.service.engine.stats)
         self.names = config.served_model_name or (_public_name(llm.name),)
+        self.aliases = ALIASES | {llm.name} if _is_hub_name(llm.name) else ALIASES
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self._builders = ThreadPoolExecutor(config.prompt_workers, thread_name_prefix="prompt")
@@ -83,17 +94,27 @@ class Serving:
 
     def resolve(self, model: str | None) -> str:
         """The name of the model that answers; HTTPError 404 for a name that is not served."""
-        if model is None or model == PLATFORM_MODEL:
-            return self.names[0]
         if model in self.names:
-            return model
+            return str(model)
+        if model is None or model in self.aliases:
+            return self.names[0]
         served = ", ".join(self.names)
         message = f"The model {model[:100]!r} is not served here; served: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 
-    async def build_prompt(
-        self, build: Callable[[], Prompt], *, has_images: bool, deadline: float | None = None
-    ) -> Prompt:
+    def check_cost(self, num_answers: int, max_tokens: int | None) -> None:
+        """Raises RequestError for more answer tokens than a request may have, and what `Service.check_room` raises."""
+        longest = self.llm.engine.config.max_model_len
+        each, budget = min(max_tokens or longest, longest), self.config.max_answer_tokens
+        if num_answers * each > budget:
+            message = (
+                f"n is {num_answers} and max_tokens {each}: {num_answers * each} tokens of answers, but one request "
+                f"may have {budget}."
+            )
+            raise RequestError(message, param="n", code="too_many_answer_tokens")
+        self.service.check_room(num_answers)
+
+    async def build_prompt(self, build: Callable[[], T], *, has_images: bool, deadline: float | None = None) -> T:
         """Runs `build` in a thread, so that streams of others go on meanwhile.
 
         Prompts with images have threads of their own: text does not wait for other people's downloads. Raises
@@ -126,6 +147,10 @@ async def _in_thread(pool: Executor | None, work: Callable[[], _T], deadline: fl
         if limit.expired():
             raise RequestTimeoutError from None
         raise
+
+
+def _is_hub_name(name: str) -> bool:
+    return "/" in name and not Path(name).is_dir()
 
 
 def _public_name(name: str) -> str:

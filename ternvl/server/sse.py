@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of JSON values that ends with `[DONE]`, or with an error."""
+"""Server-sent events: a stream of JSON values, each as its protocol writes it, that may end with an error."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ternvl.server.errors import to_http
+from ternvl.server.errors import HTTPError, to_http
 
 T = TypeVar("T")
 
@@ -48,24 +49,38 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+def named_event(value: Mapping[str, Any]) -> bytes:
+    """An event that bears the name of its value's `type`."""
+    return f"event: {value['type']}\n".encode() + event(value)
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """How a protocol writes its stream."""
+
+    event: Callable[[T], bytes]
+    """Of a value; nothing where it is not sent."""
+    failure: Callable[[HTTPError], bytes]
+    """The last event of a stream that fails."""
+    end: bytes = b""
+    """What a stream that does not fail ends with."""
+
+
 class EventStream(Response):
-    """Sends what `shape` makes of each value, as they come, and closes their generator when the client leaves."""
+    """Sends values as they come, and closes their generator when the client leaves."""
 
     def __init__(
         self,
         first: T,
         rest: AsyncGenerator[T],
-        shape: Callable[[T], Any],
+        form: Form[T],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`first` was drawn from `rest` before the answer began, so that an early failure has a status of its own.
-
-        A value of which `shape` makes None is not sent.
-        """
+        """`first` was drawn from `rest` before the answer began, so that an early failure has a status of its own."""
         super().__init__(media_type="text/event-stream")
         self._first = first
         self._rest = rest
-        self._shape = shape
+        self._form: Form[Any] = form
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
 
@@ -78,20 +93,16 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            await self._send_value(send, self._first)
+            await _send_body(send, self._form.event(self._first))
             async for value in self._rest:
-                await self._send_value(send, value)
+                await _send_body(send, self._form.event(value))
         except Exception as error:
-            await _send_body(send, event(to_http(error).body))
+            await _send_body(send, self._form.failure(to_http(error)))
         else:
-            await _send_body(send, b"data: [DONE]\n\n")
+            await _send_body(send, self._form.end)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send_value(self, send: Send, value: Any) -> None:
-        shaped = self._shape(value)
-        if shaped is not None:
-            await _send_body(send, event(shaped))
 
 
 async def _send_body(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+    if data:
+        await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -13,6 +13,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_body_bytes": (1, inf),
     "max_concurrent_requests": (1, inf),
+    "max_answer_tokens": (1, inf),
     "prompt_workers": (1, inf),
 }
 

@@ -24,6 +24,17 @@ def test_equals_a_search_in_the_whole(pieces: list[str], stop: list[str]) -> Non
     assert (shown, stops.stopped) == before_first_stop("".join(pieces), stop)
 
 
+@given(st.lists(LETTERS), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
+def test_included_stop_strings_end_what_is_shown(pieces: list[str], stop: list[str]) -> None:
+    before, text = StopStrings(stop), StopStrings(stop, include=True)
+    shown = "".join([before.decode(piece) for piece in pieces] + [before.flush()])
+    longer = "".join([text.decode(piece) for piece in pieces] + [text.flush()])
+    assert longer == shown + (text.found or "")
+    assert "".join(pieces).startswith(longer)
+    assert text.found == before.found
+    assert text.found is None or text.found in stop
+
+
 @given(st.lists(LETTERS), st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4))
 def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], stop: list[str]) -> None:
     stops = StopStrings(stop)

@@ -33,6 +33,13 @@ def test_presence_and_frequency_penalty() -> None:
     assert processors.apply_frequency_penalty(logits, penalty, counts).tolist() == [[1, 0.5, -0.5], [3, 1, 1]]
 
 
+def test_bias_and_allowed() -> None:
+    bias = torch.tensor([[0.0, 5.0, -7.0], [0.0, 0.0, 0.0]])
+    assert processors.apply_bias(torch.ones(2, 3), bias).tolist() == [[1, 6, -6], [1, 1, 1]]
+    allowed = torch.tensor([[True, False, True], [False, False, True]])
+    assert kept(processors.apply_allowed(torch.ones(2, 3), allowed)) == [[0, 2], [2]]
+
+
 def test_temperature() -> None:
     logits = torch.tensor([[1.0, 3.0], [1.0, 3.0], [-torch.inf, 4.0]])
     out = processors.apply_temperature(logits, torch.tensor([2.0, 1e-30, 0.5])).softmax(-1)

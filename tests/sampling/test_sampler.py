@@ -39,6 +39,11 @@ BOUND = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52}
         ({"temperature": 2.0, "top_k": 3}, [math.exp(x / 2) for x in LOGITS.tolist()[:3]] + [0, 0, 0]),
         ({"top_p": 0.75}, [math.exp(x) for x in LOGITS.tolist()[:2]] + [0, 0, 0, 0]),
         ({"min_p": 0.2}, [math.exp(x) for x in LOGITS.tolist()[:3]] + [0, 0, 0]),
+        ({"logit_bias": {1: 1.5, 4: -0.5}}, [math.exp(x) for x in (2.0, 2.5, 0.5, 0.0, -1.5, -3.0)]),
+        ({"logit_bias": {5: 5}, "temperature": 2.0, "top_k": 2}, [math.exp(1), 0, 0, 0, 0, math.exp(1)]),
+        ({"logit_bias": {0: -100}}, [0, *(math.exp(x) for x in LOGITS.tolist()[1:])]),
+        ({"allowed_token_ids": (1, 3, 5)}, [0, math.exp(1), 0, math.exp(0), 0, math.exp(-3)]),
+        ({"allowed_token_ids": (1, 3), "logit_bias": {3: 1, 0: 100}}, [0, math.exp(1), 0, math.exp(1), 0, 0]),
         ({"top_k": 4, "top_p": 0.9}, [math.exp(x) for x in LOGITS.tolist()[:3]] + [0, 0, 0]),
     ],
 )
@@ -64,6 +69,16 @@ def test_penalties_shape_the_distribution() -> None:
     assert chi_square(counts, [weight / sum(weights) for weight in weights]) < BOUND[5]
 
 
+def test_penalties_come_after_the_bias() -> None:
+    count = 4000
+    params = SamplingParams(repetition_penalty=1.25, presence_penalty=0.5, logit_bias={0: -3, 4: 2})  # type: ignore[arg-type]
+    draws = [Draw(params, seed, (0, 4), [1], frozenset()) for seed in range(count)]
+    counts = Counter(each.token_id for each in sample(LOGITS.repeat(count, 1), draws))
+    penalised = [(2.0 - 3) * 1.25, 1.0 / 1.25 - 0.5, 0.5, 0.0, (-1.0 + 2) / 1.25, -3.0]
+    weights = [math.exp(value) for value in penalised]
+    assert chi_square(counts, [weight / sum(weights) for weight in weights]) < BOUND[5]
+
+
 def test_draws_do_not_depend_on_company() -> None:
     rng = random.Random(0)
     torch.manual_seed(0)
@@ -79,6 +94,8 @@ def test_draws_do_not_depend_on_company() -> None:
             presence_penalty=rng.choice([0.0, 1.0]),
             frequency_penalty=rng.choice([0.0, -1.0]),
             logprobs=rng.choice([None, 0, 4]),
+            logit_bias=rng.choice([(), ((3, 100.0), (7, -4.5))]),
+            allowed_token_ids=rng.choice([(), (3, 9, 200)]),
         )
         for _ in range(12)
     ]
@@ -160,6 +177,8 @@ def test_uniform_is_uniform_and_inside() -> None:
         ("repetition_penalty", 0), ("repetition_penalty", -1), ("seed", 1.5), ("n", 0), ("n", None),
         ("max_tokens", 0), ("min_tokens", -1), ("logprobs", -1), ("logprobs", 21),
         ("stop", ("",)), ("stop", ("a",) * 17), ("stop_token_ids", (-1,)),
+        ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}), ("logit_bias", {1: "1"}), ("allowed_token_ids", (1.5,)),
+        ("skip_special_tokens", 0), ("include_stop_str_in_output", None),
         ("stop", 3), ("stop_token_ids", 3), ("stop_token_ids", (True,)), ("ignore_eos", 1),
     ],
 )  # fmt: skip
@@ -167,7 +186,7 @@ def test_params_out_of_range(field: str, value: object) -> None:
     with pytest.raises(RequestError, match=field) as caught:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
-    assert repr(value) in str(caught.value)
+    assert repr(value).strip("{}") in str(caught.value)
 
 
 def test_params_at_their_bounds() -> None:

@@ -126,7 +126,7 @@ def test_health_and_version(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
 
 
-@pytest.mark.parametrize(("fields", "param"), [({"temperature": 3}, "temperature"), ({"messages": []}, "messages")])
+@pytest.mark.parametrize(("fields", "param"), [({"temperature": 3}, "temperature"), ({"messages": "hi"}, "messages")])
 def test_a_refusal_names_the_field(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     for stream in (False, True):
         response = http.post(CHAT, json={**HI, **fields, "stream": stream})
@@ -236,6 +236,11 @@ def test_fields_reach_the_engine() -> None:
         "seed": 2**63 - 1,
         "n": 2,
         "cache_salt": "pepper",
+        "priority": -2,
+        "logit_bias": {"7": 2, "5": -1.5},
+        "allowed_token_ids": [5, 7],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
     }
     with serving(llm) as url:
         response = httpx.post(url + CHAT, json={**HI, **fields, "logprobs": False})
@@ -243,7 +248,10 @@ def test_fields_reach_the_engine() -> None:
     one, two = engine.requests
     assert (one.cache_salt, two.cache_salt) == ("pepper", "pepper")
     assert (one.sibling_of, two.sibling_of) == (None, one.id)
+    assert (one.priority, two.priority) == (-2, -2)
     first, second = one.params, two.params
+    assert (first.logit_bias, first.allowed_token_ids) == (((5, -1.5), (7, 2.0)), (5, 7))
+    assert (first.include_stop_str_in_output, first.skip_special_tokens) == (True, False)
     assert (first.temperature, first.top_p, first.top_k, first.min_p) == (0.5, 0.25, 0, 0.125)
     assert (first.presence_penalty, first.frequency_penalty, first.repetition_penalty) == (1, -1, 1.5)
     assert (first.min_tokens, first.max_tokens, first.stop, first.stop_token_ids) == (2, 30, ("x",), (3,))
@@ -318,7 +326,7 @@ def test_a_client_that_leaves_before_its_answer_frees_its_request() -> None:
 
 
 def test_clients_that_leave_at_random_moments_leave_nothing() -> None:
-    llm = tiny_llm(max_num_seqs=4, kv_cache_memory=100_000)
+    llm = tiny_llm(max_num_seqs=4, kv_cache_memory=150_000)
     with serving(llm) as url:
         address = httpx.URL(url)
         load = attack((address.host, address.port or 0), requests=200, concurrency=16, longest_stay=0.3, seed=1)

@@ -1,0 +1,158 @@
+"""Asks the embedded model every example of the documentation and writes what it answers.
+
+    python scripts/examples.py
+
+writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, and `docs/endpoints.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from ternvl.config import ServerConfig
+from ternvl.llm import LLM
+from ternvl.server import bind, create_app
+from ternvl.server.openapi import OPERATIONS, Operation
+
+ROOT = Path(__file__).resolve().parents[1]
+
+QUESTION = "Name the european capitals"
+CAPITALS = {"role": "user", "content": QUESTION}
+
+REQUESTS: dict[str, Any] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "system", "content": "You are a helpful assistant."}, CAPITALS],
+        "max_tokens": 200,
+        "temperature": 0,
+    },
+    "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1},
+    "/v1/responses": {
+        "instructions": "You are a helpful assistant.",
+        "input": QUESTION,
+        "max_output_tokens": 64,
+        "temperature": 0,
+    },
+    "/v1/messages": {
+        "system": "You are a helpful assistant.",
+        "messages": [CAPITALS],
+        "max_tokens": 64,
+        "temperature": 0,
+    },
+    "/v1/messages/count_tokens": {"messages": [CAPITALS]},
+    "/tokenize": {"prompt": QUESTION, "return_token_strs": True},
+    "/detokenize": {"tokens": []},
+}
+
+NOTES = {
+    "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
+    "/v1/completions": """`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>`
+and the like are characters; who wants control tokens sends ids (`/tokenize` gives those of a conversation).
+Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the
+prompt before the answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused.
+All sampling fields of Chat Completions are served.""",
+    "/v1/responses": """The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`, `conversation`,
+`background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
+`output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat
+Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is
+events with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a
+failure is an event `error`.""",
+    "/v1/messages": """`max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
+`tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with.
+`thinking` is refused unless disabled. `cache_control` may be there: the server caches prompts anyway.
+Sampling fields of Chat Completions that Anthropic lacks are served under their names. The key may come as
+`x-api-key`. Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
+    "/v1/messages/count_tokens": "Takes what `/v1/messages` takes, without `max_tokens`, images included.",
+    "/tokenize": """A text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`,
+`continue_final_message` and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
+    "/detokenize": "All tokens show, also those that never do in an answer.",
+    "/v1/models": "Each served name is a model of its own.",
+    "/v1/models/{id}": """The id may hold slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
+`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does
+the hub name that it was loaded by; the `model` of every answer says which that is.""",
+    "/ready": "503 with the `reason` while the server stops or its queue is full.",
+    "/health": '503 and `{"status": "draining"}` once the server stops.',
+    "/metrics": """`ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
+`ternvl_time_to_first_token_seconds`, `ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`,
+`ternvl_generation_tokens_total`, `ternvl_answers_total` by finish reason, and the engine's own counts as
+`ternvl_engine_...`.""",
+    "/openapi.json": "Complete, with these examples.",
+    "/docs": "The same as a page that loads nothing else.",
+    "/schema/chat-completions.json": "What breaks it is 400; limits are in [server.md](server.md).",
+}
+
+
+def main() -> None:
+    """Writes both files."""
+    llm = LLM()
+    REQUESTS["/detokenize"]["tokens"] = [llm.tokenizer.encode_text(letter)[0] for letter in "Paris"]
+    config = ServerConfig(port=0, log_level="error")
+    with bind(config) as sock:
+        server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=120) as http:
+            while not server.started:
+                thread.join(0.05)
+            examples = {operation.name: ask(http, operation) for operation in OPERATIONS}
+        server.should_exit = True
+        thread.join()
+    examples = {name: example for name, example in examples.items() if example}
+    text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
+    (ROOT / "ternvl/server/examples.json").write_text(text, encoding="utf-8")
+    (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
+
+
+def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
+    """The example of an operation; none where its answer is a document."""
+    if operation.request:
+        body = REQUESTS[operation.path]
+        answer = http.post(operation.path, json=body)
+        return {"request": body, "answer": answer.raise_for_status().json()}
+    if operation.media_type != "application/json" or operation.path.endswith(".json"):
+        return {}
+    return {"answer": http.get(operation.path.replace("{id}", "ternvl-nano")).raise_for_status().json()}
+
+
+def page(examples: dict[str, Any]) -> str:
+    """All endpoints, as a page of the documentation."""
+    text = (
+        "# The endpoints\n\nWritten by `python scripts/examples.py`: every answer below is what `ternvl serve` gave "
+        "with the embedded model.\nA running server shows the same at `/docs`.\n"
+    )
+    for operation in OPERATIONS:
+        text += f"\n## `{operation.name}`\n\n{operation.summary}"
+        text += f" {NOTES[operation.path]}\n" if operation.path in NOTES else "\n"
+        example = examples.get(operation.name)
+        if example:
+            text += f"\n```sh\n{curl(operation, example)}\n```\n\n```json\n{shown(example['answer'])}\n```\n"
+    return text
+
+
+def curl(operation: Operation, example: dict[str, Any]) -> str:
+    """The command that asks the example."""
+    url = "http://127.0.0.1:8000" + operation.path.replace("{id}", "ternvl-nano")
+    if "request" not in example:
+        return f"curl {url}"
+    return f"curl {url} -H 'Content-Type: application/json' -d '{shown(example['request'])}'"
+
+
+def shown(value: Any, indent: int = 0) -> str:
+    """JSON in as few lines as its width allows."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(line) + indent <= 110 or not isinstance(value, dict | list) or not value:
+        return line
+    pad, end = " " * (indent + 2), " " * indent
+    if isinstance(value, dict):
+        items = [f"{pad}{json.dumps(name)}: {shown(item, indent + 2)}" for name, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{end}}}"
+    return "[\n" + ",\n".join(pad + shown(item, indent + 2) for item in value) + f"\n{end}]"
+
+
+if __name__ == "__main__":
+    main()

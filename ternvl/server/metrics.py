@@ -1,0 +1,155 @@
+"""What `GET /metrics` tells Prometheus: the engine now, and what requests asked, got and waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ternvl.engine.engine import EngineStats
+from ternvl.server.generation import Delta
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
+_BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+_GAUGES = {
+    "num_running": "Sequences that run.",
+    "num_waiting": "Sequences that wait in the queue.",
+    "num_blocks": "Blocks of the KV cache.",
+    "num_free_blocks": "Blocks of the KV cache that nobody uses.",
+    "num_cached_blocks": "Free blocks that the prefix cache may still find.",
+}
+_COUNTERS = {
+    "num_steps": "Steps of the engine.",
+    "num_prompt_tokens": "Tokens of prompts that were let in.",
+    "num_prefix_hit_tokens": "Prompt tokens that the prefix cache spared.",
+    "num_generated_tokens": "Tokens that were drawn.",
+    "num_image_lookups": "Images that were looked up in the image cache.",
+    "num_image_hits": "Images that the image cache spared.",
+    "num_encoded_tiles": "Image tiles that were encoded.",
+    "num_preemptions": "Sequences that made room for others.",
+}
+
+
+class _EngineCollector(Collector):
+    """The engine's own counts, read when someone asks."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        for name, text in _GAUGES.items():
+            yield GaugeMetricFamily(f"ternvl_engine_{name.removeprefix('num_')}", text, value=getattr(stats, name))
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"ternvl_engine_{name.removeprefix('num_')}", text, value=getattr(stats, name))
+
+
+class Metrics:
+    """The measurements of one server."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        """`stats` gives the engine's, from any thread."""
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(stats))
+        registry = self._registry
+        self.requests = Counter(
+            "ternvl_requests", "Requests that were answered.", ("endpoint", "status"), registry=registry
+        )
+        self.seconds = Histogram(
+            "ternvl_request_seconds",
+            "From a request's first byte to its answer's last.",
+            ("endpoint",),
+            buckets=_REQUEST,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "ternvl_time_to_first_token_seconds",
+            "From a request to its first token, images and the queue included.",
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
+        self.between_tokens = Histogram(
+            "ternvl_inter_token_seconds",
+            "From one token of an answer to the next.",
+            buckets=_BETWEEN_TOKENS,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter("ternvl_prompt_tokens", "Tokens of answered prompts.", registry=registry)
+        self.answer_tokens = Counter("ternvl_generation_tokens", "Tokens of answers.", registry=registry)
+        self.finished = Counter("ternvl_answers", "Answers that ended.", ("finish_reason",), registry=registry)
+
+    def meter(self) -> Meter:
+        """Measures a request that comes now."""
+        return Meter(self)
+
+    def render(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class Meter:
+    """The clock of one request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._started = time.perf_counter()
+        self._last: dict[int, float] = {}
+
+    async def watch(self, deltas: AsyncGenerator[Delta], num_prompt_tokens: int) -> AsyncGenerator[Delta]:
+        """The deltas, counted on their way. Closing it closes them."""
+        async with aclosing(deltas):
+            async for delta in deltas:
+                if not self._last:
+                    self._metrics.prompt_tokens.inc(num_prompt_tokens)
+                self._count(delta)
+                yield delta
+
+    def _count(self, delta: Delta) -> None:
+        now, metrics = time.perf_counter(), self._metrics
+        last = self._last.get(delta.index)
+        if last is None:
+            metrics.first_token.observe(now - self._started)
+        elif delta.num_tokens:
+            metrics.between_tokens.observe(now - last)
+        self._last[delta.index] = now
+        metrics.answer_tokens.inc(delta.num_tokens)
+        if delta.finish_reason:
+            metrics.finished.labels(delta.finish_reason).inc()
+
+
+class Measured:
+    """ASGI middleware that counts the answers to known paths by their status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+        """Other paths count as "other", so that a client's invention makes no series of its own."""
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on and takes its time."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.perf_counter(), 499
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            endpoint = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests.labels(endpoint, str(status)).inc()
+            self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)
