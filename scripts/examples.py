@@ -51,36 +51,41 @@ REQUESTS: dict[str, Any] = {
 
 NOTES = {
     "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
-    "/v1/completions": """`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>`
-and the like are characters; who wants control tokens sends ids (`/tokenize` gives those of a conversation).
-Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the
-prompt before the answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused.
-All sampling fields of Chat Completions are served.""",
-    "/v1/responses": """The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`, `conversation`,
+    "/v1/completions": """\
+`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and the
+like are characters; who wants control tokens sends ids (`/tokenize` gives those of a conversation). Answer j to
+prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the prompt before the
+answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused. All sampling fields of
+Chat Completions are served.""",
+    "/v1/responses": """\
+The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
 `output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat
-Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is
-events with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a
-failure is an event `error`.""",
-    "/v1/messages": """`max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
+Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is events
+with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a failure is an
+event `error`.""",
+    "/v1/messages": """\
+`max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
 `tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with.
-`thinking` is refused unless disabled. `cache_control` may be there: the server caches prompts anyway.
-Sampling fields of Chat Completions that Anthropic lacks are served under their names. The key may come as
-`x-api-key`. Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
+`thinking` is refused unless disabled. `cache_control` may be there: the server caches prompts anyway. Sampling
+fields of Chat Completions that Anthropic lacks are served under their names. The key may come as `x-api-key`.
+Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
     "/v1/messages/count_tokens": "Takes what `/v1/messages` takes, without `max_tokens`, images included.",
-    "/tokenize": """A text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`,
-`continue_final_message` and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
+    "/tokenize": """\
+A text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`, `continue_final_message`
+and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
     "/detokenize": "All tokens show, also those that never do in an answer.",
     "/v1/models": "Each served name is a model of its own.",
-    "/v1/models/{id}": """The id may hold slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
-`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does
-the hub name that it was loaded by; the `model` of every answer says which that is.""",
+    "/v1/models/{id}": """\
+The id may hold slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
+`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does the
+hub name that it was loaded by; the `model` of every answer says which that is.""",
     "/ready": "503 with the `reason` while the server stops or its queue is full.",
     "/health": '503 and `{"status": "draining"}` once the server stops.',
-    "/metrics": """`ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
-`ternvl_time_to_first_token_seconds`, `ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`,
-`ternvl_generation_tokens_total`, `ternvl_answers_total` by finish reason, and the engine's own counts as
-`ternvl_engine_...`.""",
+    "/metrics": """\
+`ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`, `ternvl_time_to_first_token_seconds`,
+`ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`, `ternvl_generation_tokens_total`,
+`ternvl_answers_total` by finish reason, and the engine's own counts as `ternvl_engine_...`.""",
     "/openapi.json": "Complete, with these examples.",
     "/docs": "The same as a page that loads nothing else.",
     "/schema/chat-completions.json": "What breaks it is 400; limits are in [server.md](server.md).",

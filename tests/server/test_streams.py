@@ -18,7 +18,8 @@ NUM_REQUESTS = int(os.environ.get("TERNVL_STREAM_EXAMPLES", "30"))
 TORTURE = normalize(
     "NFC",
     "a\N{COMBINING ACUTE ACCENT}\N{COMBINING DOT BELOW} 你好，世界 "
-    "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL} \U0001f1eb\U0001f1f7 נָ ก็ \U0001d54f \u2066x\u2069",
+    "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL} "
+    "\U0001f1eb\U0001f1f7 נָ ก็ \U0001d54f \u2066x\u2069",
 )
 PATHS = {
     "/v1/chat/completions": "max_tokens",
