@@ -104,7 +104,6 @@ def test_tools_and_what_they_answered() -> None:
             assert (answer.stop_reason, text.text) == ("tool_use", "Let me see. ")  # type: ignore[union-attr]
             assert (one.type, one.name, one.input) == ("tool_use", "look", {"at": {"x": [1]}})  # type: ignore[union-attr]
             assert one.id != two.id  # type: ignore[union-attr]
-        parts = [{"type": "text", "text": "no"}]
         results = [
             {"type": "tool_result", "tool_use_id": one.id, "content": "42"},  # type: ignore[union-attr]
             {
