@@ -34,6 +34,7 @@ constexpr int panels_of(int rows) {
 }
 
 constexpr int GROUP = panels_of(MR);
+constexpr int FEW = 2;  // blocks of rows for which widening weights again costs less than storing them wide
 
 // Accumulates `depth` inputs into a tile of c: a is packed [depth][R], panels lie `stride` elements apart.
 template <int R, int P, typename B>
@@ -139,14 +140,21 @@ struct Product {
     }
   }
 
-  // At most MR rows: weights are widened in registers, each read once.
-  void few_rows(Range rows, Range columns, Range depth, const float* a) const {
-    const int count = int(rows.size()), wide = panels_of(count);
+  // A few blocks of rows: weights are widened in registers. They come from memory while the first block's sums are
+  // made, in one long run; the others find them in the cache.
+  void few_rows(Range rows, int64_t blocks, Range columns, Range depth, const float* a) const {
+    const int wide = blocks == 1 ? panels_of(int(rows.size())) : GROUP;
+    const auto& tiles = blocks == 1 ? WIDEST<B> : GROUPED<B>;
     for (int64_t p = columns.first; p < columns.last;) {
       const int taken = columns.last - p >= wide ? wide : 1;
       const B* b = panel(p) + depth.first * NR;
-      run<B>((taken == wide ? WIDEST<B> : SINGLE<B>)[count - 1], count, taken * NR, a, b, k * NR, depth, rows.first,
-             p * NR);
+      for (int64_t i = 0; i < blocks; ++i) {
+        const Range block = part(rows, i, blocks);
+        const int count = int(block.size());
+        const float* packed = a + (block.first - rows.first) * depth.size();
+        run<B>((taken == wide ? tiles : SINGLE<B>)[count - 1], count, taken * NR, packed, b, k * NR, depth, block.first,
+               p * NR);
+      }
       p += taken;
     }
   }
@@ -178,7 +186,7 @@ struct Product {
     for (int64_t m = 0; m < parts; ++m) {
       const Range some = part(rows, m, parts);
       const int64_t blocks = (some.size() + MR - 1) / MR;
-      const int64_t most = blocks == 1 ? MC * KC / MR : KC;  // few rows: weights are read in long runs
+      const int64_t most = blocks <= FEW ? MC * KC / (blocks * MR) : KC;  // few rows: weights are read in long runs
       const int64_t depths = (k + most - 1) / most;
       for (int64_t d = 0; d < depths; ++d) {
         const Range depth = part({0, k}, d, depths);
@@ -186,8 +194,8 @@ struct Product {
           const Range block = part(some, i, blocks);
           pack(block, depth, packed + (block.first - some.first) * depth.size());
         }
-        if (blocks == 1)
-          few_rows(some, columns, depth, packed);
+        if (blocks <= FEW)
+          few_rows(some, blocks, columns, depth, packed);
         else
           many_rows(some, blocks, columns, depth, packed);
       }
