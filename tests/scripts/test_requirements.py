@@ -11,7 +11,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
-MODULES_OF = {"huggingface-hub": {"huggingface_hub"}, "pillow": {"PIL"}, "pydantic": {"pydantic", "pydantic_core"}}
+MODULES_OF = {
+    "prometheus-client": {"prometheus_client"},
+    "huggingface-hub": {"huggingface_hub"},
+    "pillow": {"PIL"},
+    "pydantic": {"pydantic", "pydantic_core"},
+}
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
