@@ -189,7 +189,7 @@ def test_settings_that_cannot_be(model: InternVL, tmp_path: Path) -> None:
         ({"max_num_seqs": 1.5}, "max_num_seqs is 1.5"),
         ({"kv_cache_memory": "1G"}, "kv_cache_memory is '1G'"),
         ({"kv_cache_memory": 10**17}, "does not fit into the memory"),
-        ({"block_size": 10**13}, "block_size is 10000000000000"),
+        ({"block_size": 10**13}, "at least block_size, which is 10000000000000"),
     ],
 )
 def test_engine_options_that_cannot_be(model: InternVL, options: dict[str, Any], message: str) -> None:

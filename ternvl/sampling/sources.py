@@ -42,27 +42,22 @@ def tool_grammar(
     """The grammar of an answer that may call `tools`, OpenAI's definitions, or the one that is named by `only`.
 
     With `required` it is calls alone, of which there is one where not `parallel`. Else it is text, which may end in
-    calls; or, with `answer` (JSON or a choice), what that asks for, or calls. Raises RequestError for tools of the same
-    name, or an `answer` of another kind.
+    calls; or, with `answer` (JSON or a choice), what that asks for, or calls. Of tools with the same name, a call is of
+    any. Raises RequestError for an `answer` of another kind.
     """
     if answer is not None and answer.kind not in ("json_schema", "json_object", "choice"):
         raise RequestError(f"{answer.param} cannot be combined with tools.", param=answer.param)
     try:
-        functions = [tool["function"] for tool in tools]
-        names = [function["name"] for function in functions]
-    except (KeyError, TypeError) as error:
+        functions = [(tool["function"]["name"], tool["function"].get("parameters")) for tool in tools]
+    except (KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             "tools must be OpenAI's tool definitions, each with a function and a name.", param="tools"
         ) from error
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            param = f"tools[{index}].function.name"
-            raise RequestError(f"{param} is {name[:60]!r}, which another tool is called, too.", param=param)
     wish = {
         "tools": [
-            {"index": index, "name": function["name"], "parameters": function.get("parameters")}
-            for index, function in enumerate(functions)
-            if only in (None, function["name"])
+            {"index": index, "name": name, "parameters": parameters}
+            for index, (name, parameters) in enumerate(functions)
+            if only in (None, name)
         ],
         "required": required,
         "parallel": parallel,

@@ -41,8 +41,8 @@ def picture() -> bytes:
     """A red circle to the left of a blue square, as JPEG."""
     image = Image.new("RGB", (112, 112), "white")
     draw = ImageDraw.Draw(image)
-    draw.ellipse((8, 36, 48, 76), fill=(220, 30, 30))
-    draw.rectangle((64, 36, 104, 76), fill=(30, 60, 220))
+    draw.ellipse((8, 44, 48, 84), fill=(220, 30, 30))
+    draw.rectangle((64, 44, 104, 84), fill=(30, 60, 220))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
