@@ -75,7 +75,7 @@ class Grammar:
     kind: GrammarKind
     text: str = ""
     """A JSON Schema, nothing, a regular expression, a JSON array of strings, a Lark grammar, or JSON as
-    `sampling/tool_grammar.py` reads it."""
+    `sampling/sources.py` reads it."""
     param: str = field(default="grammar", compare=False)
     """The field of the request that it came from, which errors name."""
 
@@ -149,6 +149,9 @@ class SamplingParams:
                 raise RequestError(f"{name} is {getattr(self, name)!r}, but must be True or False.", param=name)
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar is {self.grammar!r}, but must be a Grammar.", param="grammar")
+        if self.grammar is not None and self.allowed_token_ids:
+            message = f"allowed_token_ids cannot be combined with {self.grammar.param}, which chooses tokens, too."
+            raise RequestError(message, param="allowed_token_ids")
 
 
 MAX_STOP_STRINGS = 16

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ternvl.config import ModelConfig
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
@@ -29,10 +28,8 @@ if TYPE_CHECKING:
 Chunk = dict[str, Any]
 
 
-def to_messages(request: ChatRequest, config: ModelConfig) -> list[Message]:
-    """The conversation without JSON. An empty one leaves the model its own system message."""
-    if not request.messages:
-        return [Message("system", config.system_message)]
+def to_messages(request: ChatRequest) -> list[Message]:
+    """The conversation without JSON."""
     return parse_messages([message.model_dump(exclude_unset=True) for message in request.messages])
 
 
@@ -121,7 +118,7 @@ def build(llm: LLM, request: ChatRequest) -> Prompt:
     """The prompt of a request; blocks while images are fetched. Raises what `PromptBuilder.build` raises."""
     tiles = request.mm_processor_kwargs.max_dynamic_patch if request.mm_processor_kwargs else None
     return llm.builder.build(
-        to_messages(request, llm.config),
+        to_messages(request),
         tools=to_tools(request),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),

@@ -104,13 +104,6 @@ def prompt_of(llm: LLM, index: int) -> str:
     return b"".join(map(tiny_tokenizer().token_bytes, ids)).decode()
 
 
-def test_an_empty_conversation_is_the_models_own_system_message() -> None:
-    llm = scripted_llm("ok")
-    with serving(llm) as url:
-        assert httpx.post(url + CHAT, json={"messages": []}).status_code == 200
-    assert prompt_of(llm, 0) == "<|im_start|>system\nYou see.<|im_end|>\n<|im_start|>assistant\n"
-
-
 def test_a_lower_priority_number_goes_first() -> None:
     llm = tiny_llm(max_num_seqs=1)
     requests = [
