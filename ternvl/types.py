@@ -149,6 +149,9 @@ class SamplingParams:
                 raise RequestError(f"{name} is {getattr(self, name)!r}, but must be True or False.", param=name)
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar is {self.grammar!r}, but must be a Grammar.", param="grammar")
+        if self.grammar is not None and self.allowed_token_ids:
+            message = "allowed_token_ids is given beside a grammar or tools, which might then allow no token at all."
+            raise RequestError(message, param="allowed_token_ids")
 
 
 MAX_STOP_STRINGS = 16
