@@ -28,6 +28,7 @@ import torch
 
 from ternvl import LLM
 from ternvl.config import LanguageConfig, ServerConfig, VisionConfig
+from ternvl.kernels.prepare import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.server import create_app
 
@@ -203,7 +204,9 @@ def random_llm(seed: int) -> LLM:
         embedded.config, vision=VisionConfig(16, 1, 2, 32, image_size=56, patch_size=14), language=language
     )
     torch.manual_seed(seed)
-    return LLM.from_parts(InternVL(config), embedded.tokenizer, name="random", max_model_len=8192)
+    model = InternVL(config).float().requires_grad_(False).eval()
+    prepare(model)  # so that company changes no bit of an answer, as with a model that is loaded
+    return LLM.from_parts(model, embedded.tokenizer, name="random", max_model_len=8192)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -150,7 +150,7 @@ class SamplingParams:
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar is {self.grammar!r}, but must be a Grammar.", param="grammar")
         if self.grammar is not None and self.allowed_token_ids:
-            message = f"allowed_token_ids cannot be combined with {self.grammar.param}, which chooses tokens, too."
+            message = "allowed_token_ids is given beside a grammar or tools, which might then allow no token at all."
             raise RequestError(message, param="allowed_token_ids")
 
 

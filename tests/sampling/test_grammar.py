@@ -363,6 +363,12 @@ def test_a_grammar_of_no_known_kind_is_refused(kind: Any) -> None:
         SamplingParams(grammar=kind)
 
 
+def test_a_grammar_and_a_list_of_allowed_tokens_exclude_each_other() -> None:
+    with pytest.raises(RequestError, match="allowed_token_ids") as refusal:
+        SamplingParams(grammar=Grammar("json_object"), allowed_token_ids=(1, 2))
+    assert refusal.value.param == "allowed_token_ids"
+
+
 def test_a_grammar_error_is_the_requests_own(llm: LLM) -> None:
     compiled = llm.grammars.compile(Grammar.of("regex", "broken"))
     compiled._matcher.consume_token(tiny_tokenizer().encode_text("z")[0])  # a matcher in its error state
