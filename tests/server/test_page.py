@@ -81,7 +81,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def mutate(body: dict[str, Any], rng: random.Random) -> None:
     """Something of the body is left out, or is something else."""
-    if rng.random() < 0.4:
+    if not body or rng.random() < 0.4:
         body[rng.choice([*load_schema()["properties"]])] = copy.deepcopy(rng.choice(STRANGE))
         return
     path = rng.choice([*places(body)])
