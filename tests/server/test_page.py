@@ -34,7 +34,7 @@ def schema(most_answers: int) -> dict[str, Any]:
     value = copy.deepcopy(load_schema())
     value["properties"]["n"]["maximum"] = most_answers
     parts = value["components"]["schemas"]
-    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1]}', ""]}
+    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1]}', "1", ""]}
     parts["ToolDefinition"]["properties"]["function"]["properties"]["strict"] = {"const": False}
     return value
 
