@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternvl.kernels import attention
-from ternvl.kernels.library import library
+from ternvl.kernels.loader import library
 
 HEADS, KEY_HEADS, SIZE, BLOCK = 14, 2, 64, 16  # InternVL3-1B
 CASES = {

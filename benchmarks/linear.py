@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from ternvl.kernels import dispatch
-from ternvl.kernels.library import library
+from ternvl.kernels.loader import library
 
 SHAPES = {  # name: (outputs, inputs, the rows it is worth measuring on)
     "language q, o": (896, 896, (1, 2, 4, 8, 16, 512)),

@@ -58,6 +58,14 @@ class BlockPool:
             self._block_of[key] = block
             self._key_of[block] = key
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Free blocks may have been written to, so they are not found any more."""
+        for block in blocks:
+            if block in self._key_of:
+                assert self._references[block] == 0, f"block {block} is forgotten while it is in use"
+                del self._cached[block], self._block_of[self._key_of.pop(block)]
+                self._empty[block] = None
+
     def share(self, blocks: Iterable[int]) -> None:
         """Refer to blocks once more each, for what they hold."""
         for block in blocks:

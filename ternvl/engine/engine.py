@@ -155,6 +155,7 @@ class Engine:
         try:
             drawn = self._run(schedule)
         except Exception as error:
+            self.scheduler.fail(schedule)
             raise self._drop(_affected(schedule, error), error) from error
         self.scheduler.update(schedule, [each.token_id for each in drawn])
         self.runner.retain(self.scheduler.images.digests)

@@ -1,7 +1,7 @@
 """Which sequences compute how many tokens in the next step, on which blocks, after which image tiles.
 
-`schedule` returns a value and changes nothing; `update` makes it so after the step has run. A step that failed has
-therefore left no trace here.
+`schedule` returns a value and changes nothing; `update` makes it so after the step has run. Of a step that failed,
+`fail` keeps only what the device may remember.
 """
 
 from __future__ import annotations
@@ -117,6 +117,14 @@ class Scheduler:
             chunk.sequence.append(token_id)
             if chunk.sequence.finish_reason:
                 self.finish(chunk.sequence)
+
+    def fail(self, schedule: Schedule) -> None:
+        """A step has failed, after it may have written to its new blocks: nobody may find there what was there before.
+        Those that were to give blocks up have lost them."""
+        for sequence in schedule.preempted:
+            self._preempt(sequence)
+        for chunk in schedule.chunks:
+            self.pool.forget(chunk.new_blocks)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)

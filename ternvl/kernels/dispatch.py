@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ternvl.kernels import native, reference
-from ternvl.kernels.library import library
+from ternvl.kernels.loader import library
 
 
 def available() -> bool:

@@ -29,6 +29,7 @@ from tests.engine.tiny import (
 )
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+GREEDY_4 = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,40 @@ def test_broken_logits_concern_their_own_request_alone() -> None:
     assert caught.value.request_ids == ("r0",)
     model.breaks = False
     assert run(engine, []) == {request.id: expected(model, request) for request in requests[1:]}
+
+
+def test_what_a_failed_step_overwrote_is_not_found_again() -> None:
+    model = faulty_model()
+    engine = make_engine(model, num_blocks=7)
+    first, second = (Request(f"r{i}", text_prompt(random.Random(i), 20), GREEDY_4) for i in range(2))
+    right = expected(model, first)
+    assert run(engine, [first])["r0"] == right
+    model.fails = True
+    engine.add(second)
+    with pytest.raises(EngineError):
+        engine.step()
+    engine.check_integrity()
+    model.fails = False
+    assert run(engine, [first])["r0"] == right
+
+
+def test_who_was_to_give_blocks_up_when_a_step_failed_computes_them_again() -> None:
+    model = faulty_model()
+    engine = make_engine(model, num_blocks=4, enable_prefix_caching=False)
+    old, young = (Request(f"r{i}", text_prompt(random.Random(i), 8), GREEDY) for i in range(2))
+    right = expected(model, young, 16)
+    answer: list[int] = []
+    for request in (old, young):
+        engine.add(request)
+    while not engine.scheduler.schedule().preempted:
+        answer += [i for output in engine.step() if output.request_id == "r1" for i in output.token_ids]
+    model.breaks = True
+    with pytest.raises(EngineError) as caught:
+        engine.step()
+    assert caught.value.request_ids == ("r0",)
+    engine.check_integrity()
+    model.breaks = False
+    assert answer + run(engine, [])["r1"].token_ids == right.token_ids
 
 
 def test_reference_engine_refuses_and_fails_like_the_engine() -> None:

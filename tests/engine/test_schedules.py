@@ -1,5 +1,5 @@
 """Random schedules against a model of the memory: what a step reads is what its sequence wrote, whatever was shared,
-copied, evicted, preempted or aborted in between.
+copied, evicted, preempted or aborted in between, and whatever step failed.
 
 Each slot of the simulated cache holds a hash of the whole prefix up to its token. Before a chunk is computed, every
 position before it must hold its prefix; images must be encoded before their tokens are computed.
@@ -53,7 +53,8 @@ class World:
         self.prefixes[sequence] = Prefixes(sequence)
         self.scheduler.add(sequence)
 
-    def step(self) -> None:
+    def step(self, *, fails: bool = False) -> None:
+        """A step that fails has written to the memory, and one of its sequences is dropped."""
         schedule = self.scheduler.schedule()
         self._check_budgets(schedule)
         for chunk in schedule.chunks:
@@ -66,7 +67,14 @@ class World:
             self.encoded[work.image.digest] = work.first + work.count
         for chunk in schedule.chunks:
             self._compute(chunk)
-        self.scheduler.update(schedule, [self._draw(chunk) for chunk in schedule.sampling])
+        if fails:
+            self.scheduler.fail(schedule)
+            for chunk in schedule.chunks[:1]:
+                self.scheduler.finish(chunk.sequence)
+            for work in schedule.tiles:
+                self.encoded[work.image.digest] = work.first
+        else:
+            self.scheduler.update(schedule, [self._draw(chunk) for chunk in schedule.sampling])
         self.num_steps += 1
         self._clean_up()
 
@@ -144,6 +152,7 @@ def prompts(draw: st.DrawFn) -> Prompt:
 EVENTS = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 6), st.none(), st.none()),
     st.tuples(st.just("abort"), st.integers(0, 30), st.none(), st.none()),
+    st.tuples(st.just("fail"), st.just(1), st.none(), st.none()),
     st.tuples(
         st.just("add"),
         st.integers(1, 4),  # answers
@@ -190,10 +199,10 @@ def test_random_schedules(
     world = World(Scheduler(config, pool, ImageCache(image_memory, 1)))
     for kind, number, prompt, options in events:
         alive = [sequence for sequence in world.sequences if sequence.status is not Status.FINISHED]
-        if kind == "step":
+        if kind in ("step", "fail"):
             for _ in range(number):
                 if world.scheduler.has_work:
-                    world.step()
+                    world.step(fails=kind == "fail")
         elif kind == "abort" and alive:
             world.abort(alive[number % len(alive)])
         elif kind == "add":

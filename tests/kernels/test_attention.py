@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ternvl.errors import ConfigError
-from ternvl.kernels import attention, library
+from ternvl.kernels import attention, loader
+from ternvl.kernels.loader import library
 
 FLOAT32 = 3e-6  # the largest absolute error for values of a standard normal distribution
 NATIVE = ("portable", "avx2", "avx512")
@@ -24,12 +25,12 @@ NATIVE = ("portable", "avx2", "avx512")
 
 def choose(choice: str, monkeypatch: pytest.MonkeyPatch) -> str:
     try:
-        loaded = library.load(choice) if choice != "torch" else True
+        loaded = loader.load(choice) if choice != "torch" else True
     except ConfigError as error:
         pytest.skip(str(error))
     if not loaded:
         pytest.skip("no compiler")
-    monkeypatch.setenv(library.VARIABLE, choice)
+    monkeypatch.setenv(loader.VARIABLE, choice)
     return choice
 
 
@@ -176,7 +177,7 @@ def test_chunks_of_any_size_are_equal(native: str, heads: int, key_heads: int) -
 @settings(max_examples=20, deadline=None)
 @given(cuts=st.sets(st.integers(1, 149)), block_size=st.sampled_from([1, 3, 16, 32, 48]), seed=st.integers(0, 99))
 def test_cuts_and_blocks_do_not_matter(cuts: set[int], block_size: int, seed: int) -> None:
-    if library.library() is None:
+    if library() is None:
         pytest.skip("no native kernels")
     batch = Sequences.random([150], heads=6, key_heads=2, size=16, seed=seed)
     moved = batch.moved(block_size, seed + 1)

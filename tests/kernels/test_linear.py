@@ -8,8 +8,8 @@ from torch import nn
 
 from ternvl.errors import ConfigError
 from ternvl.kernels import dispatch, reference
-from ternvl.kernels.library import library
 from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, SiLU
+from ternvl.kernels.loader import library
 
 FLOAT32_TOLERANCE = 2e-6  # of the sum of the products' sizes: roundings of a chain of float32
 ACTIVATION_TOLERANCE = 2e-6

@@ -12,7 +12,7 @@ import torch
 
 from ternvl.errors import ConfigError
 from ternvl.kernels import build, dispatch, native
-from ternvl.kernels.library import library, load
+from ternvl.kernels.loader import library, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,7 +101,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused(monkeypatch: pytest.Mo
     if library() is None:
         pytest.skip("there is no compiler")
     load.cache_clear()
-    monkeypatch.setattr("ternvl.kernels.library._best_isa", lambda: "portable")
+    monkeypatch.setattr("ternvl.kernels.loader._best_isa", lambda: "portable")
     monkeypatch.setenv("TERNVL_KERNELS", "avx512")
     with pytest.raises(ConfigError, match="'avx512', but this CPU has only portable"):
         library()
