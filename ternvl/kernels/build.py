@@ -20,10 +20,12 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "cpu"
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
 X86_FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
+    "avx512": _AVX512,
+    "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
 FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
 """What each instruction set adds, the least one first."""

@@ -19,6 +19,18 @@ def pack(weight: Tensor) -> Tensor:
     return reference.pack(weight) if loaded is None else native.pack(loaded, weight)
 
 
+def pack_int8(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4] and `Stage.offsets` [N] int32."""
+    loaded = library()
+    return reference.pack_int8(whole) if loaded is None else native.pack_int8(loaded, whole)
+
+
+def pack_int4(whole: Tensor, scales: Tensor) -> Tensor:
+    """Whole numbers [N, K] int8 from -8 to 7 and scales [N, G] bfloat16 -> panels, bytes [ceil(N / 16), G, 288]."""
+    loaded = library()
+    return reference.pack_int4(whole, scales) if loaded is None else native.pack_int4(loaded, whole, scales)
+
+
 def linear(x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Tensor:
     """x [M, K] and bias [N] float32, panels of `n` outputs -> [M, N] float32."""
     loaded = library()

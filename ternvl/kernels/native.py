@@ -49,6 +49,28 @@ def pack(library: Library, weight: Tensor) -> Tensor:
     return panels
 
 
+def pack_int8(library: Library, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers [N, K] int8 -> panels [ceil(N / 16), ceil(K / 4), 16, 4] and 128 times their sums [N] int32, both
+    padded to whole panels."""
+    whole = whole.contiguous()
+    n, k = whole.shape
+    panels = whole.new_empty(-(-n // PANEL), -(-k // 4), PANEL, 4)
+    offsets = torch.empty(len(panels) * PANEL, dtype=torch.int32)
+    function = library.function("ternvl_pack_int8", Pointer, Int64, Int64, Pointer, Pointer, Int)
+    function(whole.data_ptr(), n, k, panels.data_ptr(), offsets.data_ptr(), torch.get_num_threads())
+    return panels, offsets
+
+
+def pack_int4(library: Library, whole: Tensor, scales: Tensor) -> Tensor:
+    """Whole numbers [N, K] int8 from -8 to 7 and scales [N, G] bfloat16 -> panels, bytes [ceil(N / 16), G, 288]."""
+    whole, scales = whole.contiguous(), scales.contiguous()
+    n, k = whole.shape
+    panels = torch.empty(-(-n // PANEL), scales.shape[1], 2 * PANEL + 16 * PANEL, dtype=torch.uint8)
+    function = library.function("ternvl_pack_int4", Pointer, Pointer, Int64, Int64, Pointer, Int)
+    function(whole.data_ptr(), scales.data_ptr(), n, k, panels.data_ptr(), torch.get_num_threads())
+    return panels
+
+
 def linear(library: Library, x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Tensor:
     """x [M, K] and bias [N] float32, panels of `n` outputs -> [M, N] float32: rows whose bits nothing else decides."""
     m, k = x.shape

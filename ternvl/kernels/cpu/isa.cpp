@@ -7,6 +7,7 @@ EXPORT const char* ternvl_best_isa() {
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512vnni")) return "avx512vnni";
   return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
 #else
   return "portable";

@@ -10,12 +10,10 @@
 #include <array>
 #include <utility>
 
-#include "simd.h"
+#include "stage.h"
 
 namespace {
 
-constexpr int NR = 16;       // columns of a panel
-constexpr int NV = NR / W;   // vectors across a panel
 constexpr int KC = 320;      // inputs of a block: a panel's slab of it and a tile's rows lie in the L1 cache
 
 #if defined(__AVX512F__)
@@ -29,11 +27,11 @@ constexpr int MR = 2, ACCUMULATORS = 8, MC = 96;
 #endif
 
 // Panels of a tile of R rows: as many as the registers hold; 8 chains of sums already hide the latency.
-constexpr int panels_of(int rows) {
+constexpr int width_of(int rows) {
   return std::max(1, std::min(ACCUMULATORS / (rows * NV), std::max(8 / NV, ACCUMULATORS / (MR * NV))));
 }
 
-constexpr int GROUP = panels_of(MR);
+constexpr int GROUP = width_of(MR);
 constexpr int FEW = 2;  // blocks of rows for which widening weights again costs less than storing them wide
 
 // Accumulates `depth` inputs into a tile of c: a is packed [depth][R], panels lie `stride` elements apart.
@@ -83,7 +81,7 @@ struct Tiles {
   }
   template <int... I>
   static constexpr std::array<Tile<B>, MR> widest(std::integer_sequence<int, I...>) {
-    return {tile<I + 1, panels_of(I + 1), B>...};
+    return {tile<I + 1, width_of(I + 1), B>...};
   }
 };
 
@@ -93,16 +91,6 @@ template <typename B>
 constexpr auto GROUPED = Tiles<B>::grouped(std::make_integer_sequence<int, MR>());
 template <typename B>
 constexpr auto WIDEST = Tiles<B>::widest(std::make_integer_sequence<int, MR>());
-
-struct Range {
-  int64_t first, last;
-  int64_t size() const { return last - first; }
-};
-
-// Part `index` of `count` nearly equal parts.
-Range part(Range whole, int64_t index, int64_t count) {
-  return {whole.first + whole.size() * index / count, whole.first + whole.size() * (index + 1) / count};
-}
 
 template <typename B>
 struct Product {
@@ -143,7 +131,7 @@ struct Product {
   // A few blocks of rows: weights are widened in registers. They come from memory while the first block's sums are
   // made, in one long run; the others find them in the cache.
   void few_rows(Range rows, int64_t blocks, Range columns, Range depth, const float* a) const {
-    const int wide = blocks == 1 ? panels_of(int(rows.size())) : GROUP;
+    const int wide = blocks == 1 ? width_of(int(rows.size())) : GROUP;
     const auto& tiles = blocks == 1 ? WIDEST<B> : GROUPED<B>;
     for (int64_t p = columns.first; p < columns.last;) {
       const int taken = columns.last - p >= wide ? wide : 1;

@@ -1,0 +1,105 @@
+// Stages whose weights are whole numbers from -8 to 7, one scale for each 32 inputs of an output.
+//
+// A group of a panel of 16 outputs is 16 scales in bfloat16 and four runs of 64 bytes. Byte 4 c + i of run j holds input
+// 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper, each 8 above its value, which the sum of the
+// row's inputs takes off again. Inputs become signed bytes row by row. Sums within a group are exact; groups are added
+// in order:
+//
+//     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
+#include "product.h"
+
+namespace {
+
+constexpr int GROUP = 32, RUN = 64, RUNS = 4, SCALES = 2 * NR, BYTES = SCALES + RUNS * RUN;
+constexpr int AHEAD = 2048;  // bytes of weights fetched ahead where there are few rows and memory is the limit
+
+#if defined(__AVX512F__)
+constexpr int MR = 6;
+#elif defined(__AVX2__)
+constexpr int MR = 2;
+#else
+constexpr int MR = 1;
+#endif
+
+template <int R, int P>
+void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
+  const Stage& stage = finish.stage;
+  const int64_t groups = rows.num_groups();
+  const uint8_t* b = static_cast<const uint8_t*>(stage.panels) + panel * groups * BYTES;
+  const uint8_t* a = rows.bytes + row * rows.steps * 4;
+  const int32_t* total = rows.totals + row * groups;
+  Vec values[R][P * NV] = {};
+  for (int64_t g = 0; g < groups; ++g, b += BYTES) {
+    IVec sums[R][P * NV];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < P * NV; ++v) sums[r][v] = broadcast(-8 * total[r * groups + g]);
+    for (int j = 0; j < RUNS; ++j, a += 8 * R) {
+      IVec low[P * NV], high[P * NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < P * NV; ++v) {
+        const uint8_t* from = b + (v / NV) * groups * BYTES + SCALES + j * RUN + (v % NV) * W * 4;
+        if (R <= 4) __builtin_prefetch(from + AHEAD);
+        const IVec both = load_bytes(from);
+        low[v] = both & 0x0f0f0f0f, high[v] = (both >> 4) & 0x0f0f0f0f;
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Signed first(broadcast_bytes(a + 4 * r)), second(broadcast_bytes(a + 4 * (R + r)));
+#pragma GCC unroll 8
+        for (int v = 0; v < P * NV; ++v)
+          sums[r][v] = dot(dot(sums[r][v], Unsigned(low[v]), first), Unsigned(high[v]), second);
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < P * NV; ++v) {
+      const uint8_t* scales = b + (v / NV) * groups * BYTES + (v % NV) * W * 2;
+      const Vec scale = load(reinterpret_cast<const uint16_t*>(scales));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) values[r][v] = fma(to_float(sums[r][v]), scale, values[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Vec row_scale = broadcast(rows.scales[row + r]);
+    for (int v = 0; v < P * NV; ++v) {
+      const Vec bias = stage.bias ? load(stage.bias + panel * NR + v * W) : Vec{};
+      values[r][v] = fma(values[r][v], row_scale, bias);
+    }
+    finish.write<P>(row + r, panel, values[r]);
+  }
+}
+
+template <int P, int... I>
+constexpr std::array<Tile, MR> tiles_of(std::integer_sequence<int, I...>) {
+  return {tile<I + 1, P>...};
+}
+
+constexpr auto SINGLE = tiles_of<1>(std::make_integer_sequence<int, MR>());
+constexpr auto PAIRS = tiles_of<2>(std::make_integer_sequence<int, MR>());
+
+}  // namespace
+
+void int4_stage(const Stage& stage, const Call& call) { run_stage(stage, call, 0, GROUP, true, SINGLE, PAIRS); }
+
+// Whole numbers [n, k] from -8 to 7 and scales [n, ceil(k / 32)] as the bits of bfloat16 -> panels.
+EXPORT void ternvl_pack_int4(const int8_t* weight, const uint16_t* scales, int64_t n, int64_t k, uint8_t* panels,
+                             int num_threads) {
+  const int64_t groups = (k + GROUP - 1) / GROUP;
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+  for (int64_t p = 0; p < panels_of(n); ++p)
+    for (int64_t g = 0; g < groups; ++g) {
+      uint8_t* to = panels + (p * groups + g) * BYTES;
+      for (int64_t c = 0; c < NR; ++c) {
+        const int64_t output = p * NR + c;
+        const uint16_t scale = output < n ? scales[output * groups + g] : 0;
+        to[2 * c] = uint8_t(scale), to[2 * c + 1] = uint8_t(scale >> 8);
+        for (int64_t i = 0; i < GROUP / 2; ++i) {  // byte i of the output's 16: input low, and high = low + 4
+          const int64_t low = g * GROUP + i / 4 * 8 + i % 4;
+          const auto at = [&](int64_t input) { return output < n && input < k ? weight[output * k + input] + 8 : 8; };
+          to[SCALES + i / 4 * RUN + c * 4 + i % 4] = uint8_t(at(low) | at(low + 4) << 4);
+        }
+      }
+    }
+}

@@ -1,0 +1,91 @@
+// Sums of products of bytes, four to a lane, which are exact in every instruction set and in any order.
+//
+// `dot(sum, u, s)` adds u[4i] s[4i] + .. + u[4i+3] s[4i+3] to lane i; u is unsigned, s signed. An operand is loaded as
+// `Unsigned` or `Signed` once and used many times: without VNNI, that is where its bytes become 16-bit numbers.
+#pragma once
+
+#include "activation.h"
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+
+struct Unsigned {
+  __m512i value;
+  explicit Unsigned(IVec bytes) : value((__m512i)bytes) {}
+};
+struct Signed {
+  __m512i value;
+  explicit Signed(IVec bytes) : value((__m512i)bytes) {}
+};
+inline IVec dot(IVec sum, Unsigned u, Signed s) { return (IVec)_mm512_dpbusd_epi32((__m512i)sum, u.value, s.value); }
+
+#else
+
+#if defined(__AVX512BW__)
+typedef __m512i Pairs;
+inline Pairs low_bytes(IVec v) { return _mm512_srai_epi16(_mm512_slli_epi16((Pairs)v, 8), 8); }
+inline Pairs high_bytes(IVec v) { return _mm512_srai_epi16((Pairs)v, 8); }
+inline Pairs low_unsigned(IVec v) { return _mm512_and_si512((Pairs)v, _mm512_set1_epi16(255)); }
+inline Pairs high_unsigned(IVec v) { return _mm512_srli_epi16((Pairs)v, 8); }
+inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm512_madd_epi16(a, b); }
+#elif defined(__AVX2__)
+typedef __m256i Pairs;
+inline Pairs low_bytes(IVec v) { return _mm256_srai_epi16(_mm256_slli_epi16((Pairs)v, 8), 8); }
+inline Pairs high_bytes(IVec v) { return _mm256_srai_epi16((Pairs)v, 8); }
+inline Pairs low_unsigned(IVec v) { return _mm256_and_si256((Pairs)v, _mm256_set1_epi16(255)); }
+inline Pairs high_unsigned(IVec v) { return _mm256_srli_epi16((Pairs)v, 8); }
+inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm256_madd_epi16(a, b); }
+#elif defined(__SSE2__)
+typedef __m128i Pairs;
+inline Pairs low_bytes(IVec v) { return _mm_srai_epi16(_mm_slli_epi16((Pairs)v, 8), 8); }
+inline Pairs high_bytes(IVec v) { return _mm_srai_epi16((Pairs)v, 8); }
+inline Pairs low_unsigned(IVec v) { return _mm_and_si128((Pairs)v, _mm_set1_epi16(255)); }
+inline Pairs high_unsigned(IVec v) { return _mm_srli_epi16((Pairs)v, 8); }
+inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm_madd_epi16(a, b); }
+#else
+typedef int16_t Pairs __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
+typedef uint16_t UPairs __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
+inline Pairs low_bytes(IVec v) { return (Pairs)((UPairs)v << 8) >> 8; }
+inline Pairs high_bytes(IVec v) { return (Pairs)v >> 8; }
+inline Pairs low_unsigned(IVec v) { return (Pairs)v & 255; }
+inline Pairs high_unsigned(IVec v) { return (Pairs)((UPairs)v >> 8); }
+inline IVec multiply_add(Pairs a, Pairs b) {
+  const IVec x = (IVec)a, y = (IVec)b;
+  return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+}
+#endif
+
+struct Unsigned {
+  Pairs low, high;
+  explicit Unsigned(IVec bytes) : low(low_unsigned(bytes)), high(high_unsigned(bytes)) {}
+};
+struct Signed {
+  Pairs low, high;
+  explicit Signed(IVec bytes) : low(low_bytes(bytes)), high(high_bytes(bytes)) {}
+};
+inline IVec dot(IVec sum, Unsigned u, Signed s) {
+  return sum + multiply_add(u.low, s.low) + multiply_add(u.high, s.high);
+}
+
+#endif
+
+typedef IVec UnalignedIVec __attribute__((aligned(1), may_alias));
+typedef int32_t UnalignedInt __attribute__((aligned(1), may_alias));
+
+inline IVec load_bytes(const void* from) { return *static_cast<const UnalignedIVec*>(from); }
+
+inline IVec broadcast(int32_t value) { return value - IVec{}; }
+
+// The same four bytes in each lane.
+inline IVec broadcast_bytes(const void* from) { return broadcast(*static_cast<const UnalignedInt*>(from)); }
+
+inline Vec to_float(IVec value) { return __builtin_convertvector(value, Vec); }
+
+// To the nearest whole number, of two the even one; sizes below 2^22.
+inline IVec round(Vec value) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23
+  return (IVec)(value + magic) - 0x4B400000;
+}
+
+}  // namespace

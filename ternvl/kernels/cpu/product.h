@@ -1,0 +1,126 @@
+// What products of bytes share: rows that become bytes, tiles shared among threads, and the way from sums to y.
+#pragma once
+
+#include <array>
+#include <new>
+#include <utility>
+
+#include "rows.h"
+
+namespace {
+
+// The rows of x as bytes: blocks of R <= `most` rows, each [ceil(K / 4)][R][4].
+struct Rows {
+  uint8_t* bytes;
+  float* scales;    // [M], what 1 stands for
+  int32_t* totals;  // [M][groups] sums of bytes, or null
+  int64_t m, steps, most, group;
+
+  int64_t num_blocks() const { return (m + most - 1) / most; }
+  Range block(int64_t index) const { return part({0, m}, index, num_blocks()); }
+  int64_t num_groups() const { return steps * 4 / group; }
+};
+
+// A panel's vectors of one row, before and after the activation, to y.
+struct Finish {
+  const Stage& stage;
+  const Call& call;
+
+  // `values` are P panels from `panel` on.
+  template <int P>
+  void write(int64_t row, int64_t panel, Vec* values) const {
+    if (call.is_plain) return write_plain<P>(row, panel, values);
+    if (stage.after == GELU)
+      for (int v = 0; v < P * NV; ++v) values[v] = gelu(values[v]);
+    if (P == 2 && stage.after == SWIGLU) {
+      for (int v = 0; v < NV; ++v) values[v] = silu(values[v]) * values[NV + v];
+      return put(row, panel / 2 * NR, values, stage.n / 2);
+    }
+    for (int p = 0; p < P; ++p) put(row, (panel + p) * NR, values + p * NV, stage.n);
+  }
+
+  template <int P>
+  void write_plain(int64_t row, int64_t panel, const Vec* values) const {
+    for (int p = 0; p < P; ++p) {
+      const int64_t index = panel + p, half = stage.n / 2;
+      if (stage.after != SWIGLU)
+        put(row, index * NR, values + p * NV, stage.n);
+      else if (index % 2 == 0)
+        put(row, index / 2 * NR, values + p * NV, half);
+      else
+        put(row, half + index / 2 * NR, values + p * NV, stage.n);
+    }
+  }
+
+  void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {
+    float* to = call.y + row * call.ldy + column;
+    const float* residual = call.residual ? call.residual + row * call.ldy + column : nullptr;
+    for (int v = 0; v < NV && column + v * W < n; ++v) {
+      const int count = int(std::min<int64_t>(W, n - column - v * W));
+      store_some(to + v * W, residual ? load_some(residual + v * W, count) + values[v] : values[v], count);
+    }
+  }
+};
+
+using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
+
+// The bytes of some rows. `scratch` is the thread's own, of `scratch_floats(k)`.
+void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int zero, Range own, float* scratch) {
+  const int64_t size = rows.steps * 4;
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(scratch + (stage.k + W - 1) / W * W);
+  for (int64_t i = 0; i < rows.num_blocks(); ++i) {
+    const Range block = rows.block(i);
+    for (int64_t row = std::max(own.first, block.first); row < std::min(own.last, block.last); ++row) {
+      rows.scales[row] = quantise(prepared(stage, call, row, scratch), stage.k, zero, bytes);
+      std::fill(bytes + stage.k, bytes + size, uint8_t(zero));
+      int32_t* to = reinterpret_cast<int32_t*>(rows.bytes + block.first * size) + (row - block.first);
+      const int32_t* from = reinterpret_cast<const int32_t*>(bytes);
+      for (int64_t step = 0; step < rows.steps; ++step) to[step * block.size()] = from[step];
+      for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g) {
+        int32_t total = 0;
+        for (int64_t j = 0; j < rows.group; ++j) total += int8_t(bytes[g * rows.group + j]);
+        rows.totals[row * rows.num_groups() + g] = total;
+      }
+    }
+  }
+}
+
+inline int64_t scratch_floats(int64_t k) { return ((k + W - 1) / W * W) * 2 + 64; }
+
+// The whole stage: rows become bytes, then threads take pairs of panels. `group` is what inputs are padded to; `single`
+// and `pairs` are the tiles over one panel and two, by their number of rows.
+template <size_t MOST>
+void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bool has_totals,
+               const std::array<Tile, MOST>& single, const std::array<Tile, MOST>& pairs) {
+  static thread_local Workspace workspace;
+  const auto rounded = [](int64_t size) { return (size + 63) / 64 * 64; };
+  const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
+  const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m), totals = rounded(4 * call.m * groups);
+  const int64_t own = rounded(4 * scratch_floats(steps * 4));
+  char* memory = workspace.get(bytes + scales + totals + own * call.num_threads);
+  const Rows rows{reinterpret_cast<uint8_t*>(memory),
+                  reinterpret_cast<float*>(memory + bytes),
+                  has_totals ? reinterpret_cast<int32_t*>(memory + bytes + scales) : nullptr,
+                  call.m, steps, MOST, group};
+  char* scratch = memory + bytes + scales + totals;
+  const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
+  const int64_t units = std::min<int64_t>(num_pairs, 8 * call.num_threads);  // some threads may be disturbed
+  const Finish finish{stage, call};
+#pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
+  {
+    const Range some_rows = part({0, call.m}, thread_index(), team_size());
+    quantise_rows(stage, call, rows, zero, some_rows, reinterpret_cast<float*>(scratch + own * thread_index()));
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t unit = 0; unit < units; ++unit) {
+      const Range some = part({0, num_pairs}, unit, units);
+      for (int64_t panel = 2 * some.first; panel < std::min(panels, 2 * some.last); panel += 2) {
+        const auto& tiles = panels - panel >= 2 ? pairs : single;
+        for (int64_t i = 0; i < rows.num_blocks(); ++i)
+          tiles[rows.block(i).size() - 1](finish, rows, rows.block(i).first, panel);
+      }
+    }
+  }
+}
+
+}  // namespace

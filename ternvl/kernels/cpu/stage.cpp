@@ -1,0 +1,69 @@
+// Runs a stage in the format of its weights.
+#include "rows.h"
+#include "stage.h"
+
+// Of linear.cpp.
+EXPORT void ternvl_linear(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panels, int size, int64_t n,
+                          const float* bias, float* y, int num_threads);
+
+namespace {
+
+// y from all outputs of a row, before activation and sum.
+void finish_row(const Stage& stage, const float* row, const float* residual, float* y) {
+  const int64_t n = stage.after == SWIGLU ? stage.n / 2 : stage.n;
+  each(n, [&](int64_t i, int count) {
+    Vec value = load_some(row + i, count);
+    if (stage.after == GELU) value = gelu(value);
+    if (stage.after == SWIGLU) value = silu(value) * load_some(row + n + i, count);
+    if (residual) value = load_some(residual + i, count) + value;
+    store_some(y + i, value, count);
+  });
+}
+
+// Weights that are not quantised: norm, product and activation one after the other. Gates come before all ups.
+void float_stage(const Stage& stage, const Call& call) {
+  static thread_local Workspace workspace;
+  const bool is_prepared = (stage.before != NO_NORM && !call.is_plain) || stage.smoothing;
+  const bool is_finished = (call.is_plain || (stage.after == NOTHING && !call.residual)) && call.ldy == stage.n;
+  const int64_t inputs = is_prepared ? call.m * stage.k : 0, outputs = is_finished ? 0 : call.m * stage.n;
+  float* rows = reinterpret_cast<float*>(workspace.get(4 * (inputs + outputs) + 64));
+  float* sums = is_finished ? call.y : rows + inputs;
+  const int threads = call.m > 1 ? call.num_threads : 1;
+  if (is_prepared)
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < call.m; ++i) prepared(stage, call, i, rows + i * stage.k);
+  ternvl_linear(is_prepared ? rows : call.x, call.m, stage.k, is_prepared ? stage.k : call.ldx, stage.panels,
+                stage.format == BFLOAT16 ? 2 : 4, stage.n, stage.bias, sums, call.num_threads);
+  if (is_finished) return;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < call.m; ++i)
+    finish_row(stage, sums + i * stage.n, call.residual ? call.residual + i * call.ldy : nullptr,
+               call.y + i * call.ldy);
+}
+
+}  // namespace
+
+// x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart, to which `residual` is added if there is one;
+// it may be y. `is_plain` runs the product alone: x is normed, y [m, n] has all outputs, of SWIGLU gates before ups.
+EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t ldx, const float* residual, float* y,
+                         int64_t ldy, int num_threads, bool is_plain) {
+  const Call call{x, m, ldx, is_plain ? nullptr : residual, y, ldy, num_threads, is_plain};
+  if (stage->format == INT8) return int8_stage(*stage, call);
+  if (stage->format == INT4) return int4_stage(*stage, call);
+  float_stage(*stage, call);
+}
+
+// What comes before the product alone: x [m, k] normed -> out [m, k]. There is a norm.
+EXPORT void ternvl_stage_inputs(const Stage* stage, const float* x, int64_t m, int64_t ldx, float* out,
+                                int num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
+  for (int64_t i = 0; i < m; ++i) normed(*stage, x + i * ldx, out + i * stage->k);
+}
+
+// What comes after it: the plain sums [m, n], activated and summed -> y.
+EXPORT void ternvl_stage_outputs(const Stage* stage, const float* plain, int64_t m, const float* residual, float* y,
+                                 int64_t ldy, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
+  for (int64_t i = 0; i < m; ++i)
+    finish_row(*stage, plain + i * stage->n, residual ? residual + i * ldy : nullptr, y + i * ldy);
+}
