@@ -1,0 +1,205 @@
+"""The network's layers as stages: fewer and larger steps than `language.py` and `vision.py` have, of the same values.
+
+What is here takes the place of layers of an `InternVL` from outside. Stages hold what were several matrices where these
+have the same input: q, k and v, and gates and ups. The scales of a vision layer's branches are in its weights.
+
+Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size; N tiles, L patches and class token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
+from ternvl.kernels.linear import WideEmbedding
+from ternvl.kernels.rotary import rotate
+from ternvl.kernels.stage import After, Norm, Stage
+from ternvl.kernels.stage_formats import Layer, pack
+from ternvl.model.attention import Attention
+from ternvl.model.internvl import InternVL
+from ternvl.model.language import DecoderLayer, RMSNorm
+from ternvl.model.vision import VisionLayer
+
+
+class FusedDecoderLayer(nn.Module):
+    """A `DecoderLayer`."""
+
+    STAGES = ("qkv", "o", "gate_up", "down")
+
+    def __init__(self, config: LanguageConfig, layer: int, **stages: Stage) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        for name in self.STAGES:
+            setattr(self, name, stages[name])
+
+    @classmethod
+    def from_layer(cls, config: LanguageConfig, layer: int, module: DecoderLayer) -> FusedDecoderLayer:
+        attention, mlp = module.self_attn, module.mlp
+        return cls(
+            config,
+            layer,
+            qkv=_stage([attention.q_proj, attention.k_proj, attention.v_proj], norm=_norm(module.input_layernorm)),
+            o=_stage([attention.o_proj]),
+            gate_up=_stage([mlp.gate_proj, mlp.up_proj], _norm(module.post_attention_layernorm), After.SWIGLU),
+            down=_stage([mlp.down_proj]),
+        )
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """[T, C] -> [T, C]."""
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [T, H + 2 K, D]
+        rotate(heads[:, : self.num_heads + self.num_kv_heads], *rotary)
+        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        x = self.o(attention(self.layer, q, k, v).flatten(1), x)
+        return self.down(self.gate_up(x), x)  # type: ignore[no-any-return]
+
+
+class FusedVisionLayer(nn.Module):
+    """A `VisionLayer`."""
+
+    STAGES = ("qkv", "proj", "fc1", "fc2")
+
+    def __init__(self, config: VisionConfig, **stages: Stage) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        for name in self.STAGES:
+            setattr(self, name, stages[name])
+
+    @classmethod
+    def from_layer(cls, config: VisionConfig, module: VisionLayer) -> FusedVisionLayer:
+        return cls(
+            config,
+            qkv=_stage([module.attn.qkv], _norm(module.norm1)),
+            proj=_stage([module.attn.proj], scale=module.ls1),
+            fc1=_stage([module.mlp.fc1], _norm(module.norm2), After.GELU),
+            fc2=_stage([module.mlp.fc2], scale=module.ls2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, L, C] -> [N, L, C]."""
+        rows = x.flatten(0, 1)  # [N * L, C]
+        qkv = self.qkv(rows).view(*x.shape[:2], 3, self.num_heads, -1)  # [N, L, 3, H, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows.shape)
+        rows = self.proj(attended, rows)
+        return self.fc2(self.fc1(rows), rows).view_as(x)  # type: ignore[no-any-return]
+
+
+class FusedPatches(nn.Module):
+    """The patch embedding, a convolution whose patches do not overlap."""
+
+    STAGES = ("product",)
+
+    def __init__(self, config: VisionConfig, product: Stage) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.product = product
+
+    @classmethod
+    def from_conv(cls, config: VisionConfig, conv: nn.Conv2d) -> FusedPatches:
+        return cls(config, pack(Layer(conv.weight.float().flatten(1), conv.bias, None, After.NOTHING)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, C, G, G]."""
+        tiles, channels, height, width = pixels.shape
+        size = self.patch_size
+        rows, columns = height // size, width // size
+        patches = pixels[:, :, : rows * size, : columns * size].reshape(tiles, channels, rows, size, columns, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(tiles * rows * columns, -1)  # [N * G * G, 3 * size * size]
+        return self.product(patches).view(tiles, rows, columns, -1).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+class FusedProjector(nn.Module):
+    """`mlp1`."""
+
+    STAGES = ("fold", "out")
+
+    def __init__(self, fold: Stage, out: Stage) -> None:
+        super().__init__()
+        self.fold, self.out = fold, out
+
+    @classmethod
+    def from_sequential(cls, mlp1: nn.Sequential) -> FusedProjector:
+        norm, first, _, second = mlp1
+        return cls(_stage([first], _norm(norm), After.GELU), _stage([second]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C / ratio^2] -> [..., hidden size]."""
+        return self.out(self.fold(x.flatten(0, -2))).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+def fuse(model: InternVL) -> None:
+    """Replace the layers of a plain model on the CPU by stages of the same weights, in place."""
+    fuse_language(model)
+    vision, config = model.vision_model, model.config.vision
+    vision.embeddings.patch_embedding = FusedPatches.from_conv(config, vision.embeddings.patch_embedding)
+    for i, layer in enumerate(vision.encoder.layers):
+        vision.encoder.layers[i] = FusedVisionLayer.from_layer(config, layer)  # type: ignore[arg-type]
+    model.mlp1 = FusedProjector.from_sequential(model.mlp1)  # type: ignore[assignment]
+    _widen(model)
+
+
+def fuse_language(model: InternVL) -> None:
+    """Replace the decoder's layers, its head and its embedding alone."""
+    language, config = model.language_model, model.config.language
+    decoder = language.model
+    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+    for i, layer in enumerate(decoder.layers):
+        decoder.layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
+    language.lm_head = _stage([language.lm_head])  # type: ignore[assignment]
+
+
+def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor]) -> InternVL:
+    """A fused model of stages by their names in it, and of its other tensors."""
+    with torch.device("meta"):
+        model = InternVL(config)
+    vision, decoder = model.vision_model, model.language_model.model
+
+    def of(kind: type, path: str) -> dict[str, Stage]:
+        return {name: stages[f"{path}.{name}"] for name in kind.STAGES}  # type: ignore[attr-defined]
+
+    patches = "vision_model.embeddings.patch_embedding"
+    vision.embeddings.patch_embedding = FusedPatches(config.vision, **of(FusedPatches, patches))  # type: ignore[assignment]
+    for i in range(config.vision.num_layers):
+        path = f"vision_model.encoder.layers.{i}"
+        vision.encoder.layers[i] = FusedVisionLayer(config.vision, **of(FusedVisionLayer, path))
+    model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
+    for i in range(config.language.num_layers):
+        path = f"language_model.model.layers.{i}"
+        decoder.layers[i] = FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, path))
+    model.language_model.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
+    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+    own = model.state_dict().keys() - {
+        f"{path}.{name}" for path, stage in stages.items() for name in stage.state_dict()
+    }
+    assert own == rest.keys(), own ^ rest.keys()
+    model.load_state_dict(rest, assign=True, strict=False)
+    return model.requires_grad_(False).eval()
+
+
+def _stage(
+    linears: list[nn.Linear], norm: Norm | None = None, after: After = After.NOTHING, scale: Tensor | None = None
+) -> Stage:
+    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat([each.float() for each in biases])
+    if scale is not None:
+        weight = weight.float() * scale.float()[:, None]
+        bias = None if bias is None else bias * scale.float()
+    return pack(Layer(weight.to(torch.float32) if weight.dtype == torch.float16 else weight, bias, norm, after))
+
+
+def _norm(module: nn.Module) -> Norm:
+    assert isinstance(module, RMSNorm | nn.LayerNorm)
+    bias = None if isinstance(module, RMSNorm) else module.bias
+    return Norm(module.weight, bias, module.eps)
+
+
+def _widen(model: nn.Module) -> None:
+    """What is left of a model, outside stages and embeddings, in float32."""
+    for module in model.modules():
+        if not isinstance(module, WideEmbedding):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
