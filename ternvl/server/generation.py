@@ -5,7 +5,7 @@ tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one line a choi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,11 +51,14 @@ class Delta:
 class ChoiceDecoder:
     """Tokens of one choice to deltas."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, parse_tool_calls: bool) -> None:
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, params: SamplingParams, tool_names: Collection[str] = ()
+    ) -> None:
+        """Calls are looked for where there are `tool_names`, and the answer is drawn under the tools' grammar."""
         self._index = index
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        self._tool_calls = ToolCallParser() if parse_tool_calls else None
+        self._tool_calls = ToolCallParser(tool_names) if tool_names else None
         self._logprobs = _LogprobQueue()
 
     def decode(self, output: TokenOutput) -> Delta:
@@ -72,7 +75,7 @@ class ChoiceDecoder:
             index=self._index,
             num_tokens=len(output.token_ids),
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
-            tool_calls=_merged([piece for piece in pieces if isinstance(piece, ToolCallDelta)]),
+            tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
             logprobs=logprobs,
             num_cached_tokens=output.num_cached_tokens,
             finish_reason=self._reason(finish_reason),
@@ -96,7 +99,9 @@ class ChoiceDecoder:
         return self._tool_calls.decode(text) + (self._tool_calls.flush() if final else [])
 
     def _reason(self, reason: FinishReason | None) -> str | None:
-        if reason is FinishReason.STOP and self._tool_calls and self._tool_calls.num_calls:
+        """A call that a stop string cut is none to carry out, so its reason stays "stop"."""
+        calls = self._tool_calls
+        if reason is FinishReason.STOP and calls and calls.num_calls and not calls.is_cut:
             return "tool_calls"
         return reason.value if reason else None
 
@@ -126,23 +131,12 @@ class _LogprobQueue:
         return next((index for index, is_ready in enumerate(ready) if not is_ready), len(self._waiting))
 
 
-def _merged(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-    """One delta a call, for clients that take one a chunk."""
-    calls: dict[int, ToolCallDelta] = {}
-    for delta in deltas:
-        first = calls.get(delta.index)
-        calls[delta.index] = (
-            ToolCallDelta(first.index, first.id, first.name, first.arguments + delta.arguments) if first else delta
-        )
-    return tuple(calls.values())
-
-
 async def generate(
     service: Submitter,
     requests: Sequence[Request],
     tokenizer: Tokenizer,
     *,
-    parse_tool_calls: bool,
+    tool_names: Collection[str] = (),
     deadline: float | None = None,
 ) -> AsyncGenerator[Delta]:
     """Deltas of all requests as they come; request i is choice i.
@@ -151,7 +145,7 @@ async def generate(
     does `deadline`, a time of the event loop's clock.
     """
     decoders = {
-        request.id: ChoiceDecoder(index, tokenizer, request.params, parse_tool_calls=parse_tool_calls)
+        request.id: ChoiceDecoder(index, tokenizer, request.params, tool_names)
         for index, request in enumerate(requests)
     }
     async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:
