@@ -140,7 +140,7 @@ def _fill(block: dict[str, Any], text: str) -> None:
         block["text"] = text
     else:
         # What there is of a call that was cut, as Anthropic's clients read it from a stream.
-        block["input"] = from_json(text or "{}", allow_partial="trailing-strings")
+        block["input"] = from_json(text or "{}", allow_partial=True)
 
 
 def _failure(error: HTTPError) -> bytes:

@@ -202,7 +202,8 @@ def test_an_output_config_that_is_not_served_is_named(url: str, config: dict[str
 
 
 def test_a_call_that_max_tokens_cut_has_the_input_that_there_is() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    properties = {"n": {"enum": [1, 2]}, "a": {"type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "a"], "additionalProperties": False}
     asked: Any = {
         "model": "tiny",
         "messages": HI,
@@ -215,7 +216,7 @@ def test_a_call_that_max_tokens_cut_has_the_input_that_there_is() -> None:
         serving(tiny_llm(max_model_len=1024)) as url,
         Anthropic(base_url=url, api_key="none", max_retries=0) as client,
     ):
-        for max_tokens in (40, 41, 42, 44, 48, 52):
+        for max_tokens in (40, 44, 48, 52):
             message = client.messages.create(max_tokens=max_tokens, **asked)
             with client.messages.stream(max_tokens=max_tokens, **asked) as stream:
                 (streamed,) = stream.get_final_message().content
@@ -225,4 +226,4 @@ def test_a_call_that_max_tokens_cut_has_the_input_that_there_is() -> None:
             assert block.input == streamed.input
             inputs.append(block.input)
     assert inputs[0] == {}
-    assert len(inputs[-1]["a"]) > 3
+    assert inputs[-1] in ({"n": 1}, {"n": 2})
