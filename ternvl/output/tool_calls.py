@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from ternvl.output.stop import overlap
 from ternvl.tool_form import START, TAIL, head
 
 
@@ -87,7 +88,7 @@ class ToolCallParser:
             self._skip_space = not self._held
         stop = self._held.find(START)
         if stop < 0:
-            stop = len(self._held) - (0 if final else _overlap(self._held, START))
+            stop = len(self._held) - (0 if final else overlap(self._held, START))
         if stop:
             yield TextDelta(self._held[:stop])
             self._held = self._held[stop:]
@@ -145,8 +146,3 @@ class _ObjectEnd:
             if not self._depth:
                 return index + 1
         return None
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest tail of `text` that begins `tag`, short of all of it."""
-    return next(size for size in range(min(len(tag) - 1, len(text)), -1, -1) if text.endswith(tag[:size]))

@@ -81,13 +81,16 @@ class Completion:
         }
 
     def to_chunks(self, delta: Delta) -> Iterator[Chunk]:
-        """Chunks of one delta: at most one with text, one for each piece of a call, one with the finish reason."""
+        """Chunks of one delta: at most one with reasoning, one with text, one a piece of a call, one with the
+        finish reason."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         listed = [logprobs.entry(self.tokenizer, *item) for item in delta.logprobs]
         added: list[dict[str, Any]] = [{"tool_calls": [_tool_call(call)]} for call in delta.tool_calls]
-        if delta.text or (listed and not added):
+        if delta.text or (listed and not added and not delta.reasoning):
             added.insert(0, {"content": delta.text} if delta.text else {})
+        if delta.reasoning:
+            added.insert(0, {"reasoning_content": delta.reasoning})
         for content in added:
             yield self.chunk(self._choice(delta.index, self._begun_with(delta.index, content), listed, None))
             listed = []
@@ -142,8 +145,8 @@ class Answering:
     """While it is held, the engine need not compile it."""
 
 
-async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answering:
-    """Begins an answer; `answer_id` is what its requests are called by.
+async def answer(serving: Serving, request: ChatRequest, answer_id: str, *, split_reasoning: bool = False) -> Answering:
+    """Begins an answer; `answer_id` is what its requests are called by. Reasoning is text unless it is split off.
 
     Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
     """
@@ -158,14 +161,22 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answ
     prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
     requests = to_requests(answer_id, prompt, params, request)
     names = tool_names(to_tools(request))
-    deltas = generate(serving.service, requests, llm.tokenizer, tool_names=names, deadline=deadline)
+    is_free = params.grammar is None or params.grammar.kind == "tools"
+    deltas = generate(
+        serving.service,
+        requests,
+        llm.tokenizer,
+        tool_names=names,
+        split_reasoning=split_reasoning and is_free,
+        deadline=deadline,
+    )
     return Answering(model, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
 
 
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
     """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs."""
     answer_id = new_id("chatcmpl")
-    begun = await answer(serving, request, answer_id)
+    begun = await answer(serving, request, answer_id, split_reasoning=True)
     with_logprobs = begun.params.logprobs is not None
     tokenizer = serving.llm.tokenizer
     completion = Completion(answer_id, begun.model, serving.fingerprint, begun.prompt, tokenizer, with_logprobs)

@@ -1,4 +1,4 @@
-"""Calls in a stream come in pieces; calls that are cut; calls offline."""
+"""Calls in a stream come in pieces; calls that are cut; calls offline; reasoning before an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ternvl.errors import RequestError
 from ternvl.types import SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.calling import CHAT, HI, ask, tool
-from tests.server.fakes import serving, tiny_llm
+from tests.server.fakes import scripted_llm, serving, tiny_llm
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,26 @@ def test_offline_chat_refuses_a_choice_that_there_is_no_tool_for() -> None:
             llm.chat(HI["messages"], tool_choice=choice)
         assert refusal.value.param == param
     assert not llm.engine.has_work
+
+
+THOUGHT = '<think>\nHm.\n</think>\n\nSo: <tool_call>\n{"name": "look", "arguments": {"city": "a"}}\n</tool_call>'
+
+
+def test_reasoning_is_a_field_of_its_own() -> None:
+    asked = {"tools": [tool("look")]}
+    with serving(scripted_llm(THOUGHT)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        whole, pieces = ask(client, **asked), streamed(client, **asked)
+        text = client.post("/v1/completions", json={"prompt": "a"}).json()["choices"][0]["text"]
+        formed = ask(client, structured_outputs={"regex": "(?s:.*)"})["message"]
+    message = whole["message"]
+    assert (message["reasoning_content"], message["content"], whole["finish_reason"]) == (
+        "\nHm.\n",
+        "So: ",
+        "tool_calls",
+    )
+    deltas = [piece["delta"] for piece in pieces]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "\nHm.\n"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "So: "
+    assert [delta["role"] for delta in deltas if "role" in delta] == ["assistant"]
+    assert (text, formed["content"]) == (THOUGHT, THOUGHT)
+    assert "reasoning_content" not in formed
