@@ -1,6 +1,6 @@
 """Requests to a stream of deltas: what every endpoint's answer is made of, whatever its protocol.
 
-tokens -> Detokenizer -> StopStrings -> ReasoningParser -> ToolCallParser -> Delta, one line a choice, the choices merged
+tokens -> Detokenizer -> StopStrings -> ReasoningParser -> ToolCallParser -> Delta, one line a choice, merged
 as they come.
 """
 
