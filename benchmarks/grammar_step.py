@@ -29,7 +29,7 @@ from ternvl.sampling import processors
 from ternvl.sampling.tools import tool_grammar
 from ternvl.types import Grammar, Request, SamplingParams
 
-NUM_STREAMS, NUM_TOKENS, NUM_TURNS = 8, 33, 3
+NUM_STREAMS = 8
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]}},
@@ -62,9 +62,9 @@ class Stopwatch:
         return timed
 
 
-def decode(llm: LLM, engine: Engine, grammar: Grammar | None, turn: int) -> list[float]:
+def decode(llm: LLM, engine: Engine, grammar: Grammar | None, num_tokens: int, turn: int) -> list[float]:
     """Milliseconds of each step in which all streams take a token."""
-    params = SamplingParams(temperature=0.8, max_tokens=NUM_TOKENS, ignore_eos=True, grammar=grammar)
+    params = SamplingParams(temperature=0.8, max_tokens=num_tokens, ignore_eos=True, grammar=grammar)
     prompts = [llm.prompt([{"role": "user", "content": f"{turn} {number}"}]) for number in range(NUM_STREAMS)]
     for number, prompt in enumerate(prompts):
         engine.add(Request(f"{turn} {number}", prompt, params))
@@ -82,18 +82,22 @@ def main() -> int:
     """Run the benchmark; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, help="folder of a checkpoint; else the embedded model")
-    llm = LLM(parser.parse_args().model, max_model_len=1024)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=33, help="of an answer")
+    options = parser.parse_args()
+    llm = LLM(options.model, max_model_len=1024)
     engine = llm.engine
     assert isinstance(engine, Engine)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     plain_fill, plain_apply = engine_module.fill_masks, processors.apply_bitmask
-    for turn in range(NUM_TURNS):
+    for turn in range(options.turns):
         for name, grammar in GRAMMARS.items():
             masks, apply = Stopwatch(), Stopwatch()
             engine_module.fill_masks, processors.apply_bitmask = masks(plain_fill), apply(plain_apply)
-            times = decode(llm, engine, grammar, turn)
+            times = decode(llm, engine, grammar, options.tokens, turn)
             for kind, values in (("step", times), ("masks", masks.times), ("apply", apply.times)):
                 found[name][kind] += values
+            print(f"turn {turn}, {name}: {len(times)} steps", flush=True)
     result: dict[str, Any] = {"vocab_size": llm.config.language.vocab_size, "streams": NUM_STREAMS}
     for name, kinds in found.items():
         result[name] = {kind: round(statistics.median(values), 2) for kind, values in kinds.items() if values}
