@@ -67,8 +67,10 @@ event `error`.""",
     "/v1/messages": """\
 `max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
 `tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with.
-`thinking` is refused unless disabled. `cache_control` may be there: the server caches prompts anyway. Sampling
-fields of Chat Completions that Anthropic lacks are served under their names. The key may come as `x-api-key`.
+`output_config.format` is a JSON Schema that the text is held to; `effort` is refused. The `input` of a call that
+`max_tokens` cut is what there is of it. `thinking` is refused unless disabled. `cache_control` may be there: the
+server caches prompts anyway. Sampling fields of Chat Completions that Anthropic lacks are served under their names.
+The key may come as `x-api-key`.
 Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
     "/v1/messages/count_tokens": "Takes what `/v1/messages` takes, without `max_tokens`, images included.",
     "/tokenize": """\

@@ -25,10 +25,12 @@ from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
+from ternvl.output.tool_calls import TextDelta, ToolCallParser
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.messages import Message, parse_messages
+from ternvl.prompt.messages import Message, ToolCall, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler
+from ternvl.sampling.tools import ToolChoice, tool_grammar, tool_names
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
 
 Conversation = Sequence[Mapping[str, Any] | Message]
@@ -49,6 +51,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None
     """Beside `token_ids`; None where they were not asked for."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of `LLM.chat` with tools; `text` is then without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class RequestOutput:
     @property
     def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         return self.outputs[0].logprobs
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.outputs[0].tool_calls
 
 
 class LLM:
@@ -176,17 +184,30 @@ class LLM:
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`."""
+        """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`.
+
+        `tools`, `tool_choice` and `parallel_tool_calls` are OpenAI's. Calls are constrained as the server's are: they
+        parse and match their tool's schema, save the last of an answer that was cut. A form in `params.grammar` is that
+        of the answers without calls.
+        """
         is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
         several = is_list and bool(messages) and not isinstance(messages[0], Mapping | Message)
         conversations: Any = messages if several else [messages]
-        prompts = [self.prompt(conversation, tools=tools) for conversation in conversations]
-        return self.generate(prompts, params, progress=progress)
+        shown = () if tool_choice == "none" else tools
+        prompts = [self.prompt(conversation, tools=shown) for conversation in conversations]
+        constrained = [
+            replace(one, grammar=tool_grammar(tools, tool_choice, parallel=parallel_tool_calls, answer=one.grammar))
+            for one in self._params_of(prompts, params)
+        ]
+        outputs = self.generate(prompts, constrained, progress=progress)
+        return [_with_calls(output, tool_names(shown)) for output in outputs] if shown else outputs
 
     def generate(
         self,
@@ -292,6 +313,23 @@ class _Answer:
         assert self.finish_reason is not None
         logprobs = None if self.request.params.logprobs is None else tuple(self._logprobs)
         return Completion(self._index, self._text, tuple(self._token_ids), self.finish_reason, logprobs)
+
+
+def _with_calls(output: RequestOutput, names: Sequence[str]) -> RequestOutput:
+    """The same answers with their calls apart from their text."""
+    return replace(output, outputs=[replace(each, **_split(each.text, names)) for each in output.outputs])
+
+
+def _split(answer: str, names: Sequence[str]) -> dict[str, Any]:
+    parser, text, calls = ToolCallParser(names), "", list[ToolCall]()
+    for delta in [*parser.decode(answer), *parser.flush()]:
+        if isinstance(delta, TextDelta):
+            text += delta.text
+        elif delta.name is not None:
+            calls.append(ToolCall(delta.id or "", delta.name, ""))
+        else:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + delta.arguments)
+    return {"text": text, "tool_calls": tuple(calls)}
 
 
 def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:

@@ -88,3 +88,8 @@ class StopStrings:
                 start = len(self._held) - len(matcher.string)
                 if self._match is None or start < self._match[0]:
                     self._match = start, matcher.string
+
+
+def overlap(text: str, tag: str) -> int:
+    """Length of the longest tail of `text` that begins `tag`, short of all of it."""
+    return next(size for size in range(min(len(tag) - 1, len(text)), -1, -1) if text.endswith(tag[:size]))

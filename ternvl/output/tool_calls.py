@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, NoReturn
 
-START, END = "<tool_call>", "</tool_call>"
-
-_SPACE = " \t\n\r"
-_OUTSIDE_STRINGS = frozenset(_SPACE + '{}[]:,"+-.0123456789eEtrufalsn')
+from ternvl.output.stop import overlap
+from ternvl.tool_form import START, TAIL, head
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,76 +32,33 @@ Delta = TextDelta | ToolCallDelta
 
 
 class _State(Enum):
-    BEFORE_OBJECT = auto()
-    IN_OBJECT = auto()
-    IN_STRING = auto()
-    AFTER_BACKSLASH = auto()
-    AFTER_OBJECT = auto()
-    NO_CALL = auto()
-
-
-class _Candidate:
-    """Follows the text behind a start tag, and knows as early as can be that it is no call.
-
-    Only strings and brackets are followed, so that an end tag inside a string of the arguments ends nothing; whether
-    the object is JSON is for `json` to say.
-    """
-
-    def __init__(self) -> None:
-        self.state = _State.BEFORE_OBJECT
-        self.position = len(START)
-        """Index just past the last character that was followed."""
-        self.stop = 0
-        """Index just past the object, once it has ended."""
-        self._depth = 0
-
-    def follow(self, text: str) -> None:
-        """Goes on in `text`, which begins with the start tag, to its end or to where the state is final."""
-        final = (_State.AFTER_OBJECT, _State.NO_CALL)
-        while self.position < len(text) and self.state not in final:
-            self.state = self._next(text[self.position])
-            self.position += 1
-            if self.state is _State.AFTER_OBJECT:
-                self.stop = self.position
-
-    def _next(self, char: str) -> _State:
-        match self.state:
-            case _State.BEFORE_OBJECT:
-                if char in _SPACE:
-                    return self.state
-                self._depth = 1
-                return _State.IN_OBJECT if char == "{" else _State.NO_CALL
-            case _State.IN_STRING:
-                if char < " ":
-                    return _State.NO_CALL
-                return {'"': _State.IN_OBJECT, "\\": _State.AFTER_BACKSLASH}.get(char, _State.IN_STRING)
-            case _State.AFTER_BACKSLASH:
-                return _State.IN_STRING
-            case _:
-                return self._next_in_object(char)
-
-    def _next_in_object(self, char: str) -> _State:
-        if char not in _OUTSIDE_STRINGS:
-            return _State.NO_CALL
-        if char == '"':
-            return _State.IN_STRING
-        self._depth += (char in "{[") - (char in "}]")
-        return _State.IN_OBJECT if self._depth else _State.AFTER_OBJECT
+    TEXT = auto()
+    ARGUMENTS = auto()
+    TAIL = auto()
 
 
 class ToolCallParser:
     """Splits an answer's text into text and tool calls, whatever the pieces in which it comes.
 
-    A call is held back until its end tag, because only then is it certain to be one. What looks like a call and is no
-    JSON object with a name is text. White space behind a call is dropped.
+    It reads what is drawn under the grammar of the same tools (`ternvl.sampling.tools`), where all that follows a
+    call's name is certain. So a call is told as soon as its arguments begin, and they are passed on as they come. What
+    looks like a call and begins in another way is text. White space behind a call is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        """`names` are those of the functions that may be called."""
         self.num_calls = 0
         """Calls found so far."""
+        self._heads = {head(name) + "{": name for name in names}
+        self._state = _State.TEXT
         self._held = ""
-        self._candidate: _Candidate | None = None
         self._skip_space = False
+        self._arguments = _ObjectEnd()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the arguments of the last call have not come to their end."""
+        return self._state is _State.ARGUMENTS
 
     def decode(self, text: str) -> list[Delta]:
         """What is certain after one more piece of text."""
@@ -113,109 +66,83 @@ class ToolCallParser:
         return list(self._advance(final=False))
 
     def flush(self) -> list[Delta]:
-        """What was held back, now that no more text comes. A whole call without its end tag is a call."""
+        """What was held back, now that no more text comes."""
         return list(self._advance(final=True))
 
     def _advance(self, *, final: bool) -> Iterator[Delta]:
-        while self._held:
-            if self._candidate is None:
-                yield from self._text(final)
-                if not self._held.startswith(START):
-                    return
-                self._candidate = _Candidate()
-            stop = self._call_stop(self._candidate, final)
-            if stop is None:
-                return
-            call = parse_call(self._held[len(START) : self._candidate.stop]) if stop else None
-            self._candidate = None
-            yield from self._call(*call) if call else self._no_call()
-            if call:
-                self._held = self._held[stop:]
+        before = None
+        while self._held and before != (self._held, self._state):
+            before = self._held, self._state
+            match self._state:
+                case _State.TEXT:
+                    yield from self._text(final)
+                case _State.ARGUMENTS:
+                    yield self._piece()
+                case _State.TAIL:
+                    self._tail(final)
 
-    def _text(self, final: bool) -> Iterator[TextDelta]:
-        """Yields what stands before the next start tag, or before what may be the beginning of one."""
+    def _text(self, final: bool) -> Iterator[Delta]:
+        """Passes on what stands before the next call, or before what may be the beginning of one."""
         if self._skip_space:
             self._held = self._held.lstrip()
             self._skip_space = not self._held
         stop = self._held.find(START)
         if stop < 0:
-            stop = len(self._held) - (0 if final else _overlap(self._held, START))
+            stop = len(self._held) - (0 if final else overlap(self._held, START))
         if stop:
             yield TextDelta(self._held[:stop])
             self._held = self._held[stop:]
+        elif self._held:
+            yield from self._begin(final)
 
-    def _call_stop(self, candidate: _Candidate, final: bool) -> int | None:
-        """Index just past a call with its end tag; 0 where there is no call; None where more text must decide."""
-        candidate.follow(self._held)
-        if candidate.state is not _State.AFTER_OBJECT:
-            return 0 if final or candidate.state is _State.NO_CALL else None
-        rest = self._held[candidate.stop :].lstrip()
-        if rest.startswith(END):
-            return len(self._held) - len(rest) + len(END)
-        if END.startswith(rest):
-            return len(self._held) if final else None
-        return 0
+    def _begin(self, final: bool) -> Iterator[Delta]:
+        """A call, if the start tag in front is that of one; else the tag is text."""
+        found = next((each for each in self._heads if self._held.startswith(each)), None)
+        if found:
+            yield ToolCallDelta(self.num_calls, f"call_{secrets.token_hex(12)}", self._heads[found], "")
+            self.num_calls += 1
+            self._state, self._arguments = _State.ARGUMENTS, _ObjectEnd()
+            self._held = self._held[len(found) - 1 :]
+        elif final or not any(each.startswith(self._held) for each in self._heads):
+            yield TextDelta(START)
+            self._held = self._held[len(START) :]
 
-    def _call(self, name: str, arguments: str) -> Iterator[ToolCallDelta]:
-        index = self.num_calls
-        self.num_calls += 1
-        self._skip_space = True
-        yield ToolCallDelta(index, f"call_{secrets.token_hex(12)}", name, "")
-        yield ToolCallDelta(index, None, None, arguments)
+    def _piece(self) -> ToolCallDelta:
+        """Arguments, to their end or to that of what there is."""
+        stop = self._arguments.find(self._held)
+        if stop is None:
+            stop = len(self._held)
+        else:
+            self._state = _State.TAIL
+        piece, self._held = self._held[:stop], self._held[stop:]
+        return ToolCallDelta(self.num_calls - 1, None, None, piece)
 
-    def _no_call(self) -> Iterator[TextDelta]:
-        """The start tag is text; what follows is read again, for it may hold a call."""
-        self._held = self._held[len(START) :]
-        yield TextDelta(START)
+    def _tail(self, final: bool) -> None:
+        """Drops what ends a call, once it is there whole or no more comes."""
+        if self._held.startswith(TAIL) or not TAIL.startswith(self._held):
+            self._held = self._held.removeprefix(TAIL)
+            self._state, self._skip_space = _State.TEXT, True
+        elif final:
+            self._held = ""
 
 
-def parse_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments (their JSON as it was written, `{}` where there are none) of a call's JSON object.
+class _ObjectEnd:
+    """Finds the end of a JSON object that comes in pieces, by its braces outside of strings."""
 
-    None where `text` is no JSON object with a name.
-    """
-    try:
-        values, sources = _members(text.strip(_SPACE))
-        name = values["name"]
-        if not isinstance(name, str) or not name:
-            return None
-        name.encode()
-    except (ValueError, LookupError, RecursionError):
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+
+    def find(self, piece: str) -> int | None:
+        """Index just past the object in its next piece; None where it goes on behind that."""
+        for index, char in enumerate(piece):
+            if self._in_string:
+                self._in_string = self._is_escaped or char != '"'
+                self._is_escaped = char == "\\" and not self._is_escaped
+                continue
+            self._in_string = char == '"'
+            self._depth += (char == "{") - (char == "}")
+            if not self._depth:
+                return index + 1
         return None
-    return name, sources.get("arguments", "{}")
-
-
-def _members(text: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values of a JSON object, and the text of each as it was written. Raises ValueError where it is none."""
-    values = _DECODER.decode(text)
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    sources: dict[str, str] = {}
-    index = _skip_space(text, 1)
-    while text[index] == '"':
-        key, index = _DECODER.raw_decode(text, index)
-        start = _skip_space(text, _skip_space(text, index) + 1)
-        _, stop = _DECODER.raw_decode(text, start)
-        sources[key] = text[start:stop]
-        index = _skip_space(text, _skip_space(text, stop) + 1)
-        if index >= len(text):
-            break
-    return values, sources
-
-
-def _skip_space(text: str, index: int) -> int:
-    while index < len(text) and text[index] in _SPACE:
-        index += 1
-    return index
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest tail of `text` that begins `tag`, short of all of it."""
-    return next(size for size in range(min(len(tag) - 1, len(text)), -1, -1) if text.endswith(tag[:size]))
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=float)  # an int of many digits is an error

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from ternvl.prompt.messages import Message
+from ternvl.tool_form import TAIL, head
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
@@ -96,12 +97,8 @@ def _turn(message: Message, first_image: int) -> Iterator[Piece]:
             yield f"Image-{index + 1}: "
         yield ImageSlot(index)
         yield "\n"
-    calls = [f"<tool_call>\n{_call(call.name, call.arguments)}\n</tool_call>" for call in message.tool_calls]
+    calls = [head(call.name) + call.arguments + TAIL for call in message.tool_calls]
     yield "\n".join([message.text] * bool(message.text) + calls)
-
-
-def _call(name: str, arguments: str) -> str:
-    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
 
 
 def _tool_responses(messages: Sequence[Message]) -> Iterator[Piece]:

@@ -1,14 +1,13 @@
 """Grammars of every kind as the text that llguidance compiles.
 
-Tool calls have the form of Qwen2.5's template: `<tool_call>`, a line with the JSON object, `</tool_call>`, several of
-them on lines of their own.
+Tool calls have the form of `ternvl.tool_form`, several of them on lines of their own.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llguidance import LLMatcher, regex_to_lark
@@ -17,6 +16,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from ternvl.errors import RequestError
 from ternvl.sampling import json_schema
 from ternvl.sampling.json_schema import SchemaError
+from ternvl.tool_form import START, TAIL, head
 from ternvl.types import Grammar
 
 MAX_TEXT = 256 * 1024
@@ -26,44 +26,8 @@ MAX_REGEX, MAX_LARK = 32 * 1024, 64 * 1024
 
 _UNFORCED = '\n%llguidance {"no_forcing": true}\n'
 """Else every text that the grammar forces is written out at once, which may be millions of characters."""
-_TAG, _END_TAG = "<tool_call>", "</tool_call>"
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
 _NOT_SERVED = re.compile(r"\b(?:max_tokens|temperature|stop)\s*=|<[^<>\n]+>|%llguidance\s*\{\s*[^}\s]|%import")
-
-
-def tool_grammar(
-    tools: Sequence[Mapping[str, Any]],
-    *,
-    only: str | None = None,
-    required: bool = False,
-    parallel: bool = True,
-    answer: Grammar | None = None,
-) -> Grammar:
-    """The grammar of an answer that may call `tools`, OpenAI's definitions, or the one that is named by `only`.
-
-    With `required` it is calls alone, of which there is one where not `parallel`. Else it is text, which may end in
-    calls; or, with `answer` (JSON or a choice), what that asks for, or calls. Of tools with the same name, a call is of
-    any. Raises RequestError for an `answer` of another kind.
-    """
-    if answer is not None and answer.kind not in ("json_schema", "json_object", "choice"):
-        raise RequestError(f"{answer.param} cannot be combined with tools.", param=answer.param)
-    try:
-        functions = [(tool["function"]["name"], tool["function"].get("parameters")) for tool in tools]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RequestError(
-            "tools must be OpenAI's tool definitions, each with a function and a name.", param="tools"
-        ) from error
-    wish = {
-        "tools": [
-            {"index": index, "name": name, "parameters": parameters}
-            for index, (name, parameters) in enumerate(functions)
-            if only in (None, name)
-        ],
-        "required": required,
-        "parallel": parallel,
-        "answer": answer and {"kind": answer.kind, "text": answer.text, "param": answer.param},
-    }
-    return Grammar.of("tools", wish, param="tools")
 
 
 def parts(grammar: Grammar) -> list[Grammar]:
@@ -139,27 +103,26 @@ def _lark(grammar: Grammar) -> str:
 def _tools(grammar: Grammar) -> str:
     wish = json.loads(grammar.text)
     names = " | ".join(f"call_{index}" for index in range(len(wish["tools"])))
-    more = f'("\\n{_TAG}" body)*' if wish["parallel"] else ""
+    more = f'("\\n{START}" body)*' if wish["parallel"] else ""
     rules = [f"body: {names}", *(_call(index, tool) for index, tool in enumerate(wish["tools"]))]
     if wish["required"]:
-        return "\n".join([f'start: "{_TAG}" body {more}', *rules])
+        return "\n".join([f'start: "{START}" body {more}', *rules])
     if wish["answer"]:
-        return "\n".join([f'start: answer | "{_TAG}" body {more}', _answer(Grammar(**wish["answer"])), *rules])
+        return "\n".join([f'start: answer | "{START}" body {more}', _answer(Grammar(**wish["answer"])), *rules])
     text = [
         f"start: TEXT | head body {more}",
-        f"TEXT: /(?s:.*)/ & ~/(?s:.*){_TAG}(?s:.*)/",
-        f"head[lazy]: /(?s:.*){_TAG}/",
+        f"TEXT: /(?s:.*)/ & ~/(?s:.*){START}(?s:.*)/",
+        f"head[lazy]: /(?s:.*){START}/",
     ]
     return "\n".join(text + rules)
 
 
 def _call(index: int, tool: Mapping[str, Any]) -> str:
     """Rules of a call of one tool, from behind the opening tag on."""
-    head = f'\n{{"name": {json.dumps(tool["name"], ensure_ascii=False)}, "arguments": '
-    tail = f"}}\n{_END_TAG}"
+    begin = head(tool["name"]).removeprefix(START)
     schema = _arguments(tool) | {"x-guidance": json_schema.options(inline=True)}
     return (
-        f"call_{index}: {json.dumps(head)} arguments_{index} {json.dumps(tail)}\n"
+        f"call_{index}: {json.dumps(begin)} arguments_{index} {json.dumps(TAIL)}\n"
         f"arguments_{index}: %json {json.dumps(schema)}"
     )
 

@@ -14,6 +14,7 @@ from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import CompiledGrammar
+from ternvl.sampling.tools import tool_names
 from ternvl.server import logprobs
 from ternvl.server.generation import Delta, generate
 from ternvl.server.grammars import to_grammar
@@ -80,25 +81,29 @@ class Completion:
         }
 
     def to_chunks(self, delta: Delta) -> Iterator[Chunk]:
-        """Chunks of one delta: at most one with content and one with the finish reason."""
+        """Chunks of one delta: at most one with reasoning, one with text, one a piece of a call, one with the
+        finish reason."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
-        content = self._content(delta)
         listed = [logprobs.entry(self.tokenizer, *item) for item in delta.logprobs]
-        if content or listed:
-            yield self.chunk(self._choice(delta.index, content, listed, None))
+        added: list[dict[str, Any]] = [{"tool_calls": [_tool_call(call)]} for call in delta.tool_calls]
+        if delta.text or (listed and not added and not delta.reasoning):
+            added.insert(0, {"content": delta.text} if delta.text else {})
+        if delta.reasoning:
+            added.insert(0, {"reasoning_content": delta.reasoning})
+        for content in added:
+            yield self.chunk(self._choice(delta.index, self._begun_with(delta.index, content), listed, None))
+            listed = []
         if delta.finish_reason:
-            yield self.chunk(self._choice(delta.index, {}, [], delta.finish_reason))
+            last = self._begun_with(delta.index, {})
+            yield self.chunk(self._choice(delta.index, last, [], delta.finish_reason))
 
-    def _content(self, delta: Delta) -> dict[str, Any]:
-        """What the delta adds to the message; the first of a choice that adds anything, or ends it, has the role."""
-        content: dict[str, Any] = {"content": delta.text} if delta.text else {}
-        if delta.tool_calls:
-            content["tool_calls"] = [_tool_call(call) for call in delta.tool_calls]
-        if delta.index in self._begun or not (content or delta.logprobs or delta.finish_reason):
+    def _begun_with(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
+        """What is added to the message of choice `index`: with the role, if it is the first."""
+        if index in self._begun:
             return content
-        self._begun.add(delta.index)
-        return {"role": "assistant", "content": None if delta.tool_calls else "", **content}
+        self._begun.add(index)
+        return {"role": "assistant", "content": None if "tool_calls" in content else "", **content}
 
     def _choice(
         self, index: int, delta: dict[str, Any], listed: list[dict[str, Any]], finish_reason: str | None
@@ -140,8 +145,8 @@ class Answering:
     """While it is held, the engine need not compile it."""
 
 
-async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answering:
-    """Begins an answer; `answer_id` is what its requests are called by.
+async def answer(serving: Serving, request: ChatRequest, answer_id: str, *, split_reasoning: bool = False) -> Answering:
+    """Begins an answer; `answer_id` is what its requests are called by. Reasoning is text unless it is split off.
 
     Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
     """
@@ -155,15 +160,23 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answ
     building = partial(build, llm, request)
     prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
     requests = to_requests(answer_id, prompt, params, request)
-    parses_calls = bool(to_tools(request))
-    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=parses_calls, deadline=deadline)
+    names = tool_names(to_tools(request))
+    is_free = params.grammar is None or params.grammar.kind == "tools"
+    deltas = generate(
+        serving.service,
+        requests,
+        llm.tokenizer,
+        tool_names=names,
+        split_reasoning=split_reasoning and is_free,
+        deadline=deadline,
+    )
     return Answering(model, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
 
 
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
     """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs."""
     answer_id = new_id("chatcmpl")
-    begun = await answer(serving, request, answer_id)
+    begun = await answer(serving, request, answer_id, split_reasoning=True)
     with_logprobs = begun.params.logprobs is not None
     tokenizer = serving.llm.tokenizer
     completion = Completion(answer_id, begun.model, serving.fingerprint, begun.prompt, tokenizer, with_logprobs)

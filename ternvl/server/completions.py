@@ -189,7 +189,7 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
         for index, prompt in enumerate(prompts)
         for each in to_requests(f"{answer_id}-{index}", prompt, params, request)
     ]
-    deltas = generate(serving.service, requests, tokenizer, parse_tool_calls=False, deadline=deadline)
+    deltas = generate(serving.service, requests, tokenizer, deadline=deadline)
     async with aclosing(meter.watch(deltas, num_prompt_tokens)) as watched:
         async for delta in watched:
             chunk = completion.to_chunk(delta)

@@ -28,6 +28,8 @@ def _add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
     message, delta = choice["message"], piece["delta"]
     if delta.get("content") is not None:
         message["content"] = (message["content"] or "") + delta["content"]
+    if "reasoning_content" in delta:
+        message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
     for call in delta.get("tool_calls", ()):
         _add_call(message.setdefault("tool_calls", []), call)
     if piece["logprobs"] is not None:

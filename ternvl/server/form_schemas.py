@@ -89,3 +89,22 @@ class StructuredOutputs(Schema):
         if len(given) != 1:
             raise refuse("", "must have exactly one of json, json_object, regex, choice, grammar")
         return self
+
+
+class AnthropicFormat(Schema):
+    """JSON of a schema, as Anthropic's Messages ask for it."""
+
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Schema):
+    """The form of a message."""
+
+    format: AnthropicFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_no_effort(self) -> Self:
+        if (self.model_extra or {}).get("effort") is not None:
+            raise refuse("effort", "is not supported", code="unsupported_parameter")
+        return self

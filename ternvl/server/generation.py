@@ -1,17 +1,19 @@
 """Requests to a stream of deltas: what every endpoint's answer is made of, whatever its protocol.
 
-tokens -> Detokenizer -> StopStrings -> ToolCallParser -> Delta, one line a choice, the choices merged as they come.
+tokens -> Detokenizer -> StopStrings -> ReasoningParser -> ToolCallParser -> Delta, one line a choice, merged
+as they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.output.detokenizer import Detokenizer
+from ternvl.output.reasoning import ReasoningParser
 from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
 from ternvl.prompt.tokenizer import Tokenizer
@@ -36,6 +38,8 @@ class Delta:
     """Of the choice, from 0."""
     num_tokens: int
     """Tokens that were drawn, shown or not."""
+    reasoning: str = ""
+    """What the model thinks before it answers."""
     text: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
@@ -51,11 +55,21 @@ class Delta:
 class ChoiceDecoder:
     """Tokens of one choice to deltas."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, parse_tool_calls: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        tool_names: Collection[str] = (),
+        *,
+        split_reasoning: bool = False,
+    ) -> None:
+        """Calls are looked for where there are `tool_names`, and the answer is drawn under the tools' grammar."""
         self._index = index
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        self._tool_calls = ToolCallParser() if parse_tool_calls else None
+        self._tool_calls = ToolCallParser(tool_names) if tool_names else None
+        self._reasoning = ReasoningParser() if split_reasoning else None
         self._logprobs = _LogprobQueue()
 
     def decode(self, output: TokenOutput) -> Delta:
@@ -67,12 +81,14 @@ class ChoiceDecoder:
             text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
         finish_reason = FinishReason.STOP if self._stop.stopped else output.finish_reason
         logprobs = self._logprobs.take(len(text), rest=finish_reason is not None and not self._stop.stopped)
+        reasoning, text = self._reason_apart(text, final=finish_reason is not None)
         pieces = self._split(text, final=finish_reason is not None)
         return Delta(
             index=self._index,
             num_tokens=len(output.token_ids),
+            reasoning=reasoning,
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
-            tool_calls=_merged([piece for piece in pieces if isinstance(piece, ToolCallDelta)]),
+            tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
             logprobs=logprobs,
             num_cached_tokens=output.num_cached_tokens,
             finish_reason=self._reason(finish_reason),
@@ -90,13 +106,21 @@ class ChoiceDecoder:
             text += self._stop.decode(piece)
         return text
 
+    def _reason_apart(self, text: str, *, final: bool) -> tuple[str, str]:
+        if self._reasoning is None:
+            return "", text
+        pieces = [self._reasoning.decode(text), self._reasoning.flush() if final else ("", "")]
+        return pieces[0][0] + pieces[1][0], pieces[0][1] + pieces[1][1]
+
     def _split(self, text: str, *, final: bool) -> list[TextDelta | ToolCallDelta]:
         if self._tool_calls is None:
             return [TextDelta(text)]
         return self._tool_calls.decode(text) + (self._tool_calls.flush() if final else [])
 
     def _reason(self, reason: FinishReason | None) -> str | None:
-        if reason is FinishReason.STOP and self._tool_calls and self._tool_calls.num_calls:
+        """A call that a stop string cut is none to carry out, so its reason stays "stop"."""
+        calls = self._tool_calls
+        if reason is FinishReason.STOP and calls and calls.num_calls and not calls.is_cut:
             return "tool_calls"
         return reason.value if reason else None
 
@@ -126,23 +150,13 @@ class _LogprobQueue:
         return next((index for index, is_ready in enumerate(ready) if not is_ready), len(self._waiting))
 
 
-def _merged(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-    """One delta a call, for clients that take one a chunk."""
-    calls: dict[int, ToolCallDelta] = {}
-    for delta in deltas:
-        first = calls.get(delta.index)
-        calls[delta.index] = (
-            ToolCallDelta(first.index, first.id, first.name, first.arguments + delta.arguments) if first else delta
-        )
-    return tuple(calls.values())
-
-
 async def generate(
     service: Submitter,
     requests: Sequence[Request],
     tokenizer: Tokenizer,
     *,
-    parse_tool_calls: bool,
+    tool_names: Collection[str] = (),
+    split_reasoning: bool = False,
     deadline: float | None = None,
 ) -> AsyncGenerator[Delta]:
     """Deltas of all requests as they come; request i is choice i.
@@ -151,7 +165,7 @@ async def generate(
     does `deadline`, a time of the event loop's clock.
     """
     decoders = {
-        request.id: ChoiceDecoder(index, tokenizer, request.params, parse_tool_calls=parse_tool_calls)
+        request.id: ChoiceDecoder(index, tokenizer, request.params, tool_names, split_reasoning=split_reasoning)
         for index, request in enumerate(requests)
     }
     async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ternvl.errors import RequestError
-from ternvl.sampling.sources import tool_grammar
+from ternvl.sampling.tools import tool_grammar
 from ternvl.server.form_schemas import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
 from ternvl.server.schemas import ChatRequest
 from ternvl.types import Grammar
@@ -20,25 +20,12 @@ def to_grammar(request: ChatRequest) -> Grammar | None:
             f"{formats[1].param} is given beside {formats[0].param}, but an answer has one form.",
             param=formats[1].param,
         )
-    answer = formats[0] if formats else None
-    choice = request.tool_choice
-    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
-    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []]
-    if not tools and (named or choice == "required"):
-        raise RequestError("tool_choice asks for a call, but there are no tools.", param="tool_choice")
-    if named and named not in [tool["function"]["name"] for tool in tools]:
-        raise RequestError(
-            f"tool_choice.function.name is {named[:60]!r}, but no tool is called that.",
-            param="tool_choice.function.name",
-        )
-    if not tools or choice == "none":
-        return answer
+    choice = request.tool_choice or "auto"
     return tool_grammar(
-        tools,
-        only=named,
-        required=bool(named) or choice == "required",
-        parallel=request.parallel_tool_calls is not False and not named,
-        answer=answer,
+        [tool.model_dump(exclude_none=True) for tool in request.tools or []],
+        choice.model_dump() if isinstance(choice, NamedToolChoice) else choice,
+        parallel=request.parallel_tool_calls is not False,
+        answer=formats[0] if formats else None,
     )
 
 

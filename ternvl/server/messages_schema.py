@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Tag
 
 from ternvl.server.foreign import Foreign
+from ternvl.server.form_schemas import OutputConfig
 from ternvl.server.sampling_fields import DrawingFields
 from ternvl.server.schema_types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, uri
 
@@ -185,6 +186,7 @@ class Conversation(Schema):
     system: Texts | None = None
     tools: Annotated[list[CustomTool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
 
     def to_chat(self) -> Foreign:
         """The chat request that this stands for."""
@@ -204,6 +206,9 @@ class Conversation(Schema):
             fields["tool_choice"] = _tool_choice(self.tool_choice)
             if self.tool_choice.disable_parallel_tool_use:
                 fields["parallel_tool_calls"] = False
+        if self.output_config is not None and self.output_config.format is not None:
+            schema = {"name": "answer", "schema": self.output_config.format.json_schema}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
 
 
@@ -226,6 +231,7 @@ _NAMES = (
     (r"tools\[(\d+)\]\.function\.parameters", r"tools[\1].input_schema"),
     (r"tools\[(\d+)\]\.function", r"tools[\1]"),
     (r"parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
+    (r"response_format\.json_schema", "output_config.format"),
     (r"n$", "max_tokens"),
 )
 

@@ -79,7 +79,7 @@ class AssistantMessage(Schema):
 
     role: Literal["assistant"]
     content: TextContent | None = None
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

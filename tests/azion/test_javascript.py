@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.azion import page
 from tests.azion.waiting import eventually
+from tests.npm import install
 from tests.server.fakes import scripted_llm, serving
 
 
@@ -23,11 +21,9 @@ def test_its_own_tests() -> None:
 
 
 def test_its_types() -> None:
+    install(page.PACKAGE)
     compiler = page.PACKAGE / "node_modules" / ".bin" / "tsc"
-    found = str(compiler) if compiler.is_file() else shutil.which("tsc")
-    if found is None:
-        pytest.skip("tsc is not installed; it checks the types of the JavaScript client")
-    result = subprocess.run([found, "--project", "."], cwd=page.PACKAGE, capture_output=True, text=True)
+    result = subprocess.run([compiler, "--project", "."], cwd=page.PACKAGE, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 

@@ -1,10 +1,11 @@
-"""Every client does every feature: text, image, stream, an error, a cancelled stream."""
+"""Every client does every feature: text, image, stream, tools, JSON schema, an error, a cancelled stream."""
 
 from __future__ import annotations
 
 import base64
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from PIL import Image
 
 from ternvl.llm import LLM
 from ternvl.types import SamplingParams
-from tests.clients.adapters import CLIENTS, IMAGE_QUESTION
+from tests.clients.adapters import CLIENTS
+from tests.clients.adapters.asking import IMAGE_QUESTION, TOOL, Capital, Weather
 
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
 QUESTION = "Name the european capitals"
 PARAMS = SamplingParams(temperature=0, max_tokens=24)
 
@@ -53,6 +56,23 @@ def test_stream(client: Any, answers: dict[str, str]) -> None:
     assert len([piece for piece in pieces if piece]) > 1
 
 
+def test_tools(client: Any) -> None:
+    ((name, arguments),) = client.tools("What is the weather in Rome?")
+    assert name == TOOL["function"]["name"]
+    Weather.model_validate(arguments)
+
+
+def test_streamed_tools(client: Any) -> None:
+    ((name, arguments),), num_pieces = client.streamed_tools("What is the weather in Rome?")
+    assert name == TOOL["function"]["name"]
+    Weather.model_validate(arguments)
+    assert num_pieces > 3
+
+
+def test_JSON_schema(client: Any) -> None:
+    Capital.model_validate(client.schema("Name a capital"))
+
+
 def test_error(client: Any) -> None:
     assert client.error() == 404
 
@@ -79,3 +99,10 @@ def answers() -> dict[str, str]:
     ]
     text, seen = (output.text for output in llm.chat(turns, PARAMS))
     return {"text": text, "image": seen}
+
+
+def test_table_of_the_documentation() -> None:
+    rows = [line.strip("| ").split(" | ") for line in TABLE.read_text(encoding="utf-8").splitlines() if "|" in line]
+    features = [name.removeprefix("test_").replace("_", " ") for name in globals() if name.startswith("test_")][:-1]
+    assert rows[0] == features
+    assert rows[2:] == [[(client.__doc__ or "").rstrip("."), *["yes"] * len(features)] for client in CLIENTS]

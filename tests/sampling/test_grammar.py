@@ -16,7 +16,7 @@ from ternvl.llm import LLM
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.json_schema import expanded_size
-from ternvl.sampling.sources import tool_grammar
+from ternvl.sampling.tools import tool_grammar
 from ternvl.types import FinishReason, Grammar, GrammarKind, Prompt, SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_llm, tiny_model
@@ -247,7 +247,7 @@ def test_the_size_of_a_regex_counts_its_repetitions(regex: str, size: int) -> No
 def test_the_tool_to_blame_is_named() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in "fgh"]
     tools[1]["function"]["parameters"] = {"properties": {"x": {"uniqueItems": True}}}  # type: ignore[index]
-    for grammar in (tool_grammar(tools), tool_grammar(tools, only="g", required=True)):
+    for grammar in (tool_grammar(tools), tool_grammar(tools, {"type": "function", "function": {"name": "g"}})):
         with pytest.raises(RequestError, match="uniqueItems") as refusal:
             make_compiler().compile(grammar)
         assert refusal.value.param == "tools[1].function.parameters"

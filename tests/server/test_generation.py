@@ -27,7 +27,7 @@ def decode(
 ) -> list[Delta]:
     """Deltas of an answer whose tokens come `step` at a time."""
     params = params or SamplingParams()
-    decoder = ChoiceDecoder(0, TOKENIZER, params, parse_tool_calls=tools)
+    decoder = ChoiceDecoder(0, TOKENIZER, params, ["look"] if tools else [])
     ids = TOKENIZER.encode_text(text)
     groups = [tuple(ids[start : start + step]) for start in range(0, len(ids), step)]
     outputs = [TokenOutput("r", group, None, _logprobs(group, params)) for group in groups]
@@ -59,7 +59,7 @@ def test_text_is_whole_characters_and_complete(step: int) -> None:
 
 def test_the_length_reason_and_a_character_that_never_ended() -> None:
     first_byte = TOKENIZER.encode_text("é")[0]
-    decoder = ChoiceDecoder(0, TOKENIZER, SamplingParams(), parse_tool_calls=False)
+    decoder = ChoiceDecoder(0, TOKENIZER, SamplingParams())
     assert decoder.decode(TokenOutput("r", (first_byte,))).text == ""
     last = decoder.decode(TokenOutput("r", (), FinishReason.LENGTH))
     assert (last.text, last.finish_reason) == ("\ufffd", "length")
@@ -88,7 +88,6 @@ def test_tool_calls(step: int) -> None:
     for index in (0, 1):
         assert "".join(call.arguments for call in calls if call.index == index) == '{"at": [1, "é"]}'
     assert deltas[-1].finish_reason == "tool_calls"
-    assert all(len({call.index for call in delta.tool_calls}) == len(delta.tool_calls) for delta in deltas)
 
 
 def test_without_tools_a_call_is_text() -> None:
@@ -100,6 +99,25 @@ def test_a_broken_call_is_text_and_no_reason_of_its_own() -> None:
     broken = '<tool_call>{"name": }</tool_call>'
     deltas = decode(broken, tools=True)
     assert (text_of(deltas), deltas[-1].finish_reason) == (broken, "stop")
+
+
+def test_a_call_that_was_cut_is_none_to_carry_out() -> None:
+    for end, reason in ((FinishReason.LENGTH, "length"), (FinishReason.STOP, "tool_calls")):
+        deltas = decode(CALL.removesuffix("}\n</tool_call>"), end=end, tools=True)
+        assert deltas[-1].finish_reason == reason
+    deltas = decode(CALL, params=SamplingParams(stop=(", ",)), tools=True)
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    assert deltas[-1].finish_reason == "stop"
+    assert "".join(call.arguments for call in calls) == ""
+    deltas = decode(CALL, params=SamplingParams(stop=("1,",)), tools=True)
+    assert "".join(call.arguments for delta in deltas for call in delta.tool_calls) == '{"at": ['
+    assert deltas[-1].finish_reason == "stop"
+
+
+def test_a_stop_string_behind_the_arguments_leaves_the_call_whole() -> None:
+    deltas = decode(CALL, params=SamplingParams(stop=("</tool_call>",)), tools=True)
+    assert "".join(call.arguments for delta in deltas for call in delta.tool_calls) == '{"at": [1, "é"]}'
+    assert deltas[-1].finish_reason == "tool_calls"
 
 
 def test_an_answer_cut_off_after_a_call_ended_for_its_length() -> None:
@@ -116,7 +134,7 @@ def test_logprobs_are_of_the_shown_tokens(step: int) -> None:
 
 def test_a_hidden_token_has_no_logprob_but_counts() -> None:
     (hidden, *_) = TOKENIZER.stop_ids
-    decoder = ChoiceDecoder(0, TOKENIZER, SamplingParams(logprobs=0), parse_tool_calls=False)
+    decoder = ChoiceDecoder(0, TOKENIZER, SamplingParams(logprobs=0))
     delta = decoder.decode(TokenOutput("r", (hidden,), FinishReason.LENGTH, (TokenLogprobs(-1.0),)))
     assert (delta.text, delta.logprobs, delta.num_tokens) == ("", (), 1)
 
@@ -150,7 +168,7 @@ def collect(script: Script, *, n: int = 1, most: int = 100, stop: tuple[str, ...
     requests = [Request(f"r-{index}", Prompt((1,)), params) for index in range(n)]
 
     async def run() -> list[Delta]:
-        deltas = generate(script, requests, TOKENIZER, parse_tool_calls=False)
+        deltas = generate(script, requests, TOKENIZER)
         taken: list[Delta] = []
         async for delta in deltas:
             taken.append(delta)

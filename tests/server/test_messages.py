@@ -16,7 +16,7 @@ from openai import OpenAI
 from PIL import Image
 
 from tests.fakes import tiny_tokenizer
-from tests.server.fakes import ScriptedEngine, scripted_llm, serving
+from tests.server.fakes import ScriptedEngine, scripted_llm, serving, tiny_llm
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": {"x": [1]}}}\n</tool_call>'
 TOOLS: list[Any] = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
@@ -175,3 +175,55 @@ def test_a_failure_within_a_stream_is_its_last_event() -> None:
     name, data = text.strip().split("\n\n")[-1].split("\ndata: ")
     assert (name, json.loads(data)["error"]["type"]) == ("event: error", "api_error")
     assert "secret" not in text
+
+
+def test_an_output_format_is_kept_to(claude: Anthropic) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form: Any = {"format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}}
+    message = claude.messages.create(model="tiny", messages=HI, max_tokens=60, output_config=form)
+    (block,) = message.content
+    assert block.type == "text"
+    assert json.loads(block.text).keys() == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"effort": "high"}, "output_config.effort"),
+        ({"format": {"type": "json_schema", "schema": {"not": {}}}}, "output_config.format.schema"),
+        ({"format": {"type": "regex"}}, "output_config.format.type"),
+    ],
+)
+def test_an_output_config_that_is_not_served_is_named(url: str, config: dict[str, Any], named: str) -> None:
+    body = {"messages": HI, "max_tokens": 3, "output_config": config}
+    response = httpx.post(f"{url}/v1/messages", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(named)
+
+
+def test_a_call_that_max_tokens_cut_has_the_input_that_there_is() -> None:
+    properties = {"n": {"enum": [1, 2]}, "a": {"type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "a"], "additionalProperties": False}
+    asked: Any = {
+        "model": "tiny",
+        "messages": HI,
+        "tools": [{"name": "look", "input_schema": schema}],
+        "tool_choice": {"type": "any"},
+        "extra_body": GREEDY,
+    }
+    inputs = []
+    with (
+        serving(tiny_llm(max_model_len=1024)) as url,
+        Anthropic(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        for max_tokens in (35, 40, 44, 52):
+            message = client.messages.create(max_tokens=max_tokens, **asked)
+            with client.messages.stream(max_tokens=max_tokens, **asked) as stream:
+                (streamed,) = stream.get_final_message().content
+            (block,) = message.content
+            assert message.stop_reason == "max_tokens"
+            assert block.type == streamed.type == "tool_use"
+            assert block.input == streamed.input
+            inputs.append(block.input)
+    assert inputs[0] == {}
+    assert inputs[-1] in ({"n": 1}, {"n": 2})
