@@ -20,8 +20,8 @@ from ternvl.config import EngineConfig, ImageLimits, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, RequestError
-from ternvl.kernels.prepare import prepare
-from ternvl.model import checkpoint, weights
+from ternvl.loading import load_model
+from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
@@ -98,33 +98,39 @@ class LLM:
         revision: str | None = None,
         limits: ImageLimits | None = None,
         max_dynamic_patch: int | None = None,
+        calibration: Path | None = None,
         progress: bool = False,
         **engine_options: Any,
     ) -> None:
         """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
 
-        `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
+        `quantization` is "none", "int8", "int4", or "auto": int8 where the CPU multiplies bytes fast and the model is
+        large enough to gain; the conversion is kept in the user's cache, and `calibration` is a folder of images and
+        texts for it. `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
         as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one; `max_model_len`
         is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path instead of the
         engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while weights load;
         `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that cannot be
         loaded, ConfigError for a setting that cannot be.
         """
-        if quantization != "none":
-            raise ConfigError(f"quantization is {quantization!r}, but only 'none' exists.")
         engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
         folder = checkpoint.resolve(model, revision=revision)
         config = checkpoint.load_config(folder)
         tokenizer = Tokenizer.from_folder(folder)
         builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
         place = _device(device)
-        computed = weights.resolve_dtype(dtype, config, place)
-        packed = place.type == "cpu" and computed == torch.float32 and not reference
-        stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
-        loaded = _load(folder, config, stored, progress=progress)
-        if packed:
-            prepare(loaded)
-        self._assemble(loaded.to(place), builder, engine_config, name=str(model or folder.name), reference=reference)
+        loaded = load_model(
+            folder,
+            config,
+            dtype=dtype,
+            quantization=quantization,
+            device=place,
+            reference=reference,
+            progress=progress,
+            builder=builder,
+            calibration=calibration,
+        )
+        self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
 
     @classmethod
     def from_parts(
@@ -351,12 +357,3 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
     return device
 
-
-def _load(folder: Path, config: ModelConfig, dtype: torch.dtype, *, progress: bool) -> InternVL:
-    if not progress:
-        return weights.load(folder, config, dtype=dtype)
-    with Progress() as bar:
-        task = bar.add_task("Loading weights")
-        return weights.load(
-            folder, config, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )

@@ -48,6 +48,13 @@ class LoadingConfig:
     """How the model is loaded: options of `LLM` under the same names."""
 
     dtype: str = field(default="auto", metadata={"help": "Precision: auto, bfloat16, float16, float32."})
+    quantization: str = field(
+        default="auto",
+        metadata={"help": "Weights: none, int8, int4, or auto: int8 on a CPU where that is fast, for large models."},
+    )
+    calibration: Path | None = field(
+        default=None, metadata={"help": "Folder of images and texts that quantisation is measured on."}
+    )
     device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
     reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})

@@ -1,0 +1,117 @@
+"""From a checkpoint to a model that is ready to run: on which device, in which type, quantised or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.progress import Progress
+
+from ternvl.config import ModelConfig
+from ternvl.errors import CheckpointError, ConfigError
+from ternvl.kernels import dispatch
+from ternvl.kernels.loader import library
+from ternvl.kernels.prepare import prepare
+from ternvl.model import quantized_file, weights
+from ternvl.model.internvl import InternVL
+from ternvl.model.quantize import SCHEMES, StageReport, quantize
+from ternvl.prompt.build import PromptBuilder
+from ternvl.prompt.messages import parse_messages
+from ternvl.prompt.samples import conversations
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CHOICES = ("auto", "none", *SCHEMES)
+_WORTH_IT = 100_000_000
+"""Parameters from which on `auto` quantises: a small model gains nothing."""
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: str,
+    quantization: str,
+    device: torch.device,
+    reference: bool,
+    progress: bool,
+    builder: PromptBuilder,
+    calibration: Path | None = None,
+) -> InternVL:
+    """The model of a checkpoint, ready to run. Raises CheckpointError, ConfigError."""
+    computed = weights.resolve_dtype(dtype, config, device)
+    scheme = resolve_scheme(quantization, folder, device=device, plain=reference or dtype not in ("auto", "float32"))
+    if scheme != "none":
+        return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration)[0]
+    packed = device.type == "cpu" and computed == torch.float32 and not reference
+    stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
+    loaded = _with_progress("Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show))
+    if packed:
+        prepare(loaded)
+    return loaded.to(device)
+
+
+def resolve_scheme(quantization: str, folder: Path, *, device: torch.device, plain: bool) -> str:
+    """"none", "int8" or "int4". `plain` says that something else asks for unquantised weights.
+
+    "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size. Raises ConfigError for a name
+    that is unknown or a scheme that cannot be had.
+    """
+    if quantization not in CHOICES:
+        raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
+    if quantization == "auto":
+        loaded = library()
+        is_fast = device.type == "cpu" and loaded is not None and loaded.isa.endswith("vnni")
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return "int8" if is_fast and not plain and size > 2 * _WORTH_IT else "none"
+    if quantization != "none" and (device.type != "cpu" or plain):
+        raise ConfigError(
+            f"quantization {quantization} runs on the CPU, with dtype auto or float32 and without reference; this asks "
+            f"for {device} and other settings. quantization none serves it."
+        )
+    if quantization != "none" and not dispatch.available():
+        log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
+    return quantization
+
+
+def load_quantized(
+    folder: Path,
+    config: ModelConfig,
+    scheme: str,
+    builder: PromptBuilder,
+    *,
+    progress: bool = False,
+    calibration: Path | None = None,
+) -> tuple[InternVL, list[StageReport]]:
+    """The quantised model and its report: from the cache, or converted and put there."""
+    samples, name = conversations(calibration)
+    path = quantized_file.path_for(folder, scheme, name)
+    if path.is_file():
+        try:
+            return quantized_file.load(path, config)
+        except CheckpointError as error:
+            log.warning("%s It is made anew.", error)
+    log.info("Converting to %s, once; it is kept at %s.", scheme, path)
+    plain = _with_progress(
+        "Loading weights", progress, lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show)
+    )
+    prompts = [builder.build(parse_messages(sample)) for sample in samples]
+    reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(plain, scheme, prompts, show))
+    try:
+        quantized_file.save(plain, reports, path)
+        del plain
+        return quantized_file.load(path, config)
+    except OSError as error:
+        raise CheckpointError(f"The quantised model cannot be kept at {path}: {error}") from error
+
+
+def _with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
+    if not shown:
+        return work(None)
+    with Progress() as bar:
+        task = bar.add_task(title)
+        return work(lambda done, total: bar.update(task, completed=done, total=total))

@@ -1,0 +1,182 @@
+"""Quantisation with a guard: stages become whole numbers of 8 or 4 bits where their measured error allows it.
+
+Sample prompts run through the unquantised model, and every stage keeps some rows of its inputs. Then each stage is
+tried in the wanted format, as it is and with smoothing, which moves scale from inputs to weights where some channels
+are far larger than the others (arXiv 2211.10438). The best try is taken if its error is within the bound; else the next
+finer format is tried, and a stage that nothing fits stays as it is. The report names each choice with its error.
+
+Shapes: R rows, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ternvl.errors import ConfigError
+from ternvl.kernels.stage import After, Format, Norm, Stage
+from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
+from ternvl.model.fused import fuse
+from ternvl.model.internvl import InternVL
+from ternvl.types import Prompt
+
+SCHEMES = ("int8", "int4")
+BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
+"""Largest root-mean-square error of a stage's products, relative to their own size."""
+_ROWS_A_CALL, _ROWS = 64, 256
+_SMOOTHINGS = (0.5, 0.75)
+
+Progress = Callable[[int, int], None]
+"""Called with the stages done so far and the stages in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What was chosen for a stage."""
+
+    name: str
+    format: str
+    """"int8", "int4", or "float32" or "bfloat16" where it was left as it is."""
+    error: float
+    """Of the choice, relative; 0 where nothing was changed."""
+    smoothed: bool
+    tried: dict[str, float] = field(default_factory=dict)
+    """Error of each try, such as "int8" and "int8, smoothed by 0.5"."""
+
+
+class _Record:
+    """Rows of a stage's inputs after its norm, and the size of each channel over all rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.largest: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        largest = rows.abs().amax(dim=0)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        if sum(map(len, self.rows)) < _ROWS:
+            self.rows.append(rows[:: max(1, len(rows) // _ROWS_A_CALL)][:_ROWS_A_CALL].clone())
+
+
+@torch.inference_mode()
+def quantize(
+    model: InternVL, scheme: str, samples: Sequence[Prompt], progress: Progress | None = None
+) -> list[StageReport]:
+    """Quantise a plain model on the CPU in place; `samples` should hold images and texts.
+
+    Raises ConfigError for an unknown scheme or samples that are not finite numbers all the way.
+    """
+    if scheme not in SCHEMES:
+        raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
+    fuse(model)
+    records = record(model, samples)
+    reports = []
+    for done, (name, stage) in enumerate(list(stages(model))):
+        chosen, report = choose(name, stage, records.get(name), formats_for(name, scheme))
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, chosen)
+        reports.append(report)
+        if progress is not None:
+            progress(done + 1, len(records))
+    return reports
+
+
+def stages(model: nn.Module) -> Iterator[tuple[str, Stage]]:
+    """The stages of a fused model by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Stage))
+
+
+def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
+    """What is tried for a stage, in order. Pixels and the vision tower never have 4 bits; the head has 8, since an
+    error there is an error of the answer."""
+    if "patch_embedding" in name:
+        return ()
+    is_layer = name.startswith("language_model.model.layers.")
+    return (Format.INT4, Format.INT8) if scheme == "int4" and is_layer else (Format.INT8,)
+
+
+def record(model: InternVL, samples: Sequence[Prompt]) -> dict[str, _Record]:
+    """What each stage is given while the model runs over the samples."""
+    records: dict[str, _Record] = {}
+    with _hooks(model, lambda name, stage, x: records.setdefault(name, _Record()).add(stage.inputs(x))):
+        for sample in samples:
+            if not model(sample).isfinite().all():
+                raise ConfigError("The model gives logits that are no numbers on the samples: it cannot be quantised.")
+    return records
+
+
+@contextmanager
+def _hooks(model: nn.Module, call: Callable[[str, Stage, Tensor], None]) -> Iterator[None]:
+    handles = []
+    for name, stage in stages(model):
+
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
+            assert isinstance(module, Stage)
+            call(name, module, arguments[0])
+
+        handles.append(stage.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
+    """The stage in the first format that fits, and the report. A stage that no sample reached stays as it is."""
+    tried: dict[str, float] = {}
+    if seen is not None and seen.largest is not None:
+        rows = torch.cat(seen.rows)
+        wanted = stage.product(rows)
+        layer = _layer(stage)
+        for format in formats:
+            best = min(_tries(layer, format, rows, seen.largest, wanted, tried), key=lambda each: each[1])
+            if best[1] <= BOUNDS[format]:
+                is_smoothed = best[0].smoothing is not None
+                return best[0], StageReport(name, format.name.lower(), best[1], is_smoothed, tried)
+    return stage, StageReport(name, stage.format.name.lower(), 0.0, False, tried)
+
+
+def _tries(
+    layer: Layer, format: Format, rows: Tensor, largest: Tensor, wanted: Tensor, tried: dict[str, float]
+) -> Iterator[tuple[Stage, float]]:
+    label = format.name.lower()
+    for strength in (None, *_SMOOTHINGS):
+        smoothing = None if strength is None else smoothing_of(layer.weight, largest, strength)
+        if format is Format.INT4:
+            inputs = rows if smoothing is None else rows * smoothing
+            stage = pack_int4(layer, smoothing, inputs.square().mean(dim=0))
+        else:
+            stage = pack_int8(layer, smoothing)
+        error = relative_error(stage.product(rows), wanted)
+        tried[label if strength is None else f"{label}, smoothed by {strength}"] = error
+        yield stage, error
+        if strength is None and error <= BOUNDS[format] / 2:
+            return  # good as it is, and without work at each call
+
+
+def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
+    """What inputs are multiplied by, [K]: large channels become smaller, the weights for them larger."""
+    of_inputs = largest.clamp_min(1e-5)
+    of_weights = weight.float().abs().amax(dim=0).clamp_min(1e-5)
+    factor = of_weights.pow(1 - strength) / of_inputs.pow(strength)
+    return factor / factor.log().mean().exp()
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Root-mean-square error relative to the size of what is wanted; infinite where something is no number."""
+    size = wanted.double().square().sum().sqrt()
+    error = (got.double() - wanted.double()).square().sum().sqrt() / size.clamp_min(1e-12)
+    return float(error) if bool(error.isfinite()) else float("inf")
+
+
+def _layer(stage: Stage) -> Layer:
+    """What an unquantised stage is made from."""
+    weight, _ = unpack(stage)
+    norm = None if stage.norm_weight is None else Norm(stage.norm_weight, stage.norm_bias, stage.eps)
+    bias = None if stage.bias is None else from_panels(stage, stage.bias)
+    return Layer(weight, bias, norm, After(stage.after))

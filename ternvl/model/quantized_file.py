@@ -1,0 +1,125 @@
+"""A quantised model as one safetensors file, which is mapped into memory: nothing is computed or copied at start.
+
+It belongs to one checkpoint, by the digest of its files, and lies in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ternvl.config import ModelConfig
+from ternvl.errors import CheckpointError
+from ternvl.kernels.stage import After, Format, Norm, Stage
+from ternvl.model.fused import assemble
+from ternvl.model.internvl import InternVL
+from ternvl.model.quantize import StageReport, stages
+
+VERSION = 1
+"""Of the layout of the file; another one is never read."""
+_TENSORS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
+
+
+def cache_folder() -> Path:
+    """Where quantised models lie: `$XDG_CACHE_HOME/ternvl/quantized`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ternvl" / "quantized"
+
+
+def path_for(folder: Path, scheme: str, samples: str) -> Path:
+    """The file of a checkpoint in a scheme; `samples` names what it is calibrated on."""
+    key = hashlib.sha256(f"{VERSION}/{digest(folder)}/{scheme}/{samples}".encode()).hexdigest()
+    return cache_folder() / f"{scheme}-{key[:32]}.safetensors"
+
+
+def digest(folder: Path) -> str:
+    """Of a checkpoint's weights and configuration. A digest is kept as long as no file's size or time changes."""
+    files = sorted(path for pattern in ("*.safetensors", "*.index.json", "config.json") for path in folder.glob(pattern))
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    known = cache_folder() / "digests" / hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
+    if known.is_file() and len(text := known.read_text()) == 64:
+        return text
+    content = hashlib.sha256()
+    for path in files:
+        content.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    known.parent.mkdir(parents=True, exist_ok=True)
+    _replace(known, content.hexdigest().encode())
+    return content.hexdigest()
+
+
+def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
+    """Write a quantised model, all or nothing. Panels come first, where they lie at multiples of 64 bytes."""
+    described = {name: _description(stage) for name, stage in stages(model)}
+    metadata = {"stages": json.dumps(described), "reports": json.dumps([asdict(report) for report in reports])}
+    state = model.state_dict()
+    names = sorted(state, key=lambda name: (not name.endswith("panels"), state[name].nbytes % 64 != 0))
+    header: dict[str, Any] = {"__metadata__": metadata | {"version": str(VERSION)}}
+    end = 0
+    for name in names:
+        start, end = end, end + state[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[state[name].dtype], "shape": list(state[name].shape), "data_offsets": [start, end]
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                file.write(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def load(path: Path, config: ModelConfig) -> tuple[InternVL, list[StageReport]]:
+    """The model of a file and how it was quantised. Raises CheckpointError for a file that is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("version") != str(VERSION):
+                raise CheckpointError(f"{path} has another version of the format.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the handle is no mapping
+        described = json.loads(metadata["stages"])
+        made = {name: _stage(name, values, tensors) for name, values in described.items()}
+        reports = [StageReport(**report) for report in json.loads(metadata["reports"])]
+        return assemble(config, made, tensors), reports
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{path} is not a whole quantised model ({error}).") from error
+
+
+def _description(stage: Stage) -> list[Any]:
+    return [stage.out_features, stage.in_features, stage.format, stage.after, stage.eps]
+
+
+def _stage(name: str, values: list[Any], tensors: dict[str, Tensor]) -> Stage:
+    """Takes the stage's tensors out of `tensors`."""
+    n, k, format, after, eps = values
+    own = {each: tensors.pop(f"{name}.{each}", None) for each in _TENSORS}
+    panels, weight, bias = own.pop("panels"), own.pop("norm_weight"), own.pop("norm_bias")
+    if panels is None:
+        raise ValueError(f"{name}.panels is not there")
+    norm = None if weight is None else Norm(weight, bias, eps)
+    return Stage((n, k), Format(format), After(after), panels, norm=norm, **own)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
