@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import Progress
 
-from ternvl.config import EngineConfig, ImageLimits, ModelConfig
+from ternvl.config import EngineConfig, ImageLimits
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, RequestError
@@ -106,12 +106,12 @@ class LLM:
 
         `quantization` is "none", "int8", "int4", or "auto": int8 where the CPU multiplies bytes fast and the model is
         large enough to gain; the conversion is kept in the user's cache, and `calibration` is a folder of images and
-        texts for it. `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its values are kept
-        as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one; `max_model_len`
-        is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path instead of the
-        engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while weights load;
-        `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that cannot be
-        loaded, ConfigError for a setting that cannot be.
+        texts for it. `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its
+        values are kept as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one;
+        `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path
+        instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
+        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
+        cannot be loaded, ConfigError for a setting that cannot be.
         """
         engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
         folder = checkpoint.resolve(model, revision=revision)
@@ -356,4 +356,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
         raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
     return device
-

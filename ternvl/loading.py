@@ -49,14 +49,16 @@ def load_model(
         return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration)[0]
     packed = device.type == "cpu" and computed == torch.float32 and not reference
     stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
-    loaded = _with_progress("Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show))
+    loaded = _with_progress(
+        "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
+    )
     if packed:
         prepare(loaded)
     return loaded.to(device)
 
 
 def resolve_scheme(quantization: str, folder: Path, *, device: torch.device, plain: bool) -> str:
-    """"none", "int8" or "int4". `plain` says that something else asks for unquantised weights.
+    """ "none", "int8" or "int4". `plain` says that something else asks for unquantised weights.
 
     "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size. Raises ConfigError for a name
     that is unknown or a scheme that cannot be had.
@@ -97,13 +99,14 @@ def load_quantized(
             log.warning("%s It is made anew.", error)
     log.info("Converting to %s, once; it is kept at %s.", scheme, path)
     plain = _with_progress(
-        "Loading weights", progress, lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show)
+        "Loading weights",
+        progress,
+        lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
     )
     prompts = [builder.build(parse_messages(sample)) for sample in samples]
     reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(plain, scheme, prompts, show))
     try:
         quantized_file.save(plain, reports, path)
-        del plain
         return quantized_file.load(path, config)
     except OSError as error:
         raise CheckpointError(f"The quantised model cannot be kept at {path}: {error}") from error

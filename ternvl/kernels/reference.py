@@ -37,7 +37,9 @@ def pack_int4(whole: Tensor, scales: Tensor) -> Tensor:
     n, k = whole.shape
     groups = scales.shape[1]
     padded = F.pad(whole, (0, groups * 32 - k, 0, -n % PANEL)) + 8
-    halves = padded.view(-1, PANEL, groups, 4, 2, 4).permute(0, 2, 3, 1, 4, 5).to(torch.uint8)  # [., G, runs, 16, half, 4]
+    halves = (
+        padded.view(-1, PANEL, groups, 4, 2, 4).permute(0, 2, 3, 1, 4, 5).to(torch.uint8)
+    )  # [., G, runs, 16, half, 4]
     runs = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(2)
     shorts = F.pad(scales, (0, 0, 0, -n % PANEL)).view(-1, PANEL, groups).transpose(1, 2).contiguous()
     return torch.cat([shorts.view(torch.uint8), runs], dim=2)

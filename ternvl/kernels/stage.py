@@ -61,11 +61,14 @@ class Norm:
     eps: float
 
 
+_POINTERS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
+
+
 class _Description(ctypes.Structure):
     """`Stage` of `cpu/stage.h`."""
 
     _fields_ = (
-        *((name, Pointer) for name in ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")),
+        *((name, Pointer) for name in _POINTERS),
         *(("n", Int64), ("k", Int64), ("eps", ctypes.c_float)),
         *((name, ctypes.c_int32) for name in ("format", "before", "after")),
     )
@@ -105,8 +108,8 @@ class Stage(nn.Module):
         self.eps = norm.eps if norm else 0.0
         self.before = Before.NOTHING if norm is None else Before.RMS_NORM if norm.bias is None else Before.LAYER_NORM
         tensors = {"panels": panels, "scales": scales, "offsets": offsets, "bias": bias, "smoothing": smoothing}
-        norms = {"norm_weight": norm and norm.weight, "norm_bias": norm and norm.bias}
-        for name, tensor in (tensors | norms).items():
+        tensors |= {"norm_weight": norm.weight if norm else None, "norm_bias": norm.bias if norm else None}
+        for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().contiguous())
 
     @property
@@ -117,8 +120,7 @@ class Stage(nn.Module):
     @cached_property
     def description(self) -> _Description:
         """What the native side reads. It points into this module's tensors, which stay where they are."""
-        names = [name for name, kind in _Description._fields_ if kind is Pointer]
-        pointers = [None if getattr(self, name) is None else getattr(self, name).data_ptr() for name in names]
+        pointers = [None if getattr(self, name) is None else getattr(self, name).data_ptr() for name in _POINTERS]
         sizes = (self.out_features, self.in_features, self.eps)
         return _Description(*pointers, *sizes, self.format, self.before, self.after)
 
@@ -161,9 +163,7 @@ class Stage(nn.Module):
         if loaded is None:
             return reference_stage.outputs(self, sums, residual)
         out = sums.new_empty(len(sums), self.num_outputs)
-        function = loaded.function(
-            "ternvl_stage_outputs", Pointer, Pointer, Int64, Pointer, Pointer, Int64, Int
-        )
+        function = loaded.function("ternvl_stage_outputs", Pointer, Pointer, Int64, Pointer, Pointer, Int64, Int)
         added = None if residual is None else residual.contiguous()
         function(
             *(ctypes.addressof(self.description), sums.contiguous().data_ptr(), len(sums)),

@@ -66,8 +66,8 @@ def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
 
 
 def pack_int4(layer: Layer, smoothing: Tensor | None = None, importance: Tensor | None = None) -> Stage:
-    """Whole numbers from -8 to 7, one scale in bfloat16 for each 32 inputs of an output: of some candidates the one with
-    the least squared error, in which an input counts by its `importance` [K]."""
+    """Whole numbers from -8 to 7, one scale in bfloat16 for each 32 inputs of an output: of some candidates the one
+    with the least squared error, in which an input counts by its `importance` [K]."""
     from ternvl.kernels.stage import Format, Stage
 
     weight = _smoothed(layer, smoothing)
@@ -129,7 +129,7 @@ def from_panels(stage: Stage, values: Tensor) -> Tensor:
     """Rows [padded N, ...] in the order of panels -> [N, ...]."""
     if stage.after.name != "SWIGLU" or stage.format.name in ("FLOAT32", "BFLOAT16"):
         return values[: stage.out_features]
-    pairs = values.unflatten(0, (-1, 2, PANEL)).transpose(0, 1).flatten(1, 2)  # [2, padded F, ...]
+    pairs: Tensor = values.unflatten(0, (-1, 2, PANEL)).transpose(0, 1).flatten(1, 2)  # [2, padded F, ...]
     return pairs[:, : stage.num_outputs].flatten(0, 1)
 
 
@@ -138,9 +138,10 @@ def _in_panels(layer: Layer, values: Tensor) -> Tensor:
     pad = (0, 0) * (values.dim() - 1)
     if layer.after.name != "SWIGLU":
         return F.pad(values, (*pad, 0, -len(values) % PANEL))
-    halves = values.unflatten(0, (2, -1))
+    halves: Tensor = values.unflatten(0, (2, -1))
     halves = F.pad(halves, (*pad, 0, -halves.shape[1] % PANEL))
-    return halves.unflatten(1, (-1, PANEL)).transpose(0, 1).flatten(0, 2).contiguous()
+    turns: Tensor = halves.unflatten(1, (-1, PANEL)).transpose(0, 1).flatten(0, 2)
+    return turns.contiguous()
 
 
 def _size(layer: Layer) -> tuple[int, int]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
+from ternvl.kernels.attention_int8 import BLOCK, tile_attention
 from ternvl.kernels.linear import WideEmbedding
 from ternvl.kernels.rotary import rotate
-from ternvl.kernels.stage import After, Norm, Stage
+from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
@@ -27,6 +28,10 @@ class FusedDecoderLayer(nn.Module):
     """A `DecoderLayer`."""
 
     STAGES = ("qkv", "o", "gate_up", "down")
+    qkv: Stage
+    o: Stage
+    gate_up: Stage
+    down: Stage
 
     def __init__(self, config: LanguageConfig, layer: int, **stages: Stage) -> None:
         super().__init__()
@@ -60,6 +65,10 @@ class FusedVisionLayer(nn.Module):
     """A `VisionLayer`."""
 
     STAGES = ("qkv", "proj", "fc1", "fc2")
+    qkv: Stage
+    proj: Stage
+    fc1: Stage
+    fc2: Stage
 
     def __init__(self, config: VisionConfig, **stages: Stage) -> None:
         super().__init__()
@@ -81,10 +90,15 @@ class FusedVisionLayer(nn.Module):
         """[N, L, C] -> [N, L, C]."""
         rows = x.flatten(0, 1)  # [N * L, C]
         qkv = self.qkv(rows).view(*x.shape[:2], 3, self.num_heads, -1)  # [N, L, 3, H, D]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows.shape)
-        rows = self.proj(attended, rows)
+        rows = self.proj(self._attend(qkv).reshape(rows.shape), rows)
         return self.fc2(self.fc1(rows), rows).view_as(x)  # type: ignore[no-any-return]
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """[N, L, 3, H, D] -> [N, L, H, D], in 8 bits where what it attends over comes of 8 bits already."""
+        if self.qkv.format is Format.INT8 and qkv.shape[-1] % BLOCK == 0:
+            return tile_attention(qkv)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class FusedPatches(nn.Module):
@@ -122,8 +136,10 @@ class FusedProjector(nn.Module):
 
     @classmethod
     def from_sequential(cls, mlp1: nn.Sequential) -> FusedProjector:
-        norm, first, _, second = mlp1
-        return cls(_stage([first], _norm(norm), After.GELU), _stage([second]))
+        first, second = mlp1[1], mlp1[3]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        return cls(_stage([first], _norm(mlp1[0]), After.GELU), _stage([second]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C / ratio^2] -> [..., hidden size]."""
@@ -134,7 +150,8 @@ def fuse(model: InternVL) -> None:
     """Replace the layers of a plain model on the CPU by stages of the same weights, in place."""
     fuse_language(model)
     vision, config = model.vision_model, model.config.vision
-    vision.embeddings.patch_embedding = FusedPatches.from_conv(config, vision.embeddings.patch_embedding)
+    patches = FusedPatches.from_conv(config, vision.embeddings.patch_embedding)
+    vision.embeddings.patch_embedding = patches  # type: ignore[assignment]
     for i, layer in enumerate(vision.encoder.layers):
         vision.encoder.layers[i] = FusedVisionLayer.from_layer(config, layer)  # type: ignore[arg-type]
     model.mlp1 = FusedProjector.from_sequential(model.mlp1)  # type: ignore[assignment]
@@ -148,7 +165,8 @@ def fuse_language(model: InternVL) -> None:
     decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
     for i, layer in enumerate(decoder.layers):
         decoder.layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
-    language.lm_head = _stage([language.lm_head])  # type: ignore[assignment]
+    head: nn.Linear = language.lm_head
+    language.lm_head = _stage([head])  # type: ignore[assignment]
 
 
 def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor]) -> InternVL:

@@ -44,7 +44,9 @@ def path_for(folder: Path, scheme: str, samples: str) -> Path:
 
 def digest(folder: Path) -> str:
     """Of a checkpoint's weights and configuration. A digest is kept as long as no file's size or time changes."""
-    files = sorted(path for pattern in ("*.safetensors", "*.index.json", "config.json") for path in folder.glob(pattern))
+    files = sorted(
+        path for pattern in ("*.safetensors", "*.index.json", "config.json") for path in folder.glob(pattern)
+    )
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     known = cache_folder() / "digests" / hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
     if known.is_file() and len(text := known.read_text()) == 64:

@@ -1,4 +1,4 @@
-"""Conversations that a model is calibrated on when it is quantised: drawn pictures and short texts, or the user's own."""
+"""Conversations that a model is calibrated on when it is quantised: drawn pictures and texts, or the user's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = (
     "Write a Python function that merges two sorted lists, and a test for it: def merge(a, b): ...",
     "Traduis en français: The invoice of 14 March lists 3 items for 1,249.50 EUR, payable within 30 days.",
     "请用三句话介绍长江，并说明它流经哪些城市。",
-    'Give the following as JSON: name Ada Lovelace, born 1815, known for {"notes": ["analytical engine", "algorithm"]}.',
+    'Give the following as JSON: name Ada Lovelace, born 1815, with {"notes": ["analytical engine", "algorithm"]}.',
 )
 QUESTIONS = ("Describe this picture.", "What is written here?", "Where is the largest shape, and which color has it?")
 _IMAGES, _TEXTS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".txt", ".md")

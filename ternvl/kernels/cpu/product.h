@@ -26,9 +26,9 @@ struct Finish {
   const Stage& stage;
   const Call& call;
 
-  // `values` are P panels from `panel` on.
+  // `values` are P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of their work.
   template <int P>
-  void write(int64_t row, int64_t panel, Vec* values) const {
+  __attribute__((noinline)) void write(int64_t row, int64_t panel, Vec* values) const {
     if (call.is_plain) return write_plain<P>(row, panel, values);
     if (stage.after == GELU)
       for (int v = 0; v < P * NV; ++v) values[v] = gelu(values[v]);

@@ -1,0 +1,153 @@
+"""Attention over keys and values of 8 bits in blocks of 16 positions: native where it can be, else in plain torch.
+
+A cache is bytes [B, K, 32 * D + 128]; `cpu/attention_int8.cpp` draws a block. Keys and values have one scale a position
+and head. The native kernel also brings queries to 8 bits, and a tile's weights; a row's bits follow from its own query
+and what it sees alone.
+
+Shapes: T tokens, S sequences, H query heads, K key-value heads, D head size, B blocks, W blocks a table can hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ternvl.kernels.loader import library
+from ternvl.kernels.native import Int, Int64, Library, Pointer
+
+BLOCK = 16
+"""Positions of a block."""
+
+
+def block_bytes(head_size: int) -> int:
+    """Bytes of one block of one key-value head."""
+    return 2 * BLOCK * head_size + 2 * BLOCK * 4
+
+
+def attention_int8(
+    q: Tensor, cache: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor, *, causal: bool = True
+) -> Tensor:
+    """Attend over the past of each sequence: q [T, H, D] float32 -> [T, H, D].
+
+    `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] are int32, as `paged_attention` takes them.
+    Without `causal` each query sees all of its sequence. Raises IndexError where a table names a block that is not
+    there.
+    """
+    loaded = _library_for(q)
+    if loaded is None:
+        return attention_int8_reference(q, cache, block_tables, query_starts, lengths, causal=causal)
+    num_tokens, heads, size = q.shape
+    q = q if q.stride()[1:] == (size, 1) else q.contiguous()
+    tables, starts, lengths = (x.int().contiguous() for x in (block_tables, query_starts, lengths))
+    out = q.new_empty(num_tokens, heads, size)
+    function = loaded.function("ternvl_attention_int8", *_ATTENTION, result=ctypes.c_bool)
+    is_sound = function(
+        *(q.data_ptr(), q.stride(0), cache.data_ptr(), tables.data_ptr(), tables.shape[1], starts.data_ptr()),
+        *(lengths.data_ptr(), len(lengths), cache.shape[0], num_tokens, heads, cache.shape[1], size, causal),
+        *(out.data_ptr(), torch.get_num_threads()),
+    )
+    if not is_sound:
+        raise IndexError(f"a sequence is not within {num_tokens} rows and {cache.shape[0]} blocks")
+    return out
+
+
+def write_int8(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Put k and v [T, K, D] float32 at slots [T] int64: block * 16 + offset. Raises IndexError for one that is not
+    there."""
+    loaded = _library_for(k)
+    if loaded is None:
+        return write_int8_reference(cache, slots, k, v)
+    num_tokens, heads, size = k.shape
+    k, v = (x if x.stride()[1:] == (size, 1) else x.contiguous() for x in (k, v))
+    slots = slots.long().contiguous()
+    function = loaded.function("ternvl_write_kv_int8", *_WRITE, result=ctypes.c_bool)
+    is_sound = function(
+        *(cache.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+        *(num_tokens, cache.shape[0], heads, size, torch.get_num_threads()),
+    )
+    if not is_sound:
+        raise IndexError(f"a slot is not within {cache.shape[0]} blocks of {BLOCK}")
+    return None
+
+
+def tile_attention(qkv: Tensor) -> Tensor:
+    """Attention among the patches of each tile, in 8 bits: qkv [N, L, 3, H, D] float32 -> [N, L, H, D].
+
+    Keys lose their mean over the patches first, which changes no weight and makes their range smaller (arXiv
+    2410.02367).
+    """
+    n, length, _, heads, size = qkv.shape
+    rows = qkv.flatten(0, 1)  # [N * L, 3, H, D]
+    keys = (qkv[:, :, 1] - qkv[:, :, 1].mean(dim=1, keepdim=True)).flatten(0, 1)
+    blocks = -(-length // BLOCK)
+    cache = torch.empty(n * blocks, heads, block_bytes(size), dtype=torch.uint8)
+    tiles = torch.arange(n)[:, None]
+    slots = (tiles * blocks * BLOCK + torch.arange(length)).flatten()
+    write_int8(cache, slots, keys, rows[:, 2])
+    tables = torch.arange(n * blocks, dtype=torch.int32).view(n, blocks)
+    starts = torch.arange(n + 1, dtype=torch.int32) * length
+    lengths = torch.full((n,), length, dtype=torch.int32)
+    return attention_int8(rows[:, 0], cache, tables, starts, lengths, causal=False).view(n, length, heads, size)
+
+
+def attention_int8_reference(
+    q: Tensor, cache: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor, *, causal: bool = True
+) -> Tensor:
+    """`attention_int8` in plain torch: over the same keys and values, with exact queries and weights."""
+    out = torch.empty_like(q)
+    starts = query_starts.tolist()
+    for table, start, end, length in zip(block_tables, starts, starts[1:], lengths.tolist(), strict=False):
+        keys, values = read(cache[table[: -(-length // BLOCK)].long()], q.shape[2])
+        positions = torch.arange(length)
+        first = length - (end - start)
+        is_seen = positions <= (positions[first:, None] if causal else torch.full((end - start, 1), length))
+        queries = q[start:end].transpose(0, 1)[None]
+        past_keys, past_values = keys[None, :, :length], values[None, :, :length]
+        attended = F.scaled_dot_product_attention(queries, past_keys, past_values, attn_mask=is_seen, enable_gqa=True)
+        out[start:end] = attended[0].transpose(0, 1)
+    return out
+
+
+def read(blocks: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [K, n * 16, D] float32 of blocks [n, K, bytes]."""
+    n, heads, _ = blocks.shape
+    bytes_of = BLOCK * size
+    keys = blocks[..., :bytes_of].view(n, heads, size // 4, BLOCK, 4).permute(1, 0, 3, 2, 4).flatten(3) - 128.0
+    signed = blocks[..., bytes_of : 2 * bytes_of].contiguous().view(torch.int8)
+    values = signed.view(n, heads, BLOCK // 4, size, 4).permute(1, 0, 2, 4, 3).flatten(2, 3).float()
+    scales = blocks[..., 2 * bytes_of :].contiguous().view(torch.float32).view(n, heads, 2, BLOCK).permute(2, 1, 0, 3)
+    return (keys * scales[0, ..., None]).flatten(1, 2), (values * scales[1, ..., None]).flatten(1, 2)
+
+
+def write_int8_reference(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """`write_int8` in plain torch."""
+    size = k.shape[2]
+    if len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < len(cache) * BLOCK):
+        raise IndexError(f"a slot is not within {len(cache)} blocks of {BLOCK}")
+    blocks, offsets = slots // BLOCK, slots % BLOCK
+    scales = cache[..., 2 * BLOCK * size :].view(torch.float32).view(*cache.shape[:2], 2, BLOCK)
+    for index, rows in enumerate((k, v)):
+        largest = rows.abs().amax(dim=2, keepdim=True)
+        whole = torch.round(rows * torch.where(largest > 0, 127 / largest, 0.0))
+        scales[blocks, :, index, offsets] = largest.squeeze(2) / 127
+        if index == 0:
+            keys = cache[..., : BLOCK * size].view(*cache.shape[:2], size // 4, BLOCK, 4)
+            keys[blocks, :, :, offsets] = (whole + 128).to(torch.uint8).unflatten(2, (-1, 4))
+        else:
+            values = cache[..., BLOCK * size : 2 * BLOCK * size].view(*cache.shape[:2], BLOCK // 4, size, 4)
+            values[blocks, :, offsets // 4, :, offsets % 4] = whole.to(torch.int8).view(torch.uint8)
+
+
+def _library_for(x: Tensor) -> Library | None:
+    return library() if x.is_cpu and x.dtype == torch.float32 and x.shape[2] % 16 == 0 else None
+
+
+_ATTENTION = (
+    *(Pointer, Int64, Pointer, Pointer, Int64, Pointer),
+    *(Pointer, Int64, Int64, Int64, Int, Int, Int, ctypes.c_bool),
+    *(Pointer, Int),
+)
+_WRITE = (*(Pointer, Pointer, Pointer, Int64, Pointer, Int64), *(Int64, Int64, Int, Int, Int))

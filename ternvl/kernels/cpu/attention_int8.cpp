@@ -1,0 +1,322 @@
+// Attention over keys and values in bytes, in blocks of 16 positions, read where they lie.
+//
+// A block of one key head holds, for head size D (a multiple of 16):
+//     keys    [D / 4][16][4]   unsigned, 128 above their value: a vector is four dimensions of each of 16 positions
+//     values  [16 / 4][D][4]   signed: a vector is four positions of each of 16 dimensions
+//     scales  [2][16] float    what 1 stands for in each position's key, and value
+// Queries become signed bytes with one scale a row. Scores are exact sums of bytes, scaled. Softmax runs online over
+// tiles of 64 positions, aligned to absolute positions. Within a tile weights times the scales of their values become
+// bytes from 0 to 255 of the largest of them, so a weighted sum is exact again, scaled and added in order. A row's
+// arithmetic follows from its position alone, and not from how rows are cut into chunks, items and threads.
+//
+// Names: G query heads share a key head and are rows side by side.
+#include <new>
+#include <vector>
+
+#include "attention_tile.h"
+#include "rows.h"
+
+namespace {
+
+constexpr int BLOCK = 16, BLOCKS = TILE / BLOCK;
+constexpr int MOST_ROWS = 56;  // of an item
+#if defined(__AVX512F__)
+constexpr int R = 7;
+#else
+constexpr int R = 2;
+#endif
+
+struct Problem {
+  const float* q;
+  const uint8_t* cache;
+  float* out;
+  const int32_t *tables, *query_starts, *lengths;
+  int64_t q_stride, table_width, num_sequences, num_blocks, num_tokens;
+  int heads, key_heads, d;
+  bool is_causal;
+
+  int group() const { return heads / key_heads; }
+  int64_t block_bytes() const { return 2 * BLOCK * d + 2 * BLOCK * 4; }
+  const uint8_t* block(const int32_t* table, int64_t index, int key_head) const {
+    return cache + (int64_t(table[index]) * key_heads + key_head) * block_bytes();
+  }
+};
+
+struct Item {
+  const int32_t* table;
+  int64_t first_row;
+  int key_head, num_queries, position, length;  // position of the first query; positions of the sequence in all
+
+  int seen_by(const Problem& problem, int query) const { return problem.is_causal ? position + query + 1 : length; }
+};
+
+struct Scratch {
+  float *scores, *sums, *max, *weights, *row_scales, *factors, *tile_scales;
+  int32_t* totals;
+  uint8_t *q, *p;
+
+  static int64_t size(int d) { return MOST_ROWS * (4 * (TILE + d + LANES + 6) + d + TILE) + 4096; }
+
+  Scratch(char* memory, int d) {
+    const auto take = [&](int64_t count) {
+      float* taken = reinterpret_cast<float*>(memory);
+      memory += (4 * count + 63) / 64 * 64;
+      return taken;
+    };
+    scores = take(MOST_ROWS * TILE), sums = take(MOST_ROWS * d), weights = take(MOST_ROWS * LANES);
+    max = take(MOST_ROWS), row_scales = take(MOST_ROWS), factors = take(MOST_ROWS), tile_scales = take(MOST_ROWS);
+    totals = reinterpret_cast<int32_t*>(take(MOST_ROWS));
+    q = reinterpret_cast<uint8_t*>(take(MOST_ROWS * d / 4 + 32));
+    p = reinterpret_cast<uint8_t*>(take(MOST_ROWS * TILE / 4 + 32));
+  }
+};
+
+// Scores of `rows` <= R rows with the 16 keys of a block.
+template <int ROWS>
+void score_block(const Scratch& s, int row, int d, const uint8_t* keys, const float* scales, float* to) {
+  IVec sums[ROWS][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sums[r][n] = broadcast(-128 * s.totals[row + r]);
+  for (int i = 0; i < d / 4; ++i) {
+    IVec key[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) key[n] = load_bytes(keys + i * 64 + n * W * 4);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const Signed x(broadcast_bytes(s.q + (row + r) * d + i * 4));
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sums[r][n] = dot(sums[r][n], Unsigned(key[n]), x);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+      store(to + r * TILE + n * W, to_float(sums[r][n]) * load(scales + n * W) * broadcast(s.row_scales[row + r]));
+}
+
+// A row's first `count` scores become bytes of weights; keeps maximum, sum of weights and the factor for what was before.
+void soften(const Scratch& s, int row, int count, const float* const* value_scales) {
+  float* scores = s.scores + row * TILE;
+  const int vectors = (count + LANES - 1) / LANES * N;
+  std::fill(scores + count, scores + vectors * W, -INFINITY);
+  Vec top = load(scores);
+  for (int i = 1; i < vectors; ++i) {
+    const Vec x = load(scores + i * W);
+    top = x > top ? x : top;
+  }
+  const float before = s.max[row], now = std::max(before, ::max(top));
+  s.max[row] = now;
+  s.factors[row] = exp2(before - now);
+  float* weights = s.weights + row * LANES;
+  Vec total[N], largest{};
+  for (int n = 0; n < N; ++n) total[n] = load(weights + n * W) * s.factors[row];
+  for (int i = 0; i < vectors; ++i) {
+    const Vec weight = exp2(load(scores + i * W) - broadcast(now));
+    total[i % N] += weight;
+    const Vec scaled = weight * load(value_scales[i / N] + i % N * W);
+    const Vec seen = weight > 0 ? scaled : Vec{};  // what is not seen may be anything
+    store(scores + i * W, seen);
+    largest = seen > largest ? seen : largest;
+  }
+  for (int n = 0; n < N; ++n) store(weights + n * W, total[n]);
+  const float most = ::max(largest);
+  const Vec factor = broadcast(most > 0 ? 255.0f / most : 0.0f);
+  s.tile_scales[row] = most / 255.0f;
+  uint8_t* bytes = s.p + row * TILE;
+  for (int i = 0; i < vectors; ++i) {
+    const IVec whole = round(load(scores + i * W) * factor);
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + i * W), _mm512_cvtepi32_epi8((__m512i)whole));
+#else
+    for (int j = 0; j < W; ++j) bytes[i * W + j] = uint8_t(whole[j]);
+#endif
+  }
+}
+
+// V vectors of the weighted sums of ROWS rows over the first `blocks` blocks of a tile, rescaled and added to what was
+// before.
+template <int ROWS, int V>
+void weigh_columns(const Scratch& s, int row, int d, int column, int blocks, const uint8_t* const* values) {
+  IVec sums[ROWS][V] = {};
+  for (int b = 0; b < blocks; ++b)
+    for (int i = 0; i < BLOCK / 4; ++i) {
+      IVec value[V];
+#pragma GCC unroll 8
+      for (int n = 0; n < V; ++n) value[n] = load_bytes(values[b] + (i * d + column) * 4 + n * W * 4);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) {
+        const Unsigned weight(broadcast_bytes(s.p + (row + r) * TILE + b * BLOCK + i * 4));
+#pragma GCC unroll 8
+        for (int n = 0; n < V; ++n) sums[r][n] = dot(sums[r][n], weight, Signed(value[n]));
+      }
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < V; ++n) {
+      float* total = s.sums + (row + r) * d + column + n * W;
+      const Vec scaled = load(total) * broadcast(s.factors[row + r]);
+      store(total, fma(to_float(sums[r][n]), broadcast(s.tile_scales[row + r]), scaled));
+    }
+}
+
+template <int ROWS>
+void weigh_tile(const Scratch& s, int row, int d, int blocks, const uint8_t* const* values) {
+  int column = 0;
+  for (; column + 2 * LANES <= d; column += 2 * LANES) weigh_columns<ROWS, 2 * N>(s, row, d, column, blocks, values);
+  if (column < d) weigh_columns<ROWS, N>(s, row, d, column, blocks, values);
+}
+
+template <int... I>
+constexpr auto scorers(std::integer_sequence<int, I...>) {
+  return std::array{score_block<I + 1>...};
+}
+template <int... I>
+constexpr auto weighers(std::integer_sequence<int, I...>) {
+  return std::array{weigh_tile<I + 1>...};
+}
+constexpr auto SCORE_BLOCK = scorers(std::make_integer_sequence<int, R>());
+constexpr auto WEIGH_TILE = weighers(std::make_integer_sequence<int, R>());
+
+// Calls work(first, count) for runs of at most R rows from `first` to `last`.
+template <typename Work>
+void by_rows(int first, int last, Work work) {
+  for (; first < last; first += R) work(first, std::min(R, last - first));
+}
+
+void attend_tile(const Problem& problem, const Item& item, int start, const Scratch& s) {
+  const int group = problem.group(), d = problem.d, rows = item.num_queries * group;
+  const int end = std::min(start + TILE, item.seen_by(problem, item.num_queries - 1)), count = end - start;
+  const int blocks = (count + BLOCK - 1) / BLOCK;
+  const uint8_t* values[BLOCKS];
+  const float* value_scales[BLOCKS];
+  const int first = problem.is_causal ? std::max(0, start - item.position) * group : 0;  // the first row that sees any
+  for (int b = 0; b < blocks; ++b) {
+    const uint8_t* keys = problem.block(item.table, start / BLOCK + b, item.key_head);
+    const float* scales = reinterpret_cast<const float*>(keys + 2 * BLOCK * d);
+    values[b] = keys + BLOCK * d, value_scales[b] = scales + BLOCK;
+    const int sees = problem.is_causal ? std::max(0, start + b * BLOCK - item.position) * group : 0;
+    by_rows(sees, rows, [&](int row, int some) {
+      SCORE_BLOCK[some - 1](s, row, d, keys, scales, s.scores + row * TILE + b * BLOCK);
+    });
+  }
+  for (int row = first; row < rows; ++row) {
+    const int seen = std::min(count, item.seen_by(problem, row / group) - start);
+    soften(s, row, seen, value_scales);
+    std::fill(s.p + row * TILE + (seen + BLOCK - 1) / BLOCK * BLOCK, s.p + (row + 1) * TILE, uint8_t(0));
+  }
+  by_rows(first, rows, [&](int row, int some) { WEIGH_TILE[some - 1](s, row, d, blocks, values); });
+}
+
+void load_queries(const Problem& problem, const Item& item, const Scratch& s) {
+  const int group = problem.group(), d = problem.d;
+  const float scale = 1.4426950408889634 / std::sqrt(double(d));  // weights are powers of two
+  for (int row = 0; row < item.num_queries * group; ++row) {
+    const float* q = problem.q + (item.first_row + row / group) * problem.q_stride +
+                     (int64_t(item.key_head) * group + row % group) * d;
+    uint8_t* bytes = s.q + row * d;
+    s.row_scales[row] = quantise(q, d, 0, bytes) * scale;
+    int32_t total = 0;
+    for (int i = 0; i < d; ++i) total += int8_t(bytes[i]);
+    s.totals[row] = total;
+    s.max[row] = -INFINITY;
+  }
+  std::fill_n(s.weights, MOST_ROWS * LANES, 0.0f);
+  std::fill_n(s.sums, MOST_ROWS * d, 0.0f);
+}
+
+void attend(const Problem& problem, const Item& item, const Scratch& s) {
+  const int group = problem.group(), d = problem.d;
+  load_queries(problem, item, s);
+  for (int start = 0; start < item.seen_by(problem, item.num_queries - 1); start += TILE)
+    attend_tile(problem, item, start, s);
+  for (int row = 0; row < item.num_queries * group; ++row) {
+    Vec weights{};
+    for (int n = 0; n < N; ++n) weights += load(s.weights + row * LANES + n * W);
+    const float weight = sum(weights);
+    const int64_t head = (item.first_row + row / group) * problem.heads + item.key_head * group + row % group;
+    for (int i = 0; i < d; ++i) problem.out[head * d + i] = s.sums[row * d + i] / weight + 0.0f;
+  }
+}
+
+std::vector<Item> items_of(const Problem& problem) {
+  std::vector<Item> items;
+  const int most = std::max(1, MOST_ROWS / problem.group());
+  for (int64_t sequence = 0; sequence < problem.num_sequences; ++sequence) {
+    const int64_t start = problem.query_starts[sequence];
+    const int n = problem.query_starts[sequence + 1] - start, length = problem.lengths[sequence];
+    const int32_t* table = problem.tables + sequence * problem.table_width;
+    for (int head = 0; head < problem.key_heads; ++head)
+      for (int first = 0; first < n; first += most)
+        items.push_back({table, start + first, head, std::min(most, n - first), length - n + first, length});
+  }
+  return items;
+}
+
+bool is_sound(const Problem& problem) {
+  const int32_t* starts = problem.query_starts;
+  if (starts[0] != 0 || starts[problem.num_sequences] != problem.num_tokens) return false;
+  for (int64_t s = 0; s < problem.num_sequences; ++s) {
+    const int n = starts[s + 1] - starts[s], length = problem.lengths[s];
+    const int64_t used = (int64_t(length) + BLOCK - 1) / BLOCK;
+    if (n < 0 || n > length || used > problem.table_width) return false;
+    const int32_t* table = problem.tables + s * problem.table_width;
+    if (!std::all_of(table, table + used, [&](int32_t block) { return block >= 0 && block < problem.num_blocks; }))
+      return false;
+  }
+  return true;
+}
+
+// Writes one position's key and value.
+void write_position(uint8_t* block, int d, int offset, const float* key, const float* value) {
+  alignas(64) uint8_t bytes[1024 + 64];
+  float* scales = reinterpret_cast<float*>(block + 2 * BLOCK * d);
+  scales[offset] = quantise(key, d, 128, bytes);
+  for (int i = 0; i < d; ++i) block[(i / 4 * BLOCK + offset) * 4 + i % 4] = bytes[i];
+  scales[BLOCK + offset] = quantise(value, d, 0, bytes);
+  for (int i = 0; i < d; ++i) block[BLOCK * d + (offset / 4 * d + i) * 4 + offset % 4] = bytes[i];
+}
+
+}  // namespace
+
+// q [T, heads, d] -> out of the same shape, over a cache [blocks, key heads, block bytes]; d is a multiple of 16 up to
+// 1024. Returns whether the tables and lengths were sound; nothing is computed where they are not.
+EXPORT bool ternvl_attention_int8(const float* q, int64_t q_stride, const uint8_t* cache, const int32_t* tables,
+                                  int64_t table_width, const int32_t* query_starts, const int32_t* lengths,
+                                  int64_t num_sequences, int64_t num_blocks, int64_t num_tokens, int heads,
+                                  int key_heads, int d, bool is_causal, float* out, int num_threads) {
+  const Problem problem{q,           cache,      out,        tables, query_starts, lengths, q_stride, table_width,
+                        num_sequences, num_blocks, num_tokens, heads,  key_heads,    d,       is_causal};
+  if (heads / key_heads > MOST_ROWS || !is_sound(problem)) return false;
+  const std::vector<Item> items = items_of(problem);
+  static thread_local Workspace workspace;
+  const int64_t own = (Scratch::size(d) + 63) / 64 * 64, count = items.size();
+  const int team = int(std::max<int64_t>(1, std::min<int64_t>(num_threads, count)));
+  char* memory = workspace.get(own * team);
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+    const Scratch scratch(memory + own * thread_index(), d);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = count - 1; i >= 0; --i) attend(problem, items[i], scratch);  // the longest first
+  }
+  return true;
+}
+
+// Puts k and v [T, key heads, d] at slots [T]. Returns whether all slots are there; nothing is written where they are not.
+EXPORT bool ternvl_write_kv_int8(uint8_t* cache, const int64_t* slots, const float* k, int64_t k_stride, const float* v,
+                                 int64_t v_stride, int64_t num_tokens, int64_t num_blocks, int key_heads, int d,
+                                 int num_threads) {
+  const int64_t num_slots = num_blocks * BLOCK, block_bytes = 2 * BLOCK * d + 2 * BLOCK * 4;
+  if (!std::all_of(slots, slots + num_tokens, [&](int64_t slot) { return slot >= 0 && slot < num_slots; }))
+    return false;
+  const int team = num_tokens * key_heads < 64 ? 1 : num_threads;
+#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
+  for (int64_t t = 0; t < num_tokens; ++t)
+    for (int head = 0; head < key_heads; ++head)
+      write_position(cache + (slots[t] / BLOCK * key_heads + head) * block_bytes, d, slots[t] % BLOCK,
+                     k + t * k_stride + int64_t(head) * d, v + t * v_stride + int64_t(head) * d);
+  return true;
+}

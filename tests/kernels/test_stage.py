@@ -1,0 +1,103 @@
+"""Stages against their reference in plain torch, and against themselves: alone, in company and in parts."""
+
+import itertools
+
+import pytest
+import torch
+
+from ternvl.errors import ConfigError
+from ternvl.kernels import reference_stage, stage_formats
+from ternvl.kernels.loader import library
+from ternvl.kernels.stage import After, Format, Norm, Stage
+from ternvl.kernels.stage_formats import Layer, pack, pack_int4, pack_int8, unpack
+
+ISAS = ("portable", "avx2", "avx512", "avx512vnni")
+SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
+ROWS = (1, 2, 3, 5, 7, 13, 31)
+FLOAT32, QUANTISED = 5e-5, 2e-2  # an input next to the middle of two whole numbers may become either
+
+
+@pytest.fixture(params=ISAS, autouse=True)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERNVL_KERNELS", request.param)
+    try:
+        if library() is None:
+            pytest.skip("there is no compiler")
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def layer(n: int, k: int, after: After, norm: str) -> Layer:
+    torch.manual_seed(n * 1000 + k)
+    bias = torch.randn(k) if norm == "layer" else None
+    of = None if norm == "none" else Norm(torch.rand(k) + 0.5, bias, 1e-6)
+    return Layer(torch.randn(n, k) / k**0.5, torch.randn(n) if norm != "rms" else None, of, after)
+
+
+def formats(given: Layer) -> list[Stage]:
+    smoothing = torch.rand(given.weight.shape[1]) + 0.5
+    return [pack(given), pack_int8(given), pack_int8(given, smoothing), pack_int4(given)]
+
+
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+@pytest.mark.parametrize("after", list(After))
+def test_a_stage_is_its_reference_in_whole_and_in_parts_and_its_rows_are_alone(after: After, norm: str) -> None:
+    for (n, k), m in itertools.product(SIZES, ROWS):
+        if after is After.SWIGLU and n % 2:
+            continue
+        x = torch.randn(m, k)
+        for stage in formats(layer(n, k, after, norm)):
+            residual = torch.randn(m, stage.num_outputs)
+            y = stage(x, residual)
+            is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
+            wanted = reference_stage.stage(stage, x, residual)
+            assert (y - wanted).abs().max() < (FLOAT32 if is_exact else QUANTISED), (n, k, m, stage.format)
+            assert torch.equal(stage.outputs(stage.product(stage.inputs(x)), residual), y)
+            row = m // 2
+            assert torch.equal(stage(x[row : row + 1], residual[row : row + 1])[0], y[row])
+
+
+def test_panels_are_the_references_and_unpack_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    for (n, k), after in itertools.product(SIZES, (After.NOTHING, After.SWIGLU)):
+        if after is After.SWIGLU and n % 2:
+            continue
+        given = layer(n, k, after, "none")
+        native = [pack_int8(given), pack_int4(given)]
+        for stage, bound in zip(native, (0.01, 0.12), strict=True):
+            whole, scales = unpack(stage)
+            assert scales is not None
+            wide = whole.float().unflatten(1, (1, k)) if scales.shape[1] == 1 else None
+            weight = (wide * scales[..., None]).flatten(1) if wide is not None else grouped(whole, scales)
+            assert ((weight - given.weight).norm() / given.weight.norm()) < bound
+        with monkeypatch.context() as patch:
+            patch.setenv("TERNVL_KERNELS", "torch")
+            plain = [pack_int8(given), pack_int4(given)]
+        for one, other in zip(native, plain, strict=True):
+            for (name, buffer), (_, same) in zip(one.named_buffers(), other.named_buffers(), strict=True):
+                assert torch.equal(buffer, same), (name, n, k)
+
+
+def grouped(whole: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return whole * scales.repeat_interleave(stage_formats.GROUP, dim=1)[:, : whole.shape[1]]
+
+
+def test_threads_change_no_bit() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for stage in formats(layer(130, 66, After.GELU, "layer")):
+            x = torch.randn(31, 66)
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(stage(x))
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], results[2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_row_of_zeros_gives_the_bias() -> None:
+    given = layer(33, 31, After.NOTHING, "none")
+    assert given.bias is not None
+    for stage in formats(given):
+        assert torch.equal(stage(torch.zeros(2, 31))[1], given.bias)
