@@ -49,7 +49,7 @@ def make_scheduler(num_blocks: int = 64, **options: Any) -> Scheduler:
 
 def step(scheduler: Scheduler) -> Schedule:
     schedule = scheduler.schedule()
-    scheduler.update(schedule, [50] * len(schedule.sampling))
+    scheduler.update(schedule, [[50]] * len(schedule.sampling))
     scheduler.check_integrity()
     return schedule
 
@@ -160,7 +160,7 @@ def test_stop_token_ends_without_being_kept() -> None:
     sequence = make_sequence(0, 4)
     scheduler.add(sequence)
     step(scheduler)
-    scheduler.update(scheduler.schedule(), [99])
+    scheduler.update(scheduler.schedule(), [[99]])
     assert (sequence.output_ids, sequence.finish_reason) == ([50], FinishReason.STOP)
     assert not scheduler.has_work
     scheduler.check_integrity()
