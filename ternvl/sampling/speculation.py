@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from ternvl.sampling.grammar import Matcher
 
 ROW_COST = 0.1
-"""What a further row of a step costs, in steps, rounded up: a row less likely to bring a token is not worth it."""
+"""What a further row of a step costs, in steps of one row."""
 
 _FIRST_RATE = 0.5
 _STEP = 0.3
 _FIRST_PAUSE, _LAST_PAUSE = 16, 512
 _SHORTEST, _LONGEST = 2, 8
 _MAX_CANDIDATES = 16
+_MAX_LENGTH = 64
 _NOTHING = -1
 
 
@@ -39,12 +40,13 @@ class Trust:
         self._resume = 0
 
     def length(self, position: int) -> int:
-        """Tokens worth drafting for an answer of `position` tokens; 0 in a pause."""
+        """Tokens to draft for an answer of `position` tokens, so that a step brings most for its time; 0 in a pause."""
         if position < self._resume:
             return 0
-        length, chance = 0, self._rate
-        while chance >= ROW_COST and length < _MAX_LENGTH:
-            length, chance = length + 1, chance * self._rate
+        length, chance, num_tokens, cost = 0, self._rate, 1.0, 1.0  # what a step brings, and what it takes
+        while length < _MAX_LENGTH and chance / ROW_COST >= num_tokens / cost:
+            length, num_tokens, cost = length + 1, num_tokens + chance, cost + ROW_COST
+            chance *= self._rate
         return length
 
     def judge(self, num_accepted: int, num_drafted: int, position: int) -> None:
@@ -59,9 +61,6 @@ class Trust:
             self._rate = ROW_COST
             self._resume = position + self._pause
             self._pause = min(2 * self._pause, _LAST_PAUSE)
-
-
-_MAX_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
