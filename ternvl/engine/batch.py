@@ -73,7 +73,9 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         query_starts=tensor(starts, torch.int32),
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
-        sampled_rows=tensor([row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled(chunk, stop)]),
+        sampled_rows=tensor(
+            [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled(chunk, stop)]
+        ),
     )
 
 

@@ -8,7 +8,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -19,7 +19,7 @@ from ternvl.sampling.grammar import GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, sample
 
 
-def draw(chunks: Sequence[Chunk], logits: Tensor, masks: Sequence[Tensor]) -> list[list[Drawn]]:
+def draw(chunks: Sequence[Chunk], logits: Tensor, masks: Iterable[Tensor]) -> list[list[Drawn]]:
     """Tokens of the chunks of `Schedule.sampling`, from the logits [R, V] of all their rows.
 
     `masks` are of those first rows whose sequences have a grammar. Raises NonFiniteLogitsError, which names chunks.
@@ -75,7 +75,7 @@ class _Drawing:
         return not self.ahead.accept(token_id)
 
 
-def _draw_row(states: Sequence[_Drawing], logits: Tensor, masks: Sequence[Tensor]) -> None:
+def _draw_row(states: Sequence[_Drawing], logits: Tensor, masks: Iterable[Tensor]) -> None:
     """Draw each one's next token."""
     rows = [state.row for state in states]
     if len(rows) < len(logits):

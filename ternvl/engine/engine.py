@@ -153,8 +153,8 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Run one step: one new token a request, or several where a draft held. Raises EngineError, which names the requests that were
-        dropped, where the model fails; the others lose nothing."""
+        """Run one step: at most one new token a request, or several where a draft held. Raises EngineError, which names
+        the requests that were dropped, where the model fails; the others lose nothing."""
         schedule = self.scheduler.schedule()
         try:
             drawn = self._run(schedule)

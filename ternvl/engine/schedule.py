@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.sequence import Sequence
-from ternvl.sampling.speculation import Draft
+from ternvl.sampling.speculation import NO_DRAFT, Draft
 from ternvl.types import ImageSpan
 
 
@@ -42,7 +42,7 @@ class Chunk:
     """What it takes over, where it is let in."""
     samples: bool
     """Whether the step brings the sequence its next token."""
-    draft: Draft = Draft()
+    draft: Draft = NO_DRAFT
     """Tokens after the sequence's own that are computed on trial, where it samples: each brings a token if it holds."""
 
     @property

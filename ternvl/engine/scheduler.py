@@ -98,7 +98,7 @@ class Scheduler:
         room = min(plan.num_tokens, 1 + self.config.num_speculative_tokens - num_rows)
         if self.config.speculation != "ngram" or room <= 0:
             return chunks
-        wanted = [(chunk.sequence.draft(room), chunk) for chunk in chunks if chunk.samples]
+        wanted = [(chunk.sequence.draft(room, num_rows), chunk) for chunk in chunks if chunk.samples]
         drafted: dict[Chunk, Chunk] = {}
         for number, (draft, chunk) in enumerate(sorted(wanted, key=lambda pair: len(pair[0]))):
             drafted[chunk] = self._with_draft(chunk, draft.first(room // (len(wanted) - number)), free)
@@ -194,8 +194,7 @@ class Scheduler:
         sequence, draft = chunk.sequence, chunk.draft
         self.num_draft_tokens += len(draft)
         self.num_accepted_tokens += num_accepted
-        if draft.trust:
-            draft.trust.judge(num_accepted, len(draft), sequence.num_output_tokens)
+        draft.judge(num_accepted, sequence.num_output_tokens)
         num_needed = self.pool.num_blocks_for(sequence.num_tokens)
         self.pool.free(sequence.block_table[num_needed:])
         del sequence.block_table[num_needed:]

@@ -125,9 +125,10 @@ class Sequence:
         """Images with tokens at or after a position."""
         return [image for image in self.request.prompt.images if image.stop > position]
 
-    def draft(self, limit: int) -> Draft:
-        """At most `limit` tokens that may come next, and fewer than may still come: the last is not to be computed."""
-        return self.speculator.draft(self.token_ids, min(limit, self.max_num_tokens - self.num_tokens - 1))
+    def draft(self, limit: int, num_rows: int) -> Draft:
+        """At most `limit` tokens that may come next, and fewer than may still come: the last is not to be computed.
+        `num_rows` is what the step computes without them."""
+        return self.speculator.draft(self.token_ids, min(limit, self.max_num_tokens - self.num_tokens - 1), num_rows)
 
     def extend(self, token_ids: Iterable[int]) -> int:
         """Take drawn tokens up to the end, where it is among them; how many were kept."""
