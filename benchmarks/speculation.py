@@ -42,6 +42,7 @@ from ternvl.types import Prompt, Request, SamplingParams
 from training import tasks
 
 ANSWER, PROMPT = 160, 300
+KINDS = ("rows", "copy", "prose", "own")
 DOCS = Path(__file__).parents[1] / "docs"
 Case = tuple[Prompt, list[int]]
 """A prompt, and the answer that is planted; none where the model's own is taken."""
@@ -186,17 +187,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="folder of a checkpoint with its tokenizer")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", nargs="+", help="of copy, prose, own, rows")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--quantization", default="none")
     args = parser.parse_args()
     llm = LLM(args.model, quantization=args.quantization, max_model_len=2_048, max_num_seqs=8)
     kinds = {"copy": copy_case, "prose": prose_case} | ({} if args.model else {"own": own_case})
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "turns": args.turns}
-    if not args.only or "rows" in args.only:
+    if "rows" in args.only:
         result["rows"] = rows(llm, args.turns)
         print(f"rows: {result['rows']}", flush=True)
-    for name, case in kinds.items():
-        for streams in (1, 4) if not args.only or name in args.only else ():
+    for name, case in ((name, kinds[name]) for name in kinds if name in args.only):
+        for streams in args.streams:
             groups = [[case(llm, streams * turn + each) for each in range(streams)] for turn in range(args.turns)]
             result[f"{name}, {streams} streams"] = compare(llm, groups)
             print(f"{name}, {streams} streams: {result[f'{name}, {streams} streams']}", flush=True)
