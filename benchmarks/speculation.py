@@ -11,8 +11,9 @@ rows   What a step takes by how many tokens of one sequence it computes.
 
 Random weights write neither, so in `copy` and `prose` the answer is planted: everything is computed as always, also the
 draw, and then the text's next token is taken in place of the drawn one. How often a draft holds follows from the text
-alone. Times are of decoding; prompts are computed before. `ratio` is the time without speculation over that with it, of
-the medians. The last line is JSON.
+alone. Times are of decoding; prompts are computed before. `ratio` is the time without speculation over that with it,
+of the medians, and `cpu_ratio` that of processor time. Every turn has two runs without, and `control` is the ratio of
+these: what it differs from 1 by is noise, and a `ratio` that differs by no more says nothing. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -111,11 +112,12 @@ def decode(llm: LLM, cases: Sequence[Case], method: str) -> dict[str, Any]:
     with planted({seed: answer for seed, (_, answer) in enumerate(cases) if answer}):
         while any(each.num_uncomputed > 1 for each in engine.scheduler.waiting + engine.scheduler.running):
             _step(engine, tokens)
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         while engine.has_work:
             _step(engine, tokens)
     seconds, stats = time.perf_counter() - start, engine.stats()
-    return {"seconds": seconds, "steps": stats.num_steps, "tokens": dict(tokens), "stats": stats}
+    cpu = time.process_time() - start_cpu
+    return {"seconds": seconds, "cpu": cpu, "steps": stats.num_steps, "tokens": dict(tokens), "stats": stats}
 
 
 def _step(engine: Engine, tokens: dict[str, list[int]]) -> None:
@@ -123,25 +125,31 @@ def _step(engine: Engine, tokens: dict[str, list[int]]) -> None:
         tokens[output.request_id] += output.token_ids
 
 
+RUNS = ("off", "ngram", "off again")
+
+
 def compare(llm: LLM, cases: Sequence[Sequence[Case]]) -> dict[str, Any]:
-    """Each group of cases with and without, in turns that begin with one and the other."""
-    seconds: dict[str, list[float]] = {"off": [], "ngram": []}
+    """Each group of cases with speculation and twice without; another of the three begins each time."""
+    times: dict[str, list[float]] = defaultdict(list)
     drafted = accepted = num_tokens = differing = 0
     for turn, group in enumerate(cases):
-        methods = ("off", "ngram") if turn % 2 else ("ngram", "off")
-        runs = {method: decode(llm, group, method) for method in methods}
-        for method, run in runs.items():
-            seconds[method].append(run["seconds"])
-        differing += runs["off"]["tokens"] != runs["ngram"]["tokens"]
+        order = RUNS[turn % 3 :] + RUNS[: turn % 3]
+        runs = {name: decode(llm, group, name.split()[0]) for name in order}
+        for name, run in runs.items():
+            times[name].append(run["seconds"])
+            times[f"{name} cpu"].append(run["cpu"])
+        differing += any(run["tokens"] != runs["off"]["tokens"] for run in runs.values())
         num_tokens += sum(map(len, runs["off"]["tokens"].values()))
         drafted += runs["ngram"]["stats"].num_draft_tokens
         accepted += runs["ngram"]["stats"].num_accepted_tokens
-    ratios = [off / on for off, on in zip(seconds["off"], seconds["ngram"], strict=True)]
+    medians = {name: statistics.median(each) for name, each in times.items()}
     return {
-        "off_s": round(statistics.median(seconds["off"]), 3),
-        "on_s": round(statistics.median(seconds["ngram"]), 3),
-        "ratio": round(statistics.median(seconds["off"]) / statistics.median(seconds["ngram"]), 3),
-        "median_of_ratios": round(statistics.median(ratios), 3),
+        "off_s": round(medians["off"], 3),
+        "on_s": round(medians["ngram"], 3),
+        "ratio": round(medians["off"] / medians["ngram"], 3),
+        "cpu_ratio": round(medians["off cpu"] / medians["ngram cpu"], 3),
+        "control": round(medians["off"] / medians["off again"], 3),
+        "cpu_control": round(medians["off cpu"] / medians["off again cpu"], 3),
         "tokens": num_tokens,
         "drafted": drafted,
         "accepted": accepted,
