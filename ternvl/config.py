@@ -121,6 +121,17 @@ class EngineConfig:
     image_cache_memory: int = field(
         default=256 * 1024**2, metadata={"help": "Bytes of image features kept for later requests."}
     )
+    speculation: str = field(
+        default="auto",
+        metadata={
+            "help": "Guess tokens of an answer from earlier ones and compute several at once: ngram, off, or auto, "
+            "which is ngram on a CPU. Answers stay the same."
+        },
+    )
+    num_speculative_tokens: int = field(
+        default=7,
+        metadata={"help": "Tokens guessed in a step at most, less one for each further token that it computes."},
+    )
     max_queue: int = field(
         default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."}
     )

@@ -306,9 +306,11 @@ class _Answer:
         self._logprobs: list[TokenLogprobs] = []
 
     def take(self, output: TokenOutput) -> None:
-        self._token_ids += output.token_ids
-        self._logprobs += output.logprobs
-        self._text += self._stop.decode(self._detokenizer.decode(output.token_ids))
+        for index, token_id in enumerate(output.token_ids):
+            if not self._stop.stopped:
+                self._token_ids.append(token_id)
+                self._logprobs += output.logprobs[index : index + 1]
+                self._text += self._stop.decode(self._detokenizer.decode([token_id]))
         self.finish_reason = output.finish_reason
         if output.finish_reason is not None:
             self._text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_stop_string_ends_the_answer_before_it(llm: LLM) -> None:
     assert output.finish_reason is FinishReason.STOP
     assert output.token_ids == whole.token_ids[: len(output.token_ids)]
     assert not llm.engine.has_work
+
+
+def test_a_stop_string_within_a_draft_cuts_what_comes_after_it(model: InternVL) -> None:
+    token_id, params = tiny_tokenizer().encode_text("a")[0], SamplingParams(temperature=0, max_tokens=30, logprobs=0)
+    params = replace(params, allowed_token_ids=(token_id,), ignore_eos=True, stop=("a" * 17,))
+    plain, fast = (LLM.from_parts(model, tiny_tokenizer(), speculation=method) for method in ("off", "ngram"))
+    outputs = [llm.chat(QUESTION, params)[0].outputs[0] for llm in (plain, fast)]
+    assert outputs[0].token_ids == outputs[1].token_ids == (token_id,) * 17
+    assert [(each.text, each.finish_reason, len(each.logprobs or ())) for each in outputs] == [
+        ("", FinishReason.STOP, 17)
+    ] * 2
+    assert fast.engine.stats().num_steps < plain.engine.stats().num_steps
 
 
 def test_images_change_the_answer_and_conversations_batch(llm: LLM) -> None:

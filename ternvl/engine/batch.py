@@ -46,7 +46,7 @@ class Batch:
     """[S] int32, tokens of each sequence that its last row sees."""
     images: tuple[ImageRows, ...]
     sampled_rows: Tensor
-    """Rows whose logits are wanted, in the order of `Schedule.sampling`."""
+    """Rows whose logits are wanted, `Chunk.num_sampled_rows` of each of `Schedule.sampling`, in its order."""
 
 
 def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch:
@@ -65,7 +65,7 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         return torch.tensor(values, dtype=dtype, device=device)
 
     return Batch(
-        token_ids=tensor([i for chunk in chunks for i in chunk.sequence.token_ids[chunk.start : chunk.stop]]),
+        token_ids=tensor([token_id for chunk in chunks for token_id in chunk.token_ids]),
         positions=tensor([position for chunk in chunks for position in range(chunk.start, chunk.stop)]),
         slots=tensor([slot for chunk in chunks for slot in _slots(chunk, block_size)]),
         copies=tensor([list(pair) for pair in copies]).view(-1, 2).T,
@@ -73,13 +73,19 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         query_starts=tensor(starts, torch.int32),
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
-        sampled_rows=tensor([stop - 1 for chunk, stop in zip(chunks, starts[1:], strict=True) if chunk.samples]),
+        sampled_rows=tensor(
+            [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled(chunk, stop)]
+        ),
     )
 
 
 def _slots(chunk: Chunk, block_size: int) -> Iterator[int]:
     for position in range(chunk.start, chunk.stop):
         yield chunk.block_table[position // block_size] * block_size + position % block_size
+
+
+def _sampled(chunk: Chunk, stop: int) -> range:
+    return range(stop - chunk.num_sampled_rows, stop)
 
 
 def _image_rows(chunk: Chunk, row: int) -> Iterator[ImageRows]:

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
 from ternvl.engine.block_pool import BlockPool
+from ternvl.engine.draw import draw
 from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule
@@ -32,7 +32,7 @@ from ternvl.errors import EngineError, RequestError
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache
 from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
-from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, derive_seed, sample
+from ternvl.sampling.sampler import Drawn, NonFiniteLogitsError, derive_seed
 from ternvl.types import FinishReason, Request, SamplingParams, TokenOutput
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class EngineStats:
     num_prefill_tokens: int = 0
     """Computed tokens that brought no further token by themselves."""
     num_generated_tokens: int = 0
+    num_draft_tokens: int = 0
+    """Guessed and computed by speculation."""
+    num_accepted_tokens: int = 0
+    """Of these, drawn as they were guessed."""
     num_image_lookups: int = 0
     num_image_hits: int = 0
     num_encoded_tiles: int = 0
@@ -149,45 +153,45 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Run one step: at most one new token a request. Raises EngineError, which names the requests that were
-        dropped, where the model fails; the others lose nothing."""
+        """Run one step: at most one new token a request, or several where a draft held. Raises EngineError, which names
+        the requests that were dropped, where the model fails; the others lose nothing."""
         schedule = self.scheduler.schedule()
         try:
             drawn = self._run(schedule)
         except Exception as error:
             self.scheduler.fail(schedule)
             raise self._drop(_affected(schedule, error), error) from error
-        self.scheduler.update(schedule, [each.token_id for each in drawn])
+        self.scheduler.update(schedule, [[each.token_id for each in tokens] for tokens in drawn])
         self.runner.retain(self.scheduler.images.digests)
         self._count(schedule)
-        return [self._output(chunk.sequence, each) for chunk, each in zip(schedule.sampling, drawn, strict=True)]
+        return [self._output(chunk, tokens) for chunk, tokens in zip(schedule.sampling, drawn, strict=True)]
 
-    def _run(self, schedule: Schedule) -> list[Drawn]:
-        sampling = [chunk.sequence for chunk in schedule.sampling]
-        matchers = [sequence.matcher for sequence in sampling if sequence.matcher is not None]
+    def _run(self, schedule: Schedule) -> list[list[Drawn]]:
+        matchers = [chunk.sequence.matcher for chunk in schedule.sampling if chunk.sequence.matcher is not None]
         masks = (
             self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
         )  # while the model runs
         self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         logits = self.runner.run(inputs)
-        rows = iter(masks.result() if masks else ())
-        return sample(logits, [_draw(each, next(rows) if each.matcher else None) for each in sampling])
+        return draw(schedule.sampling, logits, masks.result() if masks else ())
 
     def _count(self, schedule: Schedule) -> None:
         self._num_steps += 1
         self._num_encoded_tiles += sum(work.count for work in schedule.tiles)
-        self._num_prefill_tokens += sum(chunk.num_tokens for chunk in schedule.chunks if not _decodes(chunk))
+        self._num_prefill_tokens += sum(chunk.num_own_tokens for chunk in schedule.chunks if not _decodes(chunk))
 
-    def _output(self, sequence: EngineSequence, drawn: Drawn) -> TokenOutput:
+    def _output(self, chunk: Chunk, drawn: list[Drawn]) -> TokenOutput:
+        sequence = chunk.sequence
         if sequence.finish_reason:
             del self._sequences[sequence.id]
-        num_cached = sequence.num_cached_tokens or 0
-        if drawn.token_id in sequence.stop_ids:
-            return TokenOutput(sequence.id, (), FinishReason.STOP, num_cached_tokens=num_cached)
-        self._num_generated_tokens += 1
-        logprobs = () if drawn.logprobs is None else (drawn.logprobs,)
-        return TokenOutput(sequence.id, (drawn.token_id,), sequence.finish_reason, logprobs, num_cached)
+        kept = drawn[: sequence.num_tokens - chunk.start - chunk.num_own_tokens]
+        self._num_generated_tokens += len(kept)
+        logprobs = tuple(each.logprobs for each in kept if each.logprobs is not None)
+        token_ids = tuple(each.token_id for each in kept)
+        return TokenOutput(
+            sequence.id, token_ids, sequence.finish_reason, logprobs, num_cached_tokens=sequence.num_cached_tokens or 0
+        )
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)
@@ -210,6 +214,8 @@ class Engine:
             num_prefix_hit_tokens=self.scheduler.num_prefix_hit_tokens,
             num_prefill_tokens=self._num_prefill_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            num_draft_tokens=self.scheduler.num_draft_tokens,
+            num_accepted_tokens=self.scheduler.num_accepted_tokens,
             num_image_lookups=images.num_lookups,
             num_image_hits=images.num_hits,
             num_encoded_tiles=self._num_encoded_tiles,
@@ -242,16 +248,9 @@ def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
     return EngineError("The engine failed while it worked on this request.", request_ids=request_ids)
 
 
-def _draw(sequence: EngineSequence, allowed: Tensor | None) -> Draw:
-    request = sequence.request
-    return Draw(
-        request.params, sequence.seed, request.prompt.token_ids, sequence.output_ids, sequence.stop_ids, allowed
-    )
-
-
 def _decodes(chunk: Chunk) -> bool:
     """Whether a chunk computes nothing but the token that was drawn last."""
-    return chunk.num_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens
+    return chunk.num_own_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens
 
 
 def _affected(schedule: Schedule, error: Exception) -> list[Chunk]:

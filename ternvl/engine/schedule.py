@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.sequence import Sequence
+from ternvl.sampling.speculation import NO_DRAFT, Draft
 from ternvl.types import ImageSpan
 
 
@@ -32,18 +33,47 @@ class Chunk:
     start: int
     """First token to compute; those before it are in the cache."""
     num_tokens: int
+    """To compute, the draft's among them."""
     block_table: tuple[int, ...]
-    """Blocks for all tokens the sequence has."""
+    """Blocks for all tokens the sequence has, and for the draft."""
     new_blocks: tuple[int, ...]
     """The last of them, which the sequence has not yet."""
     reuse: Reuse
     """What it takes over, where it is let in."""
     samples: bool
     """Whether the step brings the sequence its next token."""
+    draft: Draft = NO_DRAFT
+    """Tokens after the sequence's own that are computed on trial, where it samples: each brings a token if it holds."""
 
     @property
     def stop(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Of the tokens to compute, those that the sequence has."""
+        return self.num_tokens - len(self.draft)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens to compute."""
+        own = self.sequence.token_ids[self.start : self.start + self.num_own_tokens]
+        return [*own, *self.draft.token_ids]
+
+    @property
+    def num_sampled_rows(self) -> int:
+        """Its last rows, whose logits are wanted: that of its last own token and those of the draft."""
+        return 1 + len(self.draft) if self.samples else 0
+
+    def with_draft(self, draft: Draft, new_blocks: tuple[int, ...]) -> Chunk:
+        """This chunk with a draft, and blocks for what of it does not fit those the chunk has."""
+        return replace(
+            self,
+            num_tokens=self.num_tokens + len(draft),
+            block_table=(*self.block_table, *new_blocks),
+            new_blocks=(*self.new_blocks, *new_blocks),
+            draft=draft,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.schedule import Chunk, Plan, Reuse, Schedule
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.errors import OverloadedError
+from ternvl.sampling.speculation import Draft
 from ternvl.types import FinishReason
 
 _by_order = attrgetter("order")
@@ -33,6 +34,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_prompt_tokens = self.num_prefix_hit_tokens = 0
+        self.num_draft_tokens = self.num_accepted_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -60,6 +62,7 @@ class Scheduler:
         chunks = [plan.spend(sequence, growth[sequence]) for sequence in in_turn]
         if not preempted:
             chunks += self._admit(draft, plan)
+            chunks = self._speculate(chunks, draft, plan)
         return Schedule(tuple(chunks), tuple(plan.tiles.values()), tuple(preempted))
 
     def _make_room(self, draft: BlockDraft) -> tuple[dict[Sequence, tuple[int, ...]], list[Sequence]]:
@@ -88,6 +91,27 @@ class Scheduler:
             draft.share(reuse.shared_blocks)
             yield plan.spend(sequence, draft.take(need), reuse)
 
+    def _speculate(self, chunks: list[Chunk], free: BlockDraft, plan: Plan) -> list[Chunk]:
+        """The chunks, some with drafts: as far as the step stays so small that a further row costs little, and on
+        blocks that nobody needs. Who wants fewest tokens is served first, so that what is left goes to the others."""
+        num_rows = sum(chunk.num_tokens for chunk in chunks)
+        room = min(plan.num_tokens, 1 + self.config.num_speculative_tokens - num_rows)
+        if self.config.speculation != "ngram" or room <= 0:
+            return chunks
+        wanted = [(chunk.sequence.draft(room, num_rows), chunk) for chunk in chunks if chunk.samples]
+        drafted: dict[Chunk, Chunk] = {}
+        for number, (draft, chunk) in enumerate(sorted(wanted, key=lambda pair: len(pair[0]))):
+            drafted[chunk] = self._with_draft(chunk, draft.first(room // (len(wanted) - number)), free)
+            room -= len(drafted[chunk].draft)
+        return [drafted.get(chunk, chunk) for chunk in chunks]
+
+    def _with_draft(self, chunk: Chunk, draft: Draft, free: BlockDraft) -> Chunk:
+        """The chunk with as much of the draft as there are blocks for."""
+        room = (len(chunk.block_table) + free.num_free) * self.pool.block_size - chunk.stop
+        draft = draft.first(room)
+        need = self.pool.num_blocks_for(chunk.stop + len(draft)) - len(chunk.block_table)
+        return chunk.with_draft(draft, free.take(need)) if draft else chunk
+
     def _reuse(self, sequence: Sequence, draft: BlockDraft) -> Reuse:
         """What is there already. The last token is always computed: its logits are wanted."""
         block_size = self.pool.block_size
@@ -103,18 +127,19 @@ class Scheduler:
         blocks = draft.match(sequence.block_keys.first(count, sequence.token_ids))
         return Reuse(blocks, len(blocks) * block_size)
 
-    def update(self, schedule: Schedule, token_ids: Iterable[int]) -> None:
-        """Make a step that has run so. `token_ids` are the drawn ones, in the order of `schedule.sampling`."""
+    def update(self, schedule: Schedule, drawn: Iterable[Iterable[int]]) -> None:
+        """Make a step that has run so. `drawn` are the tokens of each of `schedule.sampling`, in its order: those of
+        its draft that held, and one more. What comes after an answer's end is dropped."""
         for sequence in schedule.preempted:
             self._preempt(sequence)
         for chunk in schedule.chunks:
             self._take_blocks(chunk)
         for work in schedule.tiles:
             self.images.advance(work.image.digest, work.count)
+        tokens = dict(zip(schedule.sampling, drawn, strict=True))
         for chunk in schedule.chunks:
-            self._advance(chunk)
-        for chunk, token_id in zip(schedule.sampling, token_ids, strict=True):
-            chunk.sequence.append(token_id)
+            self._advance(chunk, tuple(tokens.get(chunk, ())))
+        for chunk in tokens:
             if chunk.sequence.finish_reason:
                 self.finish(chunk.sequence)
 
@@ -154,12 +179,30 @@ class Scheduler:
             self.images.acquire(image)
             sequence.held_images.append(image)
 
-    def _advance(self, chunk: Chunk) -> None:
+    def _advance(self, chunk: Chunk, token_ids: tuple[int, ...]) -> None:
         sequence = chunk.sequence
-        first, sequence.num_computed = chunk.start // self.pool.block_size, chunk.stop
-        self._release_images(sequence, before=chunk.stop)
+        num_kept = sequence.extend(token_ids)
+        num_accepted = min(num_kept, max(0, len(token_ids) - 1))  # the last was drawn, and not computed yet
+        sequence.num_computed = chunk.start + chunk.num_own_tokens + num_accepted
+        if chunk.draft:
+            self._judge(chunk, num_accepted)
+        self._release_images(sequence, before=sequence.num_computed)
+        self._register(sequence, chunk.start // self.pool.block_size)
+
+    def _judge(self, chunk: Chunk, num_accepted: int) -> None:
+        """Learn from a draft, and give back the blocks of what did not hold."""
+        sequence, draft = chunk.sequence, chunk.draft
+        self.num_draft_tokens += len(draft)
+        self.num_accepted_tokens += num_accepted
+        draft.judge(num_accepted, sequence.num_output_tokens)
+        num_needed = self.pool.num_blocks_for(sequence.num_tokens)
+        self.pool.free(sequence.block_table[num_needed:])
+        del sequence.block_table[num_needed:]
+
+    def _register(self, sequence: Sequence, first: int) -> None:
+        """Name the blocks that are full of computed tokens, from number `first` on."""
         if self.config.enable_prefix_caching:
-            num_full = chunk.stop // self.pool.block_size
+            num_full = sequence.num_computed // self.pool.block_size
             keys = sequence.block_keys.first(num_full, sequence.token_ids)
             for block, key in zip(sequence.block_table[first:num_full], keys[first:], strict=True):
                 self.pool.register(block, key)

@@ -6,10 +6,12 @@ what others call prefill, a gap of one is decoding, and preemption sets `num_com
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ternvl.engine.block_keys import BlockKeys
+from ternvl.sampling.speculation import Draft, Speculator
 from ternvl.types import FinishReason, ImageSpan, Request
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Sequence:
         "request",
         "seed",
         "sibling",
+        "speculator",
         "status",
         "stop_ids",
         "token_ids",
@@ -77,6 +80,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_keys = BlockKeys(request, block_size)
         self.sibling = sibling
+        self.speculator = Speculator(request.prompt, self.stop_ids, matcher)
         self.held_images: list[ImageSpan] = []
         """Images whose features are kept for it: those that it has not computed past."""
         self.status = Status.WAITING
@@ -121,7 +125,20 @@ class Sequence:
         """Images with tokens at or after a position."""
         return [image for image in self.request.prompt.images if image.stop > position]
 
-    def append(self, token_id: int) -> None:
+    def draft(self, limit: int, num_rows: int) -> Draft:
+        """At most `limit` tokens that may come next, and fewer than may still come: the last is not to be computed.
+        `num_rows` is what the step computes without them."""
+        return self.speculator.draft(self.token_ids, min(limit, self.max_num_tokens - self.num_tokens - 1), num_rows)
+
+    def extend(self, token_ids: Iterable[int]) -> int:
+        """Take drawn tokens up to the end, where it is among them; how many were kept."""
+        before = self.num_tokens
+        for token_id in token_ids:
+            if self.finish_reason is None:
+                self._append(token_id)
+        return self.num_tokens - before
+
+    def _append(self, token_id: int) -> None:
         """Take a drawn token; sets `finish_reason` where it is the end. A token that stops is not kept."""
         if token_id in self.stop_ids:
             self.finish_reason = FinishReason.STOP

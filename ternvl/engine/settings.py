@@ -31,6 +31,7 @@ def resolve(
         max_model_len=_context(config.max_model_len, language),
         max_num_batched_tokens=config.max_num_batched_tokens or (256 if on_cpu else 2_048),
         max_num_batched_tiles=config.max_num_batched_tiles or (1 if on_cpu else 16),
+        speculation=_speculation(config.speculation, on_cpu=on_cpu),
     )
     _check_budget(config)
     return replace(config, kv_cache_memory=_kv_cache_memory(config, language, dtype=dtype, device=device))
@@ -41,6 +42,11 @@ def _context(max_model_len: int, language: LanguageConfig) -> int:
         message = "max_model_len is %d, but the model knows %d positions: contexts are limited to these."
         logger.warning(message, max_model_len, language.max_position_embeddings)
     return min(max_model_len, language.max_position_embeddings)
+
+
+def _speculation(method: str, *, on_cpu: bool) -> str:
+    """On other devices it has not been measured yet, so it is on only where it is asked for."""
+    return ("ngram" if on_cpu else "off") if method == "auto" else method
 
 
 def _check_budget(config: EngineConfig) -> None:

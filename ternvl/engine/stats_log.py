@@ -71,6 +71,8 @@ def describe(before: EngineStats, after: EngineStats, seconds: float) -> str:
         f"prefill {rate('num_prefill_tokens')}",
         f"decode {rate('num_generated_tokens')}",
     ]
+    if drafted := grown("num_draft_tokens"):
+        parts.append(f"drafts held {_share(grown('num_accepted_tokens'), drafted)}")
     if preemptions := grown("num_preemptions"):
         parts.append(f"preempted {preemptions}")
     return ", ".join(parts)

@@ -16,9 +16,11 @@ _AT_LEAST = {
     "block_size": 1,
     "kv_cache_memory": 1,
     "image_cache_memory": 0,
+    "num_speculative_tokens": 1,
     "max_queue": 1,
     "seed": None,
 }
+SPECULATIONS = ("auto", "ngram", "off")
 _OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
 
 
@@ -34,6 +36,8 @@ def check_config(config: EngineConfig) -> None:
             raise ConfigError(f"{name} is {value}, but must be at least {least}.")
     if not isinstance(config.enable_prefix_caching, bool):
         raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
+    if config.speculation not in SPECULATIONS:
+        raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from weakref import WeakValueDictionary
 
 import torch
@@ -49,6 +50,20 @@ class Matcher:
     def accept(self, token_id: int) -> bool:
         """Take a drawn token; whether the answer is whole and can have no more."""
         return self.state.consume_token(token_id) and self.state.is_stopped() and self.state.is_accepting()
+
+    def forced(self) -> list[int]:
+        """Tokens that follow because the grammar allows no other text, in the tokenizer's usual cut."""
+        return [] if self.state.is_stopped() else list(self.state.deep_copy().compute_ff_tokens())
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many leading tokens of some the grammar allows."""
+        return int(self.state.deep_copy().validate_tokens(list(token_ids)))
+
+    def fork(self) -> Matcher:
+        """One that goes on from here by itself."""
+        forked = copy(self)
+        forked.state = self.state.deep_copy()
+        return forked
 
     def trim(self, bits: Tensor) -> str:
         """Takes from a fresh mask [W] what no grammar may allow; the reason if that leaves nothing."""

@@ -76,7 +76,7 @@ class ChoiceDecoder:
         """Raises UnavailableError where the engine gave the request up."""
         if output.finish_reason is FinishReason.ABORT:
             raise UnavailableError("The server is stopping and gave this request up.")
-        text = self._text(output)
+        text, num_tokens = self._text(output)
         if output.finish_reason:
             text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
         finish_reason = FinishReason.STOP if self._stop.stopped else output.finish_reason
@@ -85,7 +85,7 @@ class ChoiceDecoder:
         pieces = self._split(text, final=finish_reason is not None)
         return Delta(
             index=self._index,
-            num_tokens=len(output.token_ids),
+            num_tokens=num_tokens,
             reasoning=reasoning,
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
             tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
@@ -95,16 +95,19 @@ class ChoiceDecoder:
             stop_string=self._stop.found,
         )
 
-    def _text(self, output: TokenOutput) -> str:
-        """What may be shown of the new tokens."""
-        text = ""
+    def _text(self, output: TokenOutput) -> tuple[str, int]:
+        """What may be shown of the new tokens, and how many they are: those after a stop string do not count."""
+        text, num_tokens = "", 0
         logprobs = output.logprobs or (None,) * len(output.token_ids)
         for token_id, logprob in zip(output.token_ids, logprobs, strict=True):
+            if self._stop.stopped:
+                break
             piece = self._detokenizer.decode([token_id])
             if logprob is not None and token_id not in self._detokenizer.hidden_ids:
                 self._logprobs.put(token_id, logprob, len(piece))
             text += self._stop.decode(piece)
-        return text
+            num_tokens += 1
+        return text, num_tokens
 
     def _reason_apart(self, text: str, *, final: bool) -> tuple[str, str]:
         if self._reasoning is None:

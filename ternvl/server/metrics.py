@@ -32,6 +32,8 @@ _COUNTERS = {
     "num_prompt_tokens": "Tokens of prompts that were let in.",
     "num_prefix_hit_tokens": "Prompt tokens that the prefix cache spared.",
     "num_generated_tokens": "Tokens that were drawn.",
+    "num_draft_tokens": "Tokens that speculation guessed.",
+    "num_accepted_tokens": "Guessed tokens that held.",
     "num_image_lookups": "Images that were looked up in the image cache.",
     "num_image_hits": "Images that the image cache spared.",
     "num_encoded_tiles": "Image tiles that were encoded.",
@@ -118,8 +120,9 @@ class Meter:
         last = self._last.get(delta.index)
         if last is None:
             metrics.first_token.observe(now - self._started)
-        elif delta.num_tokens:
-            metrics.between_tokens.observe(now - last)
+        else:
+            for _ in range(delta.num_tokens):  # those that come together share the time
+                metrics.between_tokens.observe((now - last) / delta.num_tokens)
         self._last[delta.index] = now
         metrics.answer_tokens.inc(delta.num_tokens)
         if delta.finish_reason:

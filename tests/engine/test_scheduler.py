@@ -49,7 +49,7 @@ def make_scheduler(num_blocks: int = 64, **options: Any) -> Scheduler:
 
 def step(scheduler: Scheduler) -> Schedule:
     schedule = scheduler.schedule()
-    scheduler.update(schedule, [50] * len(schedule.sampling))
+    scheduler.update(schedule, [[50]] * len(schedule.sampling))
     scheduler.check_integrity()
     return schedule
 
@@ -145,6 +145,55 @@ def test_tokens_of_an_image_wait_for_its_tiles() -> None:
     assert [(chunk.start, chunk.num_tokens) for s in steps for chunk in s.chunks] == [(0, 11), (11, 11), (22, 1)]
 
 
+REPEATING = Prompt((1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3))
+
+
+def repeating(number: int) -> Sequence:
+    """One whose answer is expected to go on in its circle: 4, 5, 6, 7, 8, 1 and so on."""
+    return sequence_of(Request(str(number), REPEATING, SamplingParams(max_tokens=40)), number)
+
+
+def hold(scheduler: Scheduler) -> Schedule:
+    """A step in which every guess is right."""
+    schedule = scheduler.schedule()
+    assert shares(schedule) == shares(scheduler.schedule())
+    drawn = [[*chunk.draft.token_ids, chunk.token_ids[-1] % 8 + 1] for chunk in schedule.sampling]
+    scheduler.update(schedule, drawn)
+    scheduler.check_integrity()
+    return schedule
+
+
+def test_drafts_fill_a_small_step_and_are_shared_out() -> None:
+    scheduler = make_scheduler(speculation="ngram", num_speculative_tokens=6)
+    for number in range(3):
+        scheduler.add(repeating(number))
+    assert not any(chunk.draft for chunk in hold(scheduler).chunks), "a step of prompts is no small one"
+    rows = [sorted(chunk.num_tokens for chunk in hold(scheduler).chunks) for _ in range(4)]
+    assert rows[0] == [2, 2, 2]
+    assert rows[-1] == [2, 2, 3]
+    assert scheduler.num_draft_tokens == scheduler.num_accepted_tokens == sum(map(sum, rows)) - 12
+    scheduler.add(make_sequence(9, 8))
+    assert not any(chunk.draft for chunk in scheduler.schedule().chunks)
+
+
+@pytest.mark.parametrize("num_blocks", [5, 64])
+def test_a_draft_takes_only_blocks_to_spare_and_gives_back_what_did_not_hold(num_blocks: int) -> None:
+    scheduler = make_scheduler(num_blocks, speculation="ngram", num_speculative_tokens=7)
+    sequence = repeating(0)
+    scheduler.add(sequence)
+    while sequence.num_tokens < 5 * BLOCK_SIZE - 3:
+        hold(scheduler)
+    schedule = scheduler.schedule()
+    chunk = schedule.chunks[0]
+    assert (chunk.stop > 5 * BLOCK_SIZE) == (num_blocks > 5)
+    assert len(chunk.block_table) == scheduler.pool.num_blocks_for(chunk.stop) <= num_blocks
+    before = sequence.num_tokens
+    scheduler.update(schedule, [[50]])
+    scheduler.check_integrity()
+    assert (sequence.num_tokens, sequence.num_computed) == (before + 1, before)
+    assert len(sequence.block_table) == scheduler.pool.num_blocks_for(before + 1)
+
+
 def test_full_queue() -> None:
     scheduler = make_scheduler(max_queue=1)
     scheduler.add(make_sequence(0, 4))
@@ -160,7 +209,7 @@ def test_stop_token_ends_without_being_kept() -> None:
     sequence = make_sequence(0, 4)
     scheduler.add(sequence)
     step(scheduler)
-    scheduler.update(scheduler.schedule(), [99])
+    scheduler.update(scheduler.schedule(), [[99]])
     assert (sequence.output_ids, sequence.finish_reason) == ([50], FinishReason.STOP)
     assert not scheduler.has_work
     scheduler.check_integrity()

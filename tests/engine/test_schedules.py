@@ -37,6 +37,7 @@ class World:
     sequences: list[Sequence] = field(default_factory=list)
     prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
     num_steps: int = 0
+    num_held: int = 0
 
     def add(self, request: Request, sibling: Sequence | None = None) -> None:
         config = self.scheduler.config
@@ -96,7 +97,7 @@ class World:
 
     def _compute(self, chunk: Chunk) -> None:
         size = self.scheduler.config.block_size
-        prefixes = self.prefixes[chunk.sequence].all()
+        prefixes = self.prefixes[chunk.sequence].followed_by(chunk.draft.token_ids)
 
         def slot(position: int) -> tuple[int, int]:
             return chunk.block_table[position // size], position % size
@@ -110,10 +111,17 @@ class World:
         for position in range(chunk.start, chunk.stop):
             self.memory[slot(position)] = prefixes[position]
 
-    def _draw(self, chunk: Chunk) -> int:
+    def _draw(self, chunk: Chunk) -> list[int]:
         """The same prefix always draws the same token; now and then it is the end."""
-        number = hash((self.prefixes[chunk.sequence].all()[-1], chunk.sequence.request.id.split(".")[-1])) % 23
-        return STOP if number == 0 else number % 4
+        prefixes, answer = self.prefixes[chunk.sequence].followed_by(chunk.draft.token_ids), chunk.sequence.request.id
+        drawn: list[int] = []
+        for guess, prefix in zip((*chunk.draft.token_ids, None), prefixes[-chunk.num_sampled_rows :], strict=True):
+            number = hash((prefix, answer.split(".")[-1])) % 23
+            drawn.append(STOP if number == 0 else number % 4)
+            self.num_held += drawn[-1] == guess
+            if drawn[-1] != guess:
+                break
+        return drawn
 
 
 class Prefixes:
@@ -130,6 +138,13 @@ class Prefixes:
             self.last = hash((self.last, self.sequence.token_ids[position], self.images.get(position)))
             self.known.append(self.last)
         return self.known
+
+    def followed_by(self, token_ids: tuple[int, ...]) -> list[int]:
+        """Those of the sequence, and of tokens that may come after it."""
+        prefixes = [*self.all()]
+        for token_id in token_ids:
+            prefixes.append(hash((prefixes[-1], token_id, None)))
+        return prefixes
 
 
 @st.composite
@@ -174,6 +189,8 @@ EVENTS = st.one_of(
     tiles=st.integers(1, 4),
     caching=st.booleans(),
     image_memory=st.integers(0, 6),
+    speculation=st.sampled_from(["ngram", "ngram", "off"]),
+    drafted=st.integers(1, 9),
 )
 def test_random_schedules(
     events: list[tuple[str, int, Any, Any]],
@@ -184,6 +201,8 @@ def test_random_schedules(
     tiles: int,
     caching: bool,
     image_memory: int,
+    speculation: str,
+    drafted: int,
 ) -> None:
     max_model_len = 60
     config = EngineConfig(
@@ -194,6 +213,8 @@ def test_random_schedules(
         block_size=block_size,
         enable_prefix_caching=caching,
         max_queue=1000,
+        speculation=speculation,
+        num_speculative_tokens=drafted,
     )
     pool = BlockPool(-(-max_model_len // block_size) + extra_blocks, block_size)
     world = World(Scheduler(config, pool, ImageCache(image_memory, 1)))
@@ -216,6 +237,7 @@ def test_random_schedules(
         assert world.num_steps < 5_000, "the schedule does not come to an end"
         world.step()
     assert pool.num_free == pool.num_blocks
+    assert world.num_held == world.scheduler.num_accepted_tokens <= world.scheduler.num_draft_tokens
     assert world.scheduler.images.num_held == 0
     for sequence in world.sequences:
         if sequence.finish_reason is not None:

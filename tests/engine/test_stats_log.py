@@ -43,6 +43,11 @@ def test_a_share_of_nothing_is_a_dash_and_preemptions_are_told() -> None:
     )
 
 
+def test_a_line_tells_how_many_drafts_held_where_there_were_any() -> None:
+    after = EngineStats(num_draft_tokens=40, num_accepted_tokens=30)
+    assert describe(EngineStats(), after, 1).endswith("decode 0 tok/s, drafts held 75 %")
+
+
 def test_lines_come_an_interval_apart_until_one_tells_that_all_is_done(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock, stats = Clock(), EngineStats(num_running=1)

@@ -70,6 +70,7 @@ def test_a_stop_string_ends_the_answer_and_is_never_shown(step: int) -> None:
     deltas = decode("one two END three", step=step, params=SamplingParams(stop=("END", "never")))
     assert text_of(deltas) == "one two "
     assert deltas[-1].finish_reason == "stop"
+    assert sum(delta.num_tokens for delta in deltas) == len(TOKENIZER.encode_text("one two END"))
 
 
 def test_what_only_looked_like_a_stop_string_is_shown() -> None:
