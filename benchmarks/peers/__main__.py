@@ -84,9 +84,7 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
             raise ValueError(f"There is no workload {name!r}; there are {', '.join(WORKLOADS)}.")
     if args.long_tokens < 100:
         raise ValueError(f"--long-tokens is {args.long_tokens}, but must be at least 100.")
-    long = replace(
-        WORKLOADS["long"], title=f"{args.long_tokens:,}-token text", num_text_tokens=args.long_tokens
-    )
+    long = replace(WORKLOADS["long"], title=f"{args.long_tokens:,}-token text", num_text_tokens=args.long_tokens)
     return [long if name == "long" else WORKLOADS[name] for name in args.workloads]
 
 

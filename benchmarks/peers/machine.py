@@ -27,5 +27,5 @@ def describe() -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Processes that wanted a CPU in the last minute: above about 0.5 before the start, figures are not to be trusted."""
+    """Processes that wanted a CPU in the last minute."""
     return os.getloadavg()[0]

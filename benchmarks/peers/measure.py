@@ -29,6 +29,7 @@ class Row:
     """Why there are no values, if so."""
 
     def as_dict(self) -> dict[str, Any]:
+        """For the JSON."""
         medians = {name: statistics.median(values) for name, values in self.values.items()}
         repeats = max(map(len, self.values.values()), default=0)
         return {
@@ -51,6 +52,7 @@ class Settings:
     """Bounds every answer: for a trial."""
 
     def of(self, contestant: Contestant, workload: Workload) -> int:
+        """How often this contestant is to do this work."""
         keys = [f"{who}:{workload.name}" for who in (contestant.name, contestant.peer)]
         for key in [*keys, contestant.name, contestant.peer, workload.name]:
             if key in self.repeats_of:
@@ -58,6 +60,7 @@ class Settings:
         return self.repeats
 
     def tokens(self, workload: Workload) -> int:
+        """How long an answer is."""
         return workload.max_tokens if self.max_tokens is None else min(self.max_tokens, workload.max_tokens)
 
 
@@ -109,6 +112,7 @@ class Stage:
             self._processes.pop(key).close()
 
     def close(self) -> None:
+        """End all processes."""
         self.keep([], [])
 
 
@@ -152,9 +156,7 @@ def run(
     return rows
 
 
-def take_turn(
-    loaded: Stage, row: Row, contestant: Contestant, workload: Workload, asks: list[dict[str, Any]]
-) -> None:
+def take_turn(loaded: Stage, row: Row, contestant: Contestant, workload: Workload, asks: list[dict[str, Any]]) -> None:
     """One measurement into the row, or why there is none."""
     try:
         response = started(loaded, contestant, workload, asks) if workload.restarts else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Unavailable(Exception):  # noqa: N818 - a state, said by the worker
+class Unavailable(Exception):
     """The contestant cannot take part; the message says why."""
 
 
@@ -62,8 +62,8 @@ class Process:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            return {"error": f"the process ended with status {self._process.wait()}"}
-        message: dict[str, Any] = json.loads(line)
-        return message
+        for line in self._process.stdout:
+            if line.startswith("{"):  # what a library prints while it is imported is no message
+                message: dict[str, Any] = json.loads(line)
+                return message
+        return {"error": f"the process ended with status {self._process.wait()}"}

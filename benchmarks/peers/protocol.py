@@ -1,8 +1,8 @@
 """What a contestant's process and the runner say to each other: JSON, a line a message, on stdin and stdout.
 
 A worker loads its model and says `{"ready": {...}}`, or `{"unavailable": "why"}` and ends. Each request is
-`{"asks": [{"text", "image", "max_tokens"}, ...]}`, sent at once; the answer has `answers`, one an ask, `seconds` for all
-of them, and the memory of the process. An answer is times since the request came: of its first and its last token.
+`{"asks": [{"text", "image", "max_tokens"}, ...]}`, handed over at once; the response has `answers`, one an ask,
+`seconds` for all of them, and the memory of the process. An answer has the times of its first and last token.
 A failure is `{"error": "..."}`, after which the worker goes on. End of input ends it.
 
 This file needs the standard library alone: every contestant's environment runs it.

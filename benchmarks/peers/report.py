@@ -25,6 +25,8 @@ class Line:
     theirs: str = "openvino-int8"
     higher: bool = False
     absolute: bool = False
+    only: tuple[str, ...] = ()
+    """The contestants with such weights, where the line is about these alone."""
 
     @property
     def target_text(self) -> str:
@@ -33,21 +35,6 @@ class Line:
 
 
 TTFT, DECODE, TOTAL = "time to first token", "decode", "all streams"
-LINES = (
-    Line("one 448x448 tile, time to first token", "tile", TTFT, 0.40),
-    Line("1000x747 image (13 tiles), time to first token", "tiles", TTFT, 0.40),
-    Line("950-token text, time to first token", "text", TTFT, 0.50),
-    Line("decode, one stream, int8", "decode", DECODE, 1.25, higher=True),
-    Line("decode, one stream, int4", "decode", DECODE, 1.7, "ternvl-int4", "openvino-int4", higher=True),
-    Line("8 streams, text", "streams", TOTAL, 2.2, higher=True),
-    Line("8 streams, an image each", "image-streams", TOTAL, 2.5, higher=True),
-    Line("long prompt, time to first token", "long", TTFT, 0.40),
-    Line("long prompt, decode after it", "long", DECODE, 2.0, higher=True),
-    Line("long prompt, peak memory", "long", "peak memory", 0.7),
-    Line("start to ready", "start", "start to ready", 2.0, absolute=True),
-    Line("start to first answer", "start", "start to first answer", 2.0, absolute=True),
-    Line("resident memory after an answer", "start", "resident memory", 1.25e9, absolute=True),
-)
 COLUMNS = (
     "ternvl-int8",
     "ternvl-int4",
@@ -58,6 +45,23 @@ COLUMNS = (
     "llamacpp-q4_0",
     "transformers-fp32",
     "transformers-bf16",
+)
+FOUR_BITS = ("ternvl-int4", "openvino-int4", "llamacpp-q4_0")
+OTHERS = tuple(name for name in COLUMNS if name not in FOUR_BITS)
+LINES = (
+    Line("one 448x448 tile, time to first token", "tile", TTFT, 0.40),
+    Line("1000x747 image (13 tiles), time to first token", "tiles", TTFT, 0.40),
+    Line("950-token text, time to first token", "text", TTFT, 0.50),
+    Line("decode, one stream, int8", "decode", DECODE, 1.25, higher=True, only=OTHERS),
+    Line("decode, one stream, int4", "decode", DECODE, 1.7, "ternvl-int4", "openvino-int4", True, only=FOUR_BITS),
+    Line("8 streams, text", "streams", TOTAL, 2.2, higher=True),
+    Line("8 streams, an image each", "image-streams", TOTAL, 2.5, higher=True),
+    Line("long prompt, time to first token", "long", TTFT, 0.40),
+    Line("long prompt, decode after it", "long", DECODE, 2.0, higher=True),
+    Line("long prompt, peak memory", "long", "peak memory", 0.7),
+    Line("start to ready", "start", "start to ready", 2.0, absolute=True),
+    Line("start to first answer", "start", "start to first answer", 2.0, absolute=True),
+    Line("resident memory after an answer", "start", "resident memory", 1.25e9, absolute=True),
 )
 
 
@@ -104,16 +108,15 @@ def table(result: Result) -> str:
     titles = result["contestants"]
     lines = [line for line in LINES if line.workload in result["workloads"]]
     columns = [
-        name
-        for name in COLUMNS
-        if any(median(result, line.workload, name, line.metric) is not None for line in lines)
+        name for name in COLUMNS if any(median(result, line.workload, name, line.metric) is not None for line in lines)
     ]
     rows = [
         ["", "ternvl : OpenVINO", "target", *(titles[name] for name in columns)],
         ["---"] * (3 + len(columns)),
     ]
     for line in lines:
-        values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in columns]
+        there = [name if name in (line.only or COLUMNS) else "" for name in columns]
+        values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in there]
         rows.append([line.title, shown_ratio(result, line), line.target_text, *values])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
@@ -121,7 +124,7 @@ def table(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What a reader of the table has to know: who is missing, who did less work, who repeated less."""
     found = [f"{result['contestants'][name]}: {reason}" for name, reason in result["missing"].items()]
-    for name, workload in result["workloads"].items():
+    for workload in result["workloads"].values():
         tokens = {who: row["prompt_tokens"] for who, row in workload["rows"].items() if row["prompt_tokens"]}
         for who, row in workload["rows"].items():
             title, most = result["contestants"][who], max(tokens.values(), default=0)

@@ -23,6 +23,7 @@ class Clock:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
+        """A token, or the prompt."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:

@@ -6,6 +6,7 @@ No two prompts are alike, so a cache of prefixes finds nothing beyond the system
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-WORDS = (
-    "river stone light house green water table music paper cloud small bright north winter garden bridge silver window "
-    "morning road field slow quiet market letter island summer horse forest copper round simple village engine ocean "
-    "yellow mountain number early signal bread glass corner open station heavy circle clear train golden mirror street "
-    "apple little harbor storm narrow candle picture deep wooden valley"
-).split()
+_SIMPLE = """
+river stone light house green water table music paper cloud small bright north winter garden bridge silver window
+morning road field slow quiet market letter island summer horse forest copper round simple village engine ocean
+yellow mountain number early signal bread glass corner open station heavy circle clear train golden mirror street
+apple little harbor storm narrow candle picture deep wooden valley
+"""
+WORDS = tuple(re.findall("[a-z]+", _SIMPLE))  # each is one token, nearly always
 QUESTION = "Describe what can be seen in this picture, with its colours and shapes:"
 Response = dict[str, Any]
 
@@ -56,6 +58,7 @@ class Workload:
 
 
 def first_token_s(response: Response) -> float:
+    """Seconds until the first token of a single answer, from its text and JPEG on."""
     return float(response["answers"][0]["first_s"])
 
 

@@ -35,6 +35,7 @@ class Limits:
     fp32_ops_per_s: float
 
     def as_dict(self) -> dict[str, str | int | float]:
+        """For JSON; `Limits(**...)` reads it back."""
         return asdict(self)
 
     def table(self) -> str:
@@ -95,10 +96,14 @@ def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> fl
 
 def _peak(library: Library, name: str, threads: int, repeats: int) -> float:
     function = library.function(name, Int64, Int, result=ctypes.c_double)
+
+    def run(steps: int) -> tuple[float, float]:
+        return _timed(lambda: function(steps, threads))
+
     steps = 100_000
-    while _timed(lambda: function(steps, threads))[0] < _LEAST_SECONDS:
+    while run(steps)[0] < _LEAST_SECONDS:
         steps *= 2
-    measured = [_timed(lambda: function(steps, threads)) for _ in range(repeats)]
+    measured = [run(steps) for _ in range(repeats)]
     return statistics.median(num_ops / seconds for seconds, num_ops in measured)
 
 
