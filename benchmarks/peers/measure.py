@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import machine
 from benchmarks.peers.contestants import ROOT, Contestant, Places
 from benchmarks.peers.process import Process, Unavailable
 from benchmarks.peers.workloads import WORKLOADS, Prompts, Workload, problem
 
 Say = Callable[[str], None]
+ROOM_BYTES = 6 * 1024**3
 WARM_UP = (WORKLOADS["text"], WORKLOADS["tile"])
 
 
@@ -94,11 +96,20 @@ class Stage:
         """The contestant's process, warmed up. Raises Unavailable."""
         mode = workload.mode if contestant.two_modes else "one"
         key = contestant.name, mode
+        self.make_room(but=key)
         if key not in self._processes:
             process = self._processes[key] = self.start(contestant, mode)
             for number, work in enumerate(WARM_UP):
                 process.ask(self._prompts.asks(work, -1 - number, max_tokens=2))
+        self._processes[key] = self._processes.pop(key)  # the one used last is the last
         return self._processes[key]
+
+    def make_room(self, but: tuple[str, str] | None = None) -> None:
+        """End idle processes, the one longest unused first, until enough memory is free for the next to grow."""
+        for key in [key for key in self._processes if key != but]:
+            if machine.available_bytes() >= ROOM_BYTES:
+                return
+            self._processes.pop(key).close()
 
     def keep(self, contestants: Sequence[Contestant], workloads: Sequence[Workload]) -> None:
         """End the processes that none of these workloads needs."""
@@ -174,6 +185,7 @@ def take_turn(loaded: Stage, row: Row, contestant: Contestant, workload: Workloa
 
 def started(loaded: Stage, contestant: Contestant, workload: Workload, asks: list[dict[str, Any]]) -> dict[str, Any]:
     """The response to the first asks of a fresh process, with the seconds since its start."""
+    loaded.make_room()
     process = loaded.start(contestant, workload.mode)
     try:
         response = process.ask(asks)

@@ -83,6 +83,17 @@ def measure(num_threads: int | None = None, *, memory_bytes: int = MEMORY_BYTES,
     )
 
 
+def share(
+    *, bytes_per_s: float | None = None, int8_ops_per_s: float | None = None, fp32_per_s: float | None = None
+) -> str:
+    """A line for a benchmark to print: `Limits.share` of limits that are measured now, or why they cannot be."""
+    try:
+        limits = measure()
+    except ConfigError as error:
+        return str(error)
+    return limits.share(bytes_per_s=bytes_per_s, int8_ops_per_s=int8_ops_per_s, fp32_per_s=fp32_per_s)
+
+
 def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
     memory = torch.ones(memory_bytes // 4, dtype=torch.float32)
     function = library.function("ternvl_read", Pointer, Int64, Int, result=ctypes.c_double)

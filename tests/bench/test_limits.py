@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ternvl.bench import Limits, measure
+from ternvl.bench import Limits, measure, share
 from ternvl.cli import main
 from ternvl.errors import ConfigError
 from ternvl.kernels import loader
@@ -58,6 +58,7 @@ def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(loader.VARIABLE, "torch")
     with pytest.raises(ConfigError, match="native kernels"):
         measure()
+    assert "native kernels" in share(bytes_per_s=1.0)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

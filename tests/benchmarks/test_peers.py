@@ -211,6 +211,36 @@ def test_what_is_not_installed_is_missing(tmp_path: Path) -> None:
     assert set(loaded.missing) == set(CONTESTANTS)
 
 
+def test_little_memory_ends_the_one_longest_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    class Fake:
+        """Says when it ends."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, asks: list[dict[str, Any]]) -> dict[str, Any]:
+            return {"error": "not asked for"}
+
+        def close(self) -> None:
+            ended.append(self.name)
+
+    free = {"bytes": measure.ROOM_BYTES}
+    loaded = measure.Stage(Places(tmp_path, tmp_path), workloads.Prompts(tmp_path, len), tmp_path / "log")
+    monkeypatch.setattr(loaded, "start", lambda contestant, mode: Fake(contestant.name))
+    monkeypatch.setattr("benchmarks.peers.machine.available_bytes", lambda: free["bytes"])
+    one, two, three = (CONTESTANTS[name] for name in ("openvino-int8", "ternvl-none", "transformers-fp32"))
+    for contestant in (one, two, three, one):
+        loaded.process(contestant, DECODE)
+    assert ended == []
+    free["bytes"] -= 1
+    loaded.process(one, DECODE)
+    assert ended == ["ternvl-none", "transformers-fp32"]
+    loaded.close()
+    assert ended[2:] == ["openvino-int8"]
+
+
 def test_prompts_are_the_same_in_a_turn_and_differ_otherwise(tmp_path: Path) -> None:
     prompts = workloads.Prompts(tmp_path, lambda text: len(text.split()) + 20 + text.count("!") + text.count("?"))
     streams = workloads.WORKLOADS["streams"]
