@@ -97,6 +97,8 @@ class Stage:
         mode = workload.mode if contestant.two_modes else "one"
         key = contestant.name, mode
         self.make_room(but=key)
+        if key in self._processes and not self._processes[key].is_alive:
+            self._processes.pop(key).close()
         if key not in self._processes:
             process = self._processes[key] = self.start(contestant, mode)
             for number, work in enumerate(WARM_UP):

@@ -34,6 +34,11 @@ class Process:
         self.version: str = message["ready"]["version"]
         self.decode_bytes: int | None = message["ready"]["decode_bytes"]
 
+    @property
+    def is_alive(self) -> bool:
+        """False once it has ended by itself."""
+        return self._process.poll() is None
+
     def since_start(self) -> float:
         """Seconds since the process was started."""
         return time.perf_counter() - self._start

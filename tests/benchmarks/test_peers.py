@@ -218,7 +218,7 @@ def test_little_memory_ends_the_one_longest_unused(tmp_path: Path, monkeypatch: 
         """Says when it ends."""
 
         def __init__(self, name: str) -> None:
-            self.name = name
+            self.name, self.is_alive = name, True
 
         def ask(self, asks: list[dict[str, Any]]) -> dict[str, Any]:
             return {"error": "not asked for"}
@@ -237,8 +237,12 @@ def test_little_memory_ends_the_one_longest_unused(tmp_path: Path, monkeypatch: 
     free["bytes"] -= 1
     loaded.process(one, DECODE)
     assert ended == ["ternvl-none", "transformers-fp32"]
-    loaded.close()
+    first = loaded.process(one, DECODE)
+    first.is_alive = False  # type: ignore[misc]
+    assert loaded.process(one, DECODE) is not first
     assert ended[2:] == ["openvino-int8"]
+    loaded.close()
+    assert ended[3:] == ["openvino-int8"]
 
 
 def test_prompts_are_the_same_in_a_turn_and_differ_otherwise(tmp_path: Path) -> None:
