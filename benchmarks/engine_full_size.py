@@ -35,6 +35,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from ternvl import LLM
+from ternvl.bench import share
 from ternvl.engine.engine import Engine
 from ternvl.engine.schedule import TileWork
 from ternvl.errors import ContextLengthError
@@ -89,6 +90,10 @@ def streams(llm: LLM) -> dict[str, Any]:
             print(f"  {count} streams: {rates[count][-1]:.1f} tokens/s", flush=True)
     one, eight = (statistics.median(rates[count]) for count in (1, 8))
     result = {"one": round(one, 2), "eight": round(eight, 2), "ratio": round(eight / one, 2)}
+    decoder = llm.engine.model.language_model
+    whole = sum(tensor.nbytes for tensor in decoder.state_dict().values())
+    read = whole - sum(tensor.nbytes for tensor in decoder.model.embed_tokens.state_dict().values())
+    print(f"  one stream reads {read / 1e6:.0f} MB a token: {share(bytes_per_s=one * read)}", flush=True)
     return {**result, "attention_us_a_token_and_layer": attention_costs(llm)}
 
 

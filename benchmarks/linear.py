@@ -12,10 +12,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from ternvl.bench import share
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 
@@ -72,6 +74,15 @@ def line(name: str, n: int, k: int, m: int, times: dict[str, float]) -> str:
     return "   ".join(cells)
 
 
+def at_best(results: list[dict[str, Any]]) -> str:
+    """How near to the machine's limits the packed layers come: weights read, and products."""
+    ways = [(each, each[name], size) for each in results for name, size in (("float32", 4), ("bfloat16", 2))]
+    return share(
+        bytes_per_s=max(each["n"] * each["k"] * size / seconds for each, seconds, size in ways),
+        fp32_per_s=max(2 * each["m"] * each["n"] * each["k"] / seconds for each, seconds, _ in ways),
+    )
+
+
 def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,6 +103,8 @@ def main() -> None:
             results.append({"layer": name, "n": n, "k": k, "m": m, **times})
             print(line(name, n, k, m, times), flush=True)
     print("columns: GFLOP/s, GB/s, torch's time divided by this one's")
+    if results:
+        print("at best: " + at_best(results))
     print(json.dumps({"benchmark": "linear", "isa": isa, "threads": torch.get_num_threads(), "results": results}))
 
 

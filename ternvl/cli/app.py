@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ternvl import __version__
+from ternvl.cli.bench import bench
 from ternvl.cli.flags import with_flags
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
 from ternvl.errors import TernvlError
@@ -30,6 +31,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 _MODEL_HELP = (
     "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; "

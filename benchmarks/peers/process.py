@@ -1,0 +1,74 @@
+"""A contestant's process, seen from the runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Unavailable(Exception):
+    """The contestant cannot take part; the message says why."""
+
+
+class Process:
+    """Started and loaded when built. Only one is busy at a time, because each call waits for its answer."""
+
+    def __init__(self, command: Sequence[str], *, root: Path, log: Path) -> None:
+        """Raises Unavailable where the worker does not become ready."""
+        environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._start = time.perf_counter()
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            )
+        message = self._read()
+        self.ready_s = time.perf_counter() - self._start
+        if "ready" not in message:
+            self.close()
+            raise Unavailable(message.get("unavailable") or message["error"])
+        self.version: str = message["ready"]["version"]
+        self.decode_bytes: int | None = message["ready"]["decode_bytes"]
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it has ended by itself."""
+        return self._process.poll() is None
+
+    def since_start(self) -> float:
+        """Seconds since the process was started."""
+        return time.perf_counter() - self._start
+
+    def ask(self, asks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The response: answers, or an error."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"asks": list(asks)}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return {"error": "the process has ended"}
+        return self._read()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # what a library prints while it is imported is no message
+                message: dict[str, Any] = json.loads(line)
+                return message
+        return {"error": f"the process ended with status {self._process.wait()}"}

@@ -1,0 +1,183 @@
+"""A result as a table in Markdown, and that table in a README. A result is the JSON that `run` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ternvl.bench import Limits
+
+BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
+NOTHING = "Not measured yet: `ternvl bench peers` writes this section."
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A metric of a workload; its target is ours divided by theirs, at most or (`higher`) at least; or, where it is
+    `absolute`, ours itself."""
+
+    title: str
+    workload: str
+    metric: str
+    target: float
+    ours: str = "ternvl-int8"
+    theirs: str = "openvino-int8"
+    higher: bool = False
+    absolute: bool = False
+    only: tuple[str, ...] = ()
+    """The contestants with such weights, where the line is about these alone."""
+
+    @property
+    def target_text(self) -> str:
+        bound = shown(self.target, self.metric) if self.absolute else f"{self.target:g} x"
+        return f"{'≥' if self.higher else '≤'} {bound}"
+
+
+TTFT, DECODE, TOTAL = "time to first token", "decode", "all streams"
+COLUMNS = (
+    "ternvl-int8",
+    "ternvl-int4",
+    "ternvl-none",
+    "openvino-int8",
+    "openvino-int4",
+    "llamacpp-q8_0",
+    "llamacpp-q4_0",
+    "transformers-fp32",
+    "transformers-bf16",
+)
+FOUR_BITS = ("ternvl-int4", "openvino-int4", "llamacpp-q4_0")
+OTHERS = tuple(name for name in COLUMNS if name not in FOUR_BITS)
+LINES = (
+    Line("one 448x448 tile, time to first token", "tile", TTFT, 0.40),
+    Line("1000x747 image (13 tiles), time to first token", "tiles", TTFT, 0.40),
+    Line("950-token text, time to first token", "text", TTFT, 0.50),
+    Line("decode, one stream, int8", "decode", DECODE, 1.25, higher=True, only=OTHERS),
+    Line("decode, one stream, int4", "decode", DECODE, 1.7, "ternvl-int4", "openvino-int4", True, only=FOUR_BITS),
+    Line("8 streams, text", "streams", TOTAL, 2.2, higher=True),
+    Line("8 streams, an image each", "image-streams", TOTAL, 2.5, higher=True),
+    Line("long prompt, time to first token", "long", TTFT, 0.40),
+    Line("long prompt, decode after it", "long", DECODE, 2.0, higher=True),
+    Line("long prompt, peak memory", "long", "peak memory", 0.7),
+    Line("start to ready", "start", "start to ready", 2.0, absolute=True),
+    Line("start to first answer", "start", "start to first answer", 2.0, absolute=True),
+    Line("resident memory after an answer", "start", "resident memory", 1.25e9, absolute=True),
+)
+
+
+def median(result: Result, workload: str, contestant: str, metric: str) -> float | None:
+    """None where it was not measured."""
+    row = result["workloads"].get(workload, {}).get("rows", {}).get(contestant)
+    value = None if row is None else row["median"].get(metric)
+    return None if value is None else float(value)
+
+
+def ratio(result: Result, line: Line) -> float | None:
+    """Ours divided by theirs."""
+    ours = median(result, line.workload, line.ours, line.metric)
+    theirs = median(result, line.workload, line.theirs, line.metric)
+    return ours / theirs if ours and theirs else None
+
+
+def shown(value: float | None, metric: str) -> str:
+    """A value with its unit."""
+    if value is None:
+        return "-"
+    match metric:
+        case "decode" | "all streams":
+            return f"{value:.1f} tok/s"
+        case "peak memory" | "resident memory":
+            return f"{value / 1e9:.2f} GB"
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def shown_ratio(result: Result, line: Line) -> str:
+    """Bold where the target is reached."""
+    reached = ratio(result, line)
+    if reached is None:
+        return "-"
+    judged = median(result, line.workload, line.ours, line.metric) if line.absolute else reached
+    assert judged is not None
+    good = judged >= line.target if line.higher else judged <= line.target
+    text = f"{reached:.2f} x"
+    return f"**{text}**" if good else text
+
+
+def table(result: Result) -> str:
+    """Markdown; a column for each contestant that has a value."""
+    titles = result["contestants"]
+    lines = [line for line in LINES if line.workload in result["workloads"]]
+    columns = [
+        name for name in COLUMNS if any(median(result, line.workload, name, line.metric) is not None for line in lines)
+    ]
+    rows = [
+        ["", "ternvl : OpenVINO", "target", *(titles[name] for name in columns)],
+        ["---"] * (3 + len(columns)),
+    ]
+    for line in lines:
+        there = [name if name in (line.only or COLUMNS) else "" for name in columns]
+        values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in there]
+        rows.append([line.title, shown_ratio(result, line), line.target_text, *values])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def notes(result: Result) -> list[str]:
+    """What a reader of the table has to know: who is missing, who did less work, who repeated less."""
+    found = [f"{result['contestants'][name]}: {reason}" for name, reason in result["missing"].items()]
+    for workload in result["workloads"].values():
+        tokens = {who: row["prompt_tokens"] for who, row in workload["rows"].items() if row["prompt_tokens"]}
+        for who, row in workload["rows"].items():
+            title, most = result["contestants"][who], max(tokens.values(), default=0)
+            if who in tokens and tokens[who] < 0.9 * most:
+                found.append(f"{title}, {workload['title']}: only {tokens[who]} of {most} prompt tokens")
+            if row["missing"] and who not in result["missing"]:
+                found.append(f"{title}, {workload['title']}: {row['missing']}")
+    few: dict[int, list[str]] = {}
+    for name, workload in result["workloads"].items():
+        for who, row in workload["rows"].items():
+            if 0 < row["repeats"] < result["settings"]["repeats"]:
+                few.setdefault(row["repeats"], []).append(f"{result['contestants'][who]} ({name})")
+    return found + [f"{count} repeats only: {', '.join(names)}" for count, names in sorted(few.items())]
+
+
+def section(result: Result) -> str:
+    """What stands between the markers."""
+    machine, limits = result["machine"], result["limits"]
+    parts = [
+        f"{result['date']}, {machine['cpu']}, {machine['num_cpus']} CPUs; random weights of InternVL3-1B's shape; "
+        f"median of {result['settings']['repeats']}, programs alternating, greedy, lengths forced. "
+        f"Bold: the target is reached.",
+        table(result),
+    ]
+    if limits:
+        parts.append(
+            f"The machine's limits: {limits['read_bytes_per_s'] / 1e9:.1f} GB/s of memory read, "
+            f"{limits['int8_ops_per_s'] / 1e9:,.0f} GOP/s of int8, {limits['fp32_ops_per_s'] / 1e9:,.0f} GFLOP/s of "
+            "float32 (`ternvl bench limits`)."
+        )
+    parts += [f"- {note}" for note in notes(result)]
+    parts.append("Versions: " + "; ".join(result["versions"].values()) + ".")
+    return "\n\n".join(parts[: 2 + bool(limits)]) + "\n\n" + "\n".join([*parts[2 + bool(limits) : -1], "", parts[-1]])
+
+
+def rewrite(readme: str, result: Result | None) -> str:
+    """The README with its section made anew; a result of None is that nothing was measured. Raises ValueError without
+    the two markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{section(result) if result else NOTHING}\n{END}{after}"
+
+
+def shares(result: Result) -> str:
+    """How near to the machine's limits each contestant came: bytes of weights a decoded token reads, by its rate."""
+    if not result["limits"]:
+        return ""
+    limits, found = Limits(**result["limits"]), []
+    for name, size in result["decode_bytes"].items():
+        rate = median(result, "decode", name, DECODE)
+        if size and rate:
+            share = limits.share(bytes_per_s=size * rate)
+            found.append(f"{result['contestants'][name]}, decode: {size / 1e6:.0f} MB a token; {share}")
+    return "\n".join(found)

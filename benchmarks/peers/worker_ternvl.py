@@ -1,0 +1,70 @@
+"""ternvl: `worker_ternvl.py MODEL none|int8|int4`, offline through the engine. Its prefix cache is off."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import count
+
+from PIL import Image
+from protocol import Answer, Ask, Contestant, UnavailableError, serve
+
+import ternvl
+from ternvl import LLM, SamplingParams
+from ternvl.errors import ConfigError
+from ternvl.types import Request
+
+OPTIONS = {"enable_prefix_caching": False}
+
+
+def messages(ask: Ask) -> list[dict[str, object]]:
+    """The ask as a conversation of OpenAI messages."""
+    content: list[dict[str, object]] = [{"type": "text", "text": ask.text}]
+    if ask.image:
+        content.insert(0, {"type": "image", "image": Image.open(ask.image)})
+    return [{"role": "user", "content": content}]
+
+
+def decode_bytes(llm: LLM) -> int:
+    """The decoder's tensors without the embeddings, of which a token reads one row."""
+    decoder = llm.engine.model.language_model
+    whole = sum(tensor.nbytes for tensor in decoder.state_dict().values())
+    return whole - sum(tensor.nbytes for tensor in decoder.model.embed_tokens.state_dict().values())
+
+
+def load() -> Contestant:
+    """A format that this version or this machine does not have is unavailable."""
+    folder, quantization = sys.argv[1:3]
+    try:
+        llm = LLM(folder, quantization=quantization, **OPTIONS)
+    except ConfigError as error:
+        raise UnavailableError(f"not available: {error}") from error
+    names = count()
+
+    def answer(asks: list[Ask]) -> list[Answer]:
+        start = time.perf_counter()
+        requests = [request(llm, ask, f"peers {next(names)}") for ask in asks]
+        for each in requests:
+            llm.engine.add(each)
+        times: dict[str, list[float]] = {each.id: [] for each in requests}
+        while llm.engine.has_work:
+            outputs = llm.engine.step()
+            now = time.perf_counter() - start
+            for output in outputs:
+                times[output.request_id] += [now] * len(output.token_ids)
+        return [
+            Answer(each.prompt.num_tokens, len(times[each.id]), times[each.id][0], times[each.id][-1])
+            for each in requests
+        ]
+
+    return Contestant(answer, f"ternvl {ternvl.__version__}", decode_bytes(llm))
+
+
+def request(llm: LLM, ask: Ask, name: str) -> Request:
+    """Tokens and tiles; preparing them counts."""
+    params = SamplingParams(temperature=0, max_tokens=ask.max_tokens, ignore_eos=True)
+    return Request(name, llm.prompt(messages(ask)), params)
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,124 @@
+"""The machine's limits: reading memory, and multiply-adds on 8-bit integers and float32 with all threads.
+
+Products are counted as two operations, and their operands stay in registers: no matrix product is faster. The memory
+that is read is larger than the caches, and read once from end to end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ternvl.errors import ConfigError
+from ternvl.kernels import loader
+from ternvl.kernels.native import Int, Int64, Library, Pointer
+
+MEMORY_BYTES = 512 * 1024**2
+REPEATS = 7
+_LEAST_SECONDS = 0.05  # of one measurement of products
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Medians."""
+
+    isa: str
+    """The instruction set that was used, as `TERNVL_KERNELS` names it."""
+    num_threads: int
+    read_bytes_per_s: float
+    int8_ops_per_s: float
+    fp32_ops_per_s: float
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """For JSON; `Limits(**...)` reads it back."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """For people."""
+        return "\n".join(
+            [
+                f"{'memory, read':<26}{self.read_bytes_per_s / 1e9:>10.1f} GB/s",
+                f"{'products of 8-bit integers':<26}{self.int8_ops_per_s / 1e9:>10.0f} GOP/s",
+                f"{'products of float32':<26}{self.fp32_ops_per_s / 1e9:>10.0f} GFLOP/s",
+                f"{self.num_threads} threads, {self.isa}",
+            ]
+        )
+
+    def share(
+        self, *, bytes_per_s: float | None = None, int8_ops_per_s: float | None = None, fp32_per_s: float | None = None
+    ) -> str:
+        """What was reached and how much of the limit that is: "20.1 GB/s read, 73 % of 27.5"."""
+        given = [
+            (bytes_per_s, self.read_bytes_per_s, "GB/s read"),
+            (int8_ops_per_s, self.int8_ops_per_s, "GOP/s of int8"),
+            (fp32_per_s, self.fp32_ops_per_s, "GFLOP/s of float32"),
+        ]
+        return "; ".join(
+            f"{reached / 1e9:.1f} {unit}, {reached / limit:.0%} of {limit / 1e9:.1f}"
+            for reached, limit, unit in given
+            if reached is not None
+        ).replace("%", " %")
+
+
+def measure(num_threads: int | None = None, *, memory_bytes: int = MEMORY_BYTES, repeats: int = REPEATS) -> Limits:
+    """Takes about two seconds. Raises ConfigError for numbers below 1, and where the native kernels are missing."""
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    for name, value in (("threads", threads), ("repeats", repeats), ("memory_bytes", memory_bytes)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, but must be at least 1.")
+    library = loader.library()
+    if library is None:
+        raise ConfigError("The limits are measured by the native kernels, which cannot be used here (see the log).")
+    return Limits(
+        isa=library.isa,
+        num_threads=threads,
+        read_bytes_per_s=_read(library, threads, memory_bytes, repeats),
+        int8_ops_per_s=_peak(library, "ternvl_peak_int8", threads, repeats),
+        fp32_ops_per_s=_peak(library, "ternvl_peak_fp32", threads, repeats),
+    )
+
+
+def share(
+    *, bytes_per_s: float | None = None, int8_ops_per_s: float | None = None, fp32_per_s: float | None = None
+) -> str:
+    """A line for a benchmark to print: `Limits.share` of limits that are measured now, or why they cannot be."""
+    try:
+        limits = measure()
+    except ConfigError as error:
+        return str(error)
+    return limits.share(bytes_per_s=bytes_per_s, int8_ops_per_s=int8_ops_per_s, fp32_per_s=fp32_per_s)
+
+
+def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
+    memory = torch.ones(memory_bytes // 4, dtype=torch.float32)
+    function = library.function("ternvl_read", Pointer, Int64, Int, result=ctypes.c_double)
+    rates = []
+    for _ in range(repeats):
+        seconds, total = _timed(lambda: function(memory.data_ptr(), memory.numel(), threads))
+        assert total == memory.numel(), total
+        rates.append(memory.nbytes / seconds)
+    return statistics.median(rates)
+
+
+def _peak(library: Library, name: str, threads: int, repeats: int) -> float:
+    function = library.function(name, Int64, Int, result=ctypes.c_double)
+
+    def run(steps: int) -> tuple[float, float]:
+        return _timed(lambda: function(steps, threads))
+
+    steps = 100_000
+    while run(steps)[0] < _LEAST_SECONDS:
+        steps *= 2
+    measured = [run(steps) for _ in range(repeats)]
+    return statistics.median(num_ops / seconds for seconds, num_ops in measured)
+
+
+def _timed(work: Callable[[], float]) -> tuple[float, float]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result

@@ -1,0 +1,95 @@
+// What this machine can do at most, for benchmarks to be measured against: reading memory once from end to end, and
+// multiply-adds whose operands never leave the registers.
+#include "simd.h"
+
+namespace {
+
+constexpr int CHAINS = 12;  // independent accumulators: more than latency times ports, fewer than AVX2's 16 registers
+
+#if defined(__AVX512VNNI__)
+typedef __m512i Int8Vec;
+constexpr int INT8_OPS = 2 * 64;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#elif defined(__AVX512BW__)
+typedef __m512i Int8Vec;
+constexpr int INT8_OPS = 2 * 32;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+#elif defined(__AVX2__)
+typedef __m256i Int8Vec;
+constexpr int INT8_OPS = 2 * 16;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#else
+typedef int16_t Int8Vec __attribute__((vector_size(16)));
+constexpr int INT8_OPS = 2 * 8;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return sum + a * b; }
+#endif
+
+// The compiler may not know what `value` holds after this, so that it can neither drop nor shorten a chain.
+#if defined(__x86_64__)
+#define KEEP(value) asm volatile("" : "+x"(value))
+#elif defined(__aarch64__)
+#define KEEP(value) asm volatile("" : "+w"(value))
+#else
+#define KEEP(value) asm volatile("" : : "g"(&value) : "memory")
+#endif
+
+struct Int8 {
+  typedef Int8Vec Type;
+  static constexpr int OPS = INT8_OPS;
+  static Type step(Type sum, Type a, Type b) { return dot(sum, a, b); }
+};
+
+struct Fp32 {
+  typedef Vec Type;
+  static constexpr int OPS = 2 * W;
+  static Type step(Type sum, Type a, Type b) { return fma(a, b, sum); }
+};
+
+template <typename Kind>
+void chains(int64_t steps) {
+  typename Kind::Type a{}, b{}, sums[CHAINS] = {};
+  KEEP(a);
+  KEEP(b);
+  for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 12
+    for (int chain = 0; chain < CHAINS; ++chain) {
+      sums[chain] = Kind::step(sums[chain], a, b);
+      KEEP(sums[chain]);
+    }
+  }
+}
+
+template <typename Kind>
+double peak(int64_t steps, int num_threads) {
+  int team = 1;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  {
+    if (thread_index() == 0) team = team_size();
+    chains<Kind>(steps);
+  }
+  return double(steps) * CHAINS * Kind::OPS * team;
+}
+
+}  // namespace
+
+// Multiplications and additions of 8-bit integers that `steps` steps on each thread made.
+EXPORT double ternvl_peak_int8(int64_t steps, int num_threads) { return peak<Int8>(steps, num_threads); }
+
+// The same of float32.
+EXPORT double ternvl_peak_fp32(int64_t steps, int num_threads) { return peak<Fp32>(steps, num_threads); }
+
+// Reads `size` floats, each thread a run of its own; the result is their sum.
+EXPORT double ternvl_read(const float* from, int64_t size, int num_threads) {
+  double total = 0;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1) reduction(+ : total)
+  {
+    const int64_t first = size * thread_index() / team_size(), last = size * (thread_index() + 1) / team_size();
+    Vec sums[8] = {};
+    int64_t i = first;
+    for (; i + 8 * W <= last; i += 8 * W)
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += load(from + i + lane * W);
+    for (const Vec& each : sums) total += sum(each);
+    for (; i < last; ++i) total += from[i];
+  }
+  return total;
+}
