@@ -20,7 +20,7 @@ from ternvl.config import EngineConfig, ImageLimits
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, RequestError
-from ternvl.loading import load_model
+from ternvl.loading import check_name, load_model
 from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
@@ -113,6 +113,7 @@ class LLM:
         weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
         cannot be loaded, ConfigError for a setting that cannot be.
         """
+        check_name(quantization)
         engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
         folder = checkpoint.resolve(model, revision=revision)
         config = checkpoint.load_config(folder)

@@ -63,8 +63,7 @@ def resolve_scheme(quantization: str, folder: Path, *, device: torch.device, pla
     "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size. Raises ConfigError for a name
     that is unknown or a scheme that cannot be had.
     """
-    if quantization not in CHOICES:
-        raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
+    check_name(quantization)
     if quantization == "auto":
         loaded = library()
         is_fast = device.type == "cpu" and loaded is not None and loaded.isa.endswith("vnni")
@@ -78,6 +77,12 @@ def resolve_scheme(quantization: str, folder: Path, *, device: torch.device, pla
     if quantization != "none" and not dispatch.available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
     return quantization
+
+
+def check_name(quantization: str) -> None:
+    """Raises ConfigError for a name that is unknown."""
+    if quantization not in CHOICES:
+        raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
 
 
 def load_quantized(

@@ -185,8 +185,8 @@ def test_a_folder(llm: LLM, model: InternVL, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_settings_that_cannot_be(model: InternVL, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="quantization is 'int8'"):
-        LLM(tmp_path, quantization="int8")
+    with pytest.raises(ConfigError, match="quantization is 'int5'"):
+        LLM(tmp_path, quantization="int5")
     with pytest.raises(CheckpointError):
         LLM(tmp_path)
     with pytest.raises(TypeError, match="max_seqs"):

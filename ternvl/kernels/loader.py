@@ -1,6 +1,7 @@
 """Finds, loads and checks the compiled kernels: `library()`, None where torch has to serve.
 
-`TERNVL_KERNELS` chooses: `auto` (default) the best that the CPU has, `torch` none, or `portable`, `avx2`, `avx512`.
+`TERNVL_KERNELS` chooses: `auto` (default) the best that the CPU has, `torch` none, or `portable`,
+`avx2`, `avx512`, `avx512vnni`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,18 @@ from tests.clients.adapters.asking import IMAGE_QUESTION, TOOL, Capital, Weather
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
 QUESTION = "Name the european capitals"
 PARAMS = SamplingParams(temperature=0, max_tokens=24)
+
+
+# Some clients leave sockets to the garbage collector, which finds them in whatever test runs then.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets_left_by_clients() -> Iterator[None]:
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(params=CLIENTS, ids=lambda each: each.__name__)
