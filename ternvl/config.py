@@ -14,6 +14,9 @@ OFFICIAL_SYSTEM_MESSAGE = (
 """Default system message of the official template `internvl2_5` (OpenGVLab/InternVL, conversation.py)."""
 
 
+LORA_DTYPES = ("auto", "float32", "bfloat16")
+
+
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
     """An InternViT of the 300M kind: LayerNorm, fused qkv with bias, layer scale, class token."""
@@ -125,6 +128,14 @@ class EngineConfig:
         default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of requests that bring none."})
+    max_loras: int = field(
+        default=8, metadata={"help": "LoRA adapters in memory; the one longest unused is read again when it is wanted."}
+    )
+    max_lora_rank: int = field(default=64, metadata={"help": "Rank that a LoRA adapter may have."})
+    lora_dtype: str = field(
+        default="auto",
+        metadata={"help": "How LoRA adapters are kept: auto (as in their files), float32, or bfloat16 (half of it)."},
+    )
 
 
 @dataclass(frozen=True, slots=True)

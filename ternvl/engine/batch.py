@@ -5,13 +5,15 @@ Shapes: T tokens, S sequences, W blocks of the longest table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ternvl.engine.schedule import Chunk, Schedule
+from ternvl.model.lora import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Batch:
     images: tuple[ImageRows, ...]
     sampled_rows: Tensor
     """Rows whose logits are wanted, in the order of `Schedule.sampling`."""
+    adapters: tuple[Span, ...]
+    """Rows that have an adapter."""
+    sampled_adapters: tuple[Span, ...]
+    """The same of the rows of logits."""
 
 
 def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch:
@@ -74,6 +80,18 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
         sampled_rows=tensor([stop - 1 for chunk, stop in zip(chunks, starts[1:], strict=True) if chunk.samples]),
+        adapters=_spans(chunks, [chunk.num_tokens for chunk in chunks]),
+        sampled_adapters=_spans(chunks, [int(chunk.samples) for chunk in chunks]),
+    )
+
+
+def _spans(chunks: Sequence[Chunk], counts: Sequence[int]) -> tuple[Span, ...]:
+    """Which of the rows have an adapter, where chunk i is counts[i] of them."""
+    stops = list(accumulate(counts))
+    return tuple(
+        (chunk.sequence.request.adapter, stop - count, stop)
+        for chunk, count, stop in zip(chunks, counts, stops, strict=True)
+        if count and chunk.sequence.request.adapter is not None
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
+from ternvl.engine.block_keys import with_own_images
 from ternvl.engine.block_pool import BlockPool
 from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.runner import Runner
@@ -28,7 +29,7 @@ from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import resolve
 from ternvl.engine.validate import check_params, check_prompt
-from ternvl.errors import EngineError, RequestError
+from ternvl.errors import EngineError, OverloadedError, RequestError
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import KVCache
 from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
@@ -126,7 +127,7 @@ class Engine:
         check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         seed = request.params.seed
         sequence = EngineSequence(
-            request,
+            with_own_images(request),
             arrival=self._num_added,
             seed=derive_seed(self.config.seed, self._num_added) if seed is None else seed,
             stop_ids=self.stop_ids,
@@ -135,7 +136,12 @@ class Engine:
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
             matcher=new_matcher(self.grammars, request.params),
         )
-        self.scheduler.add(sequence)
+        self.runner.adopt(request.adapter)
+        try:
+            self.scheduler.add(sequence)
+        except OverloadedError:
+            self.runner.let_go(request.adapter)
+            raise
         self._sequences[request.id] = sequence
         self._num_added += 1
 
@@ -144,7 +150,7 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self.scheduler.finish(sequence, FinishReason.ABORT)
-            del self._sequences[request_id]
+            self._forget(sequence)
             self.runner.retain(self.scheduler.images.digests)
 
     @torch.inference_mode()
@@ -181,13 +187,17 @@ class Engine:
 
     def _output(self, sequence: EngineSequence, drawn: Drawn) -> TokenOutput:
         if sequence.finish_reason:
-            del self._sequences[sequence.id]
+            self._forget(sequence)
         num_cached = sequence.num_cached_tokens or 0
         if drawn.token_id in sequence.stop_ids:
             return TokenOutput(sequence.id, (), FinishReason.STOP, num_cached_tokens=num_cached)
         self._num_generated_tokens += 1
         logprobs = () if drawn.logprobs is None else (drawn.logprobs,)
         return TokenOutput(sequence.id, (drawn.token_id,), sequence.finish_reason, logprobs, num_cached)
+
+    def _forget(self, sequence: EngineSequence) -> None:
+        del self._sequences[sequence.id]
+        self.runner.let_go(sequence.request.adapter)
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)
