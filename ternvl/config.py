@@ -170,6 +170,22 @@ class ServerConfig:
         repr=False,
         metadata={"help": "Key that clients must send as a bearer token.", "env": "TERNVL_API_KEY"},
     )
+    admin_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Key for loading, unloading and uploading LoRA adapters.", "env": "TERNVL_ADMIN_KEY"},
+    )
+    lora: tuple[str, ...] = field(
+        default=(), metadata={"help": "A LoRA adapter as NAME=PATH, the folder that PEFT saved (repeatable)."}
+    )
+    lora_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Folder of LoRA adapters, each in a folder of its name; takes uploads."},
+    )
+    allow_lora_upload: bool = field(
+        default=False, metadata={"help": "Take LoRA adapters over HTTP; needs --lora-dir and --admin-key."}
+    )
+    max_lora_bytes: int = field(default=512 * 1024**2, metadata={"help": "Bytes an uploaded LoRA adapter may have."})
     strict: bool = field(default=False, metadata={"help": "Refuse requests with unknown fields."})
     allowed_origins: tuple[str, ...] = field(
         default=(), metadata={"help": "Web origins whose pages may call the server, or * for all (repeatable)."}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -47,13 +48,17 @@ class AdapterPool:
 
     def __init__(self, config: ModelConfig, engine: EngineConfig, *, base: str, device: torch.device) -> None:
         """`base` is what the model is called, by which adapters of other models are known."""
-        self._shapes = linears(config)
+        self._config = config
         self._engine = engine
         self._base = base
         self._device = device
         self._entries: dict[str, Entry] = {}
         self._resident: dict[Entry, None] = {}  # in order of last use; with those retired that are still used
         self._lock = threading.Lock()
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return linears(self._config)  # takes a moment, which who needs no adapter need not pay
 
     @property
     def entries(self) -> list[Entry]:
@@ -66,9 +71,14 @@ class AdapterPool:
         """Adapters in memory."""
         return len(self._resident)
 
-    def find(self, name: str) -> Entry | None:
-        """What a name stands for now."""
-        return self._entries.get(name)
+    def known(self, name: str) -> Entry:
+        """What a name stands for now. Raises UnknownAdapterError."""
+        with self._lock:
+            return self._known(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a name stands for an adapter now."""
+        return name in self._entries
 
     def read(self, name: str, folder: Path) -> Adapter:
         """The adapter in a folder, checked and packed; nothing else changes. Reads files; raises AdapterError."""
@@ -109,6 +119,15 @@ class AdapterPool:
             del self._entries[name]
             self._retire(entry)
         return entry
+
+    def acquire_resident(self, name: str) -> Entry | None:
+        """`acquire` where that reads nothing, else None. Raises UnknownAdapterError."""
+        with self._lock:
+            entry = self._known(name)
+            if entry.adapter is None:
+                return None
+            entry.num_users += 1
+            return entry
 
     def acquire(self, name: str) -> Entry:
         """An entry whose adapter is in memory, and stays there until `release`. Reads files where it must.

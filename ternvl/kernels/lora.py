@@ -81,7 +81,7 @@ class Segments:
         assert all(0 <= start < stop <= num_units for _, start, stop in spans), (spans, num_units)
         self.spans = tuple(spans)
         self.num_units = num_units
-        self.array = (_Segment * len(spans))(*spans)
+        self.array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
 
 
 class Table:

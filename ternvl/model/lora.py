@@ -127,8 +127,9 @@ class AdapterBank:
 
     @contextmanager
     def active(self, spans: Sequence[Span], num_units: int) -> Iterator[None]:
-        """While it is open, units of `spans`, of `num_units` in all, have their adapters, which are installed. A unit is
-        a token, or a tile: as many rows as a module makes of it."""
+        """While it is open, units of `spans`, of `num_units` in all, have their adapters, which are installed.
+
+        A unit is a token, or a tile: as many rows as a module makes of it."""
         used = [(adapter, start, stop) for adapter, start, stop in spans if adapter is not None]
         if used:
             numbered = [(self._slots[adapter.digest].number, start, stop) for adapter, start, stop in used]

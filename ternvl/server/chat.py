@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ternvl.model.lora import Adapter
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
@@ -146,7 +147,7 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answ
     Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
     """
     llm = serving.llm
-    model = serving.resolve(request.model)
+    choice = serving.choose(request.model, request.lora)
     meter = serving.metrics.meter()
     params = replace(to_params(request, llm), grammar=to_grammar(request))
     serving.check_cost(request.num_answers, params.max_tokens)
@@ -154,10 +155,14 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str) -> Answ
     grammar = await serving.compile(params.grammar, deadline=deadline)
     building = partial(build, llm, request)
     prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
-    requests = to_requests(answer_id, prompt, params, request)
     parses_calls = bool(to_tools(request))
-    deltas = generate(serving.service, requests, llm.tokenizer, parse_tool_calls=parses_calls, deadline=deadline)
-    return Answering(model, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
+
+    def begin(adapter: Adapter | None) -> AsyncGenerator[Delta]:
+        requests = to_requests(answer_id, prompt, params, request, adapter)
+        return generate(serving.service, requests, llm.tokenizer, parse_tool_calls=parses_calls, deadline=deadline)
+
+    deltas = serving.adapters.answer(choice.adapter, begin)
+    return Answering(choice.name, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
 
 
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:

@@ -1,4 +1,4 @@
-"""Adapters against PEFT's own over transformers: logits and greedy tokens, in every shape of keys; and what is refused."""
+"""Adapters against PEFT's own over transformers, logits and greedy tokens, in every shape of keys; what is refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def test_logits_and_greedy_tokens_are_pefts(
         assert float((plain - expected).abs().max()) > 0.5
         assert torch.equal(model(prompt), plain)
         tokens = greedy(model, prompt, adapter)
-        assert tokens == (hf.greedy(theirs, prompt, NUM_TOKENS) if shape != "text-only" else _text_greedy(theirs, prompt, NUM_TOKENS))
+        likeliest = _text_greedy if shape == "text-only" else hf.greedy
+        assert tokens == likeliest(theirs, prompt, NUM_TOKENS)
         assert tokens != greedy(model, prompt, None)
 
 
