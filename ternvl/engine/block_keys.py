@@ -2,7 +2,8 @@
 
 A block's key hashes its parent's key, its tokens and the images that stand in it; the first parent hashes the content
 of the adapter and the cache salt. A key therefore stands for the whole prefix up to its block's end: two images of
-equal size, or two tenants with different salts or adapters, never share a block, and nobody can make two prefixes collide.
+equal size, or two tenants with different salts or adapters, never share a block, and nobody can make two prefixes
+collide.
 """
 
 from __future__ import annotations
