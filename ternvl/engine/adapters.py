@@ -153,10 +153,11 @@ class AdapterPool:
         """The counterpart of `acquire`."""
         with self._lock:
             entry.num_users -= 1
-            if entry in self._resident:
-                del self._resident[entry]
-                if not (entry.is_retired and not entry.num_users):
-                    self._resident[entry] = None
+            if entry.is_retired and not entry.num_users:
+                self._resident.pop(entry, None)
+                entry.adapter = None
+            elif entry in self._resident:
+                self._resident[entry] = self._resident.pop(entry)  # to the end: used last
 
     @contextmanager
     def use(self, name: str) -> Iterator[Adapter]:
