@@ -50,6 +50,9 @@ REQUESTS: dict[str, Any] = {
 }
 
 NOTES = {
+    "/v1/load_lora_adapter": "`lora_name` and `lora_path`; see [lora.md](lora.md), also for who may.",
+    "/v1/unload_lora_adapter": "`lora_name`, and `abort` to give up who uses it; see [lora.md](lora.md).",
+    "/v1/upload_lora_adapter": "A form with `lora_name` and the two files; see [lora.md](lora.md).",
     "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
     "/v1/completions": """\
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and the

@@ -25,6 +25,7 @@ constexpr int CHAINS = 2, MR = 2;
 constexpr int CHAINS = 1, MR = 2;
 #endif
 
+constexpr int AHEAD = 1024;     // elements: weights come from memory, in runs too short for the processor to foresee
 constexpr int64_t ROWS = 64;    // rows of an item: its panels are read once for all of them
 constexpr int64_t COLUMNS = 16; // panels of B that one thread takes at a time
 
@@ -65,6 +66,7 @@ void shrink(const float* x, int64_t ldx, int64_t k, const T* panel, float scale,
       if (i + c >= k) break;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
+        __builtin_prefetch(panel + (i + c) * NR + v * W + AHEAD, 0, 2);
         const Vec weight = load(panel + (i + c) * NR + v * W);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sums[r][c][v] = fma(broadcast(x[r * ldx + i + c]), weight, sums[r][c][v]);
@@ -84,6 +86,7 @@ void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, f
   for (int64_t j = 0; j < rank; ++j)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
+      __builtin_prefetch(panel + j * NR + v * W + AHEAD, 0, 2);
       const Vec weight = load(panel + j * NR + v * W);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sums[r][v] = fma(broadcast(hidden[r * stride + j]), weight, sums[r][v]);
