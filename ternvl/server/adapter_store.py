@@ -55,7 +55,7 @@ class AdapterStore:
         """Remove what uploads left that were cut short, and versions that were replaced."""
         used = {path.resolve() for path in self.root.iterdir() if path.is_symlink()}
         for path in (self.root / _VERSIONS).glob("*"):
-            if path.resolve() not in used and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            if path.resolve() not in used and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
                 _remove(path)
 
     @contextmanager

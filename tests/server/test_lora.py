@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from ternvl.errors import AdapterError, ConfigError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
 from ternvl.server import create_app
+from ternvl.server.adapter_store import AdapterStore
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import serving, tiny_config
 from tests.server.test_chat import data_uri, png
@@ -354,3 +356,21 @@ def test_a_kill_leaves_the_old_adapter_or_the_new(tmp_path: Path) -> None:
             with app.state.serving.adapters.pool.use(name) as adapter:
                 assert adapter.digest in whole
     assert names == ["often"]
+
+
+def test_what_kills_left_is_removed_after_a_while(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    given = write_adapter(tmp_path.parent / "left" / "given", 1)
+    contents = [io.BytesIO(content) for content in files(given).values()]
+    with store.incoming(*contents) as incoming:
+        kept = store.commit(incoming, "kept")
+    hidden = tmp_path / ".ternvl"
+    for age in ("old", "new"):
+        (hidden / f"incoming-{age}").mkdir()
+        (hidden / f"link-{age}").symlink_to("nowhere")
+    long_ago = time.time() - 10_000
+    for path in (hidden / "incoming-old", hidden / "link-old", kept):
+        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
+    store.remove_stale()
+    assert {path.name for path in hidden.iterdir()} == {"incoming-new", "link-new", kept.name}
+    assert store.folders() == {"kept": kept}
