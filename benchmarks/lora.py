@@ -249,7 +249,7 @@ def kills(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
                 broken.extend([] if answer.is_success else [f"{turn}: {name}: {answer.text}"])
             if turn == count:
                 break
-            threading.Timer(rng.uniform(0, 0.3), os.kill, (process.pid, signal.SIGKILL)).start()
+            threading.Timer(rng.uniform(0, 1.5), os.kill, (process.pid, signal.SIGKILL)).start()
             try:
                 while True:
                     _upload(http, rng.choice(given), f"n{rng.randrange(3)}")

@@ -57,13 +57,12 @@ struct Unit {
   int64_t first, last;  // panels
 };
 
-template <int R, typename T>
-void shrink(const float* x, int64_t ldx, int64_t k, const T* panel, float scale, float* hidden, int64_t stride) {
-  Vec sums[R][CHAINS][NV] = {};
-  for (int64_t i = 0; i < k; i += CHAINS)
+// Inputs i .. i + CHAINS - 1, as far as there are any: one for each chain.
+template <int R, bool WHOLE, typename T>
+inline void shrink_inputs(const float* x, int64_t ldx, int64_t i, int64_t k, const T* panel, Vec (&sums)[R][CHAINS][NV]) {
 #pragma GCC unroll 4
-    for (int c = 0; c < CHAINS; ++c) {
-      if (i + c >= k) break;
+  for (int c = 0; c < CHAINS; ++c)
+    if (WHOLE || i + c < k)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         __builtin_prefetch(panel + (i + c) * NR + v * W + AHEAD, 0, 2);
@@ -71,10 +70,21 @@ void shrink(const float* x, int64_t ldx, int64_t k, const T* panel, float scale,
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sums[r][c][v] = fma(broadcast(x[r * ldx + i + c]), weight, sums[r][c][v]);
       }
-    }
+}
+
+template <int R, typename T>
+void shrink(const float* x, int64_t ldx, int64_t k, const T* panel, float scale, float* hidden, int64_t stride) {
+  Vec sums[R][CHAINS][NV] = {};
+  int64_t i = 0;
+  for (; i + CHAINS <= k; i += CHAINS) shrink_inputs<R, true>(x, ldx, i, k, panel, sums);
+  shrink_inputs<R, false>(x, ldx, i, k, panel, sums);
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
+#pragma GCC unroll 4
       for (int half = CHAINS / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
         for (int c = 0; c < half; ++c) sums[r][c][v] = sums[r][c][v] + sums[r][c + half][v];
       store(hidden + r * stride + v * W, sums[r][0][v] * broadcast(scale));
     }
@@ -91,7 +101,9 @@ void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, f
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sums[r][v] = fma(broadcast(hidden[r * stride + j]), weight, sums[r][v]);
     }
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       float* to = out + r * ldo + v * W;
       const int64_t left = columns - v * W;
@@ -185,7 +197,7 @@ EXPORT void ternvl_lora_add(const Entry* table, int64_t slots, const Segment* se
         call.shrink_unit<uint16_t>(shrinking[i]);
       else
         call.shrink_unit<float>(shrinking[i]);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (size_t i = 0; i < expanding.size(); ++i)
       if (expanding[i].item->entry->size == 2)
         call.expand_unit<uint16_t>(expanding[i]);
