@@ -67,12 +67,12 @@ def write_adapter(
 
 
 def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
-    """Three engines take turns, one step each: over a model that never had an adapter, over one that has 8 in memory
-    and none in use, and over the same with another adapter for each of 8 sequences."""
+    """Engines take turns, one step each, with 8 sequences: over a model that never had an adapter, which one with none
+    in use equals, module for module; over one whose adapters are other engines' at this moment; and with adapters."""
     model = llm.engine.model
     never = _twin(model)
     kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    engines = {"never had one": _decoding(never, [None] * 8), "none in use": _decoding(model, [None] * 8)}
+    engines = {"never had one": _decoding(never, [None] * 8), "others have adapters": _decoding(model, [None] * 8)}
     for name, dtype in kinds.items():
         adapters = [
             llm.adapters.read(

@@ -72,6 +72,9 @@ class _Segment(ctypes.Structure):
     _fields_ = (("slot", Int64), ("start", Int64), ("stop", Int64))
 
 
+_ARGUMENTS = (Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Pointer, Int64, Int)
+
+
 class Segments:
     """Which rows of a run have which adapter: `(slot, start, stop)`, counted in units of equally many rows."""
 
@@ -81,6 +84,10 @@ class Segments:
         assert all(0 <= start < stop <= num_units for _, start, stop in spans), (spans, num_units)
         self.spans = tuple(spans)
         self.num_units = num_units
+        self.library = (
+            library() if spans else None
+        )  # asked for once a run, as are the threads: a run calls hundreds of times
+        self.num_threads = torch.get_num_threads()
         self.array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
 
 
@@ -119,11 +126,10 @@ def add(table: Table, segments: Segments, x: Tensor, out: Tensor) -> None:
     `out` may be some columns of a wider tensor. T is a multiple of `segments.num_units`.
     """
     is_served = x.is_cpu and x.dtype == out.dtype == torch.float32
-    loaded = library() if is_served else None
-    if loaded is None:
-        add_reference(table, segments, x, out)
+    if is_served and segments.library is not None:
+        _add(segments.library, table, segments, x, out)
     else:
-        _add(loaded, table, segments, x, out)
+        add_reference(table, segments, x, out)
 
 
 def add_reference(table: Table, segments: Segments, x: Tensor, out: Tensor) -> None:
@@ -144,12 +150,10 @@ def _add(library: Library, table: Table, segments: Segments, x: Tensor, out: Ten
     inputs = x.shape[1]
     x = x if x.stride(1) == 1 else x.contiguous()
     assert out.stride(1) == 1
-    function = library.function(
-        "ternvl_lora_add", *(Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Pointer, Int64, Int)
-    )
+    function = library.function("ternvl_lora_add", *_ARGUMENTS)
     function(
         *(table.array, len(table.weights), segments.array, len(segments.spans), unit),
-        *(x.data_ptr(), x.stride(0), inputs, out.data_ptr(), out.stride(0), torch.get_num_threads()),
+        *(x.data_ptr(), x.stride(0), inputs, out.data_ptr(), out.stride(0), segments.num_threads),
     )
 
 

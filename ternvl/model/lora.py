@@ -1,8 +1,8 @@
 """Adapters at work: which rows of a run have which adapter, and what is added for them behind each module.
 
-The model knows nothing of it. `attach` puts a `LoRALinear` in place of each linear layer, from outside; a module that
-computes several of the checkpoint's layers in one product brings a method `attach_lora` instead, and calls
-`AdapterBank.add` for each of them.
+The model knows nothing of it. While some adapter changes a linear layer, a `LoRALinear` stands in its place, from
+outside; a module that computes several of the checkpoint's layers in one product brings a method `attach_lora` instead,
+and calls `AdapterBank.add` for each of them. Without adapters in use, the model is what it was.
 
 Shapes: T rows, K inputs, N outputs of a module.
 """
@@ -59,12 +59,31 @@ class _Slot:
     num_users: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a `LoRALinear` takes a layer's place while some adapter changes the layer; nowhere for a layer that another
+    module computes, which looks into the bank by itself."""
+
+    parent: nn.Module | None = None
+    name: str = ""
+    base: nn.Module | None = None
+    adapted: nn.Module | None = None
+
+    def enter(self) -> None:
+        if self.parent is not None:
+            setattr(self.parent, self.name, self.adapted)
+
+    def leave(self) -> None:
+        if self.parent is not None:
+            setattr(self.parent, self.name, self.base)
+
+
 class AdapterBank:
     """The adapters that a model's sequences have now, and which of its rows have them. One thread's own."""
 
     def __init__(self) -> None:
-        self.names: frozenset[str] = _NOTHING
-        """The modules behind which something is added; `attach` sets it."""
+        self.places: dict[str, _Place] = {}
+        """By the official name of each module that may have adapters; `attach` fills it."""
         self._tables: dict[str, list[Table]] = {}
         self._slots: dict[bytes, _Slot] = {}
         self._segments = Segments((), 1)
@@ -98,12 +117,15 @@ class AdapterBank:
         if slot is not None:
             slot.num_users += 1
             return
-        if absent := adapter.modules.keys() - self.names:
+        if absent := adapter.modules.keys() - self.places.keys():
             raise LookupError(f"nothing is added behind {min(absent)}, which the adapter {adapter.name} changes")
         slot = _Slot(self._free_number(), adapter)
         self._slots[adapter.digest] = slot
         for name, parts in adapter.modules.items():
-            tables = self._tables.setdefault(name, [])
+            if name not in self._tables:
+                self._tables[name] = []
+                self.places[name].enter()
+            tables = self._tables[name]
             tables += [Table() for _ in range(len(parts) - len(tables))]
             for table, weights in zip(tables, parts, strict=False):
                 table.put(slot.number, weights)
@@ -120,6 +142,7 @@ class AdapterBank:
                 table.put(slot.number, None)
             if all(table.is_empty for table in self._tables[name]):
                 del self._tables[name]
+                self.places[name].leave()
 
     def _free_number(self) -> int:
         taken = {slot.number for slot in self._slots.values()}
@@ -159,6 +182,7 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Module, bank: AdapterBank, name: str) -> None:
         super().__init__()
         self.base = base
+        self._compute = base.forward  # a way to it that is shorter than by way of nn.Module
         self._bank = bank
         self._name = name
 
@@ -177,7 +201,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        out: Tensor = self.base(x)
+        out: Tensor = self._compute(x)
         if self._bank.touches(self._name):
             self._bank.add(self._name, x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1]))
         return out
@@ -196,22 +220,20 @@ _banks: WeakKeyDictionary[nn.Module, AdapterBank] = WeakKeyDictionary()
 
 
 def attach(model: nn.Module) -> AdapterBank:
-    """The bank of a model, whose linear layers look into it from now on. The engines of one model share it, so they do
-    not run at the same time."""
+    """The bank of a model. The engines of one model share it, so they do not run at the same time."""
     bank = _banks.get(model)
     if bank is None:
         bank = _banks[model] = AdapterBank()
-        bank.names = frozenset(_attach(model, bank, ""))
+        bank.places = dict(_places(model, bank, ""))
     return bank
 
 
-def _attach(module: nn.Module, bank: AdapterBank, prefix: str) -> Iterator[str]:
+def _places(module: nn.Module, bank: AdapterBank, prefix: str) -> Iterator[tuple[str, _Place]]:
     for child_name, child in list(module.named_children()):
         name = f"{prefix}{child_name}"
         if isinstance(child, ComputesSeveral):
-            yield from child.attach_lora(bank, name)
+            yield from ((each, _Place()) for each in child.attach_lora(bank, name))
         elif hasattr(child, "in_features"):
-            setattr(module, child_name, LoRALinear(child, bank, name))
-            yield name
+            yield name, _Place(module, child_name, child, LoRALinear(child, bank, name))
         else:
-            yield from _attach(child, bank, f"{name}.")
+            yield from _places(child, bank, f"{name}.")

@@ -20,6 +20,7 @@ from ternvl.kernels import dispatch
 from ternvl.kernels.prepare import prepare
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
+from ternvl.model.lora import LoRALinear
 from ternvl.model.lora_files import linears
 from ternvl.types import Request, SamplingParams
 from tests.engine import tiny
@@ -86,6 +87,7 @@ def test_a_mixed_batch_is_each_alone(adapted: list[Request], options: dict[str, 
     }
     assert engine.runner.adapters is not None
     assert engine.runner.adapters.num_installed == 0
+    assert not [module for module in model.modules() if isinstance(module, LoRALinear)]
 
 
 def test_greedy_answers_are_the_references(adapted: list[Request]) -> None:
