@@ -72,7 +72,11 @@ class _Segment(ctypes.Structure):
     _fields_ = (("slot", Int64), ("start", Int64), ("stop", Int64))
 
 
-_ARGUMENTS = (Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Pointer, Int64, Int)
+class _Job(ctypes.Structure):
+    _fields_ = (("table", Pointer), ("slots", Int64), ("out", Pointer), ("stride", Int64))
+
+
+_ARGUMENTS = (Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Int)
 
 
 class Segments:
@@ -120,40 +124,48 @@ class Table:
             )  # fmt: skip
 
 
-def add(table: Table, segments: Segments, x: Tensor, out: Tensor) -> None:
-    """Add to `out` [T, N] what the segments' adapters make of x [T, K], in place.
+Target = tuple[Table, Tensor]
+"""A module's weights, and its output [T, N], which may be some columns of a wider tensor."""
 
-    `out` may be some columns of a wider tensor. T is a multiple of `segments.num_units`.
+
+def add(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+    """Add to the outputs of modules what the segments' adapters make of their common input x [T, K], in place.
+
+    T is a multiple of `segments.num_units`.
     """
-    is_served = x.is_cpu and x.dtype == out.dtype == torch.float32
-    if is_served and segments.library is not None:
-        _add(segments.library, table, segments, x, out)
+    is_served = x.is_cpu and x.dtype == torch.float32
+    if is_served and segments.library is not None and all(out.dtype == torch.float32 for _, out in targets):
+        _add(segments.library, targets, segments, x)
     else:
-        add_reference(table, segments, x, out)
+        add_reference(targets, segments, x)
 
 
-def add_reference(table: Table, segments: Segments, x: Tensor, out: Tensor) -> None:
+def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
     """`add` in plain torch, on any device and in any floating type."""
-    unit = _rows_a_unit(segments, x, out)
-    for slot, start, stop in segments.spans:
-        weights = table.weights[slot] if slot < len(table.weights) else None
-        if weights is None:
-            continue
-        a = reference.unpack(weights.a, weights.rank).to(x.dtype)
-        b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
-        added = (x[start * unit : stop * unit] @ a.T * weights.scale) @ b.T
-        out[start * unit : stop * unit, weights.first : weights.first + weights.num_rows] += added
+    for table, out in targets:
+        unit = _rows_a_unit(segments, x, out)
+        for slot, start, stop in segments.spans:
+            weights = table.weights[slot] if slot < len(table.weights) else None
+            if weights is None:
+                continue
+            a = reference.unpack(weights.a, weights.rank).to(x.dtype)
+            b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
+            added = (x[start * unit : stop * unit] @ a.T * weights.scale) @ b.T
+            out[start * unit : stop * unit, weights.first : weights.first + weights.num_rows] += added
 
 
-def _add(library: Library, table: Table, segments: Segments, x: Tensor, out: Tensor) -> None:
-    unit = _rows_a_unit(segments, x, out)
-    inputs = x.shape[1]
+def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
-    assert out.stride(1) == 1
+    jobs, unit = (_Job * len(targets))(), 1
+    for job, (table, out) in zip(jobs, targets, strict=True):
+        unit = _rows_a_unit(segments, x, out)
+        job.table, job.slots = ctypes.addressof(table.array), len(table.weights)
+        job.out, job.stride = out.data_ptr(), out.stride(0)
+        assert out.stride(1) == 1
     function = library.function("ternvl_lora_add", *_ARGUMENTS)
     function(
-        *(table.array, len(table.weights), segments.array, len(segments.spans), unit),
-        *(x.data_ptr(), x.stride(0), inputs, out.data_ptr(), out.stride(0), segments.num_threads),
+        *(jobs, len(targets), segments.array, len(segments.spans), unit),
+        *(x.data_ptr(), x.stride(0), x.shape[1], segments.num_threads),
     )
 
 

@@ -119,6 +119,8 @@ def _pairs(tensors: Mapping[str, Tensor], name: str) -> _Pairs:
         if where.side in sides:
             raise AdapterError(f"The adapter {name} names one matrix twice: {sides[where.side][0]} and {key}.")
         sides[where.side] = (key, where, tensor)
+    if twice := sorted(module for module, third in pairs if third is not None and (module, None) in pairs):
+        raise AdapterError(f"The adapter {name} changes {twice[0]} as a whole and in parts.")
     if strange:
         message = f"The adapter {name} holds {_listed(strange)}; only lora_A and lora_B of linear layers are served."
         raise AdapterError(message, code="unsupported_adapter")

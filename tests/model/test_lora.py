@@ -241,6 +241,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     _refused(with_tensors(**{magnitude: torch.ones(3)}), magnitude, "unsupported_adapter")
     foreign = {name.replace("o_proj", "c_proj"): tensor.clone() for name, tensor in tensors.items() if "o_proj" in name}
     _refused(with_tensors(**foreign), "c_proj", "base_model_mismatch")
+    stacked = "base_model.model.vision_model.encoder.layers.0.attn.qkv"
+    part = "base_model.model.model.vision_tower.encoder.layer.0.attention.q_proj"
+    both = {f"{name}.lora_{side}.weight": torch.ones(1) for name in (stacked, part) for side in "AB"}
+    _refused(with_tensors(**both), "attn.qkv as a whole and in parts", "invalid_adapter")
     with pytest.raises(AdapterError, match="rank 4") as caught:
         read_small(with_tensors(), max_rank=3)
     assert caught.value.code == "lora_rank_too_large"

@@ -25,7 +25,6 @@ constexpr int CHAINS = 2, MR = 2;
 constexpr int CHAINS = 1, MR = 2;
 #endif
 
-constexpr int AHEAD = 1024;     // elements: weights come from memory, in runs too short for the processor to foresee
 constexpr int64_t ROWS = 64;    // rows of an item: its panels are read once for all of them
 constexpr int64_t COLUMNS = 16; // panels of B that one thread takes at a time
 
@@ -40,12 +39,21 @@ struct Entry {
   double scale;
 };
 
+// One module: its entries by slot, and its output, whose rows are `ldo` apart.
+struct Job {
+  const Entry* table;
+  int64_t slots;
+  float* out;
+  int64_t ldo;
+};
+
 struct Segment {
   int64_t slot, start, stop;
 };
 
 // Up to ROWS rows with the same adapter.
 struct Item {
+  const Job* job;
   const Entry* entry;
   int64_t row, count;
   float* hidden;  // [count, padded rank]
@@ -65,7 +73,6 @@ inline void shrink_inputs(const float* x, int64_t ldx, int64_t i, int64_t k, con
     if (WHOLE || i + c < k)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        __builtin_prefetch(panel + (i + c) * NR + v * W + AHEAD, 0, 2);
         const Vec weight = load(panel + (i + c) * NR + v * W);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sums[r][c][v] = fma(broadcast(x[r * ldx + i + c]), weight, sums[r][c][v]);
@@ -96,7 +103,6 @@ void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, f
   for (int64_t j = 0; j < rank; ++j)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      __builtin_prefetch(panel + j * NR + v * W + AHEAD, 0, 2);
       const Vec weight = load(panel + j * NR + v * W);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sums[r][v] = fma(broadcast(hidden[r * stride + j]), weight, sums[r][v]);
@@ -117,8 +123,6 @@ void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, f
 struct Call {
   const float* x;
   int64_t ldx, k;
-  float* out;
-  int64_t ldo;
 
   template <typename T>
   void shrink_unit(const Unit& unit) const {
@@ -145,9 +149,9 @@ struct Call {
       const int64_t columns = std::min<int64_t>(NR, entry.rows - p * NR);
       for (int64_t r = 0; r < item.count;) {
         const float* from = item.hidden + r * item.stride;
-        float* to = out + (item.row + r) * ldo + entry.first + p * NR;
+        float* to = item.job->out + (item.row + r) * item.job->ldo + entry.first + p * NR;
         const bool whole = item.count - r >= MR;
-        (whole ? expand<MR, T> : expand<1, T>)(from, item.stride, entry.rank, panel, to, ldo, columns);
+        (whole ? expand<MR, T> : expand<1, T>)(from, item.stride, entry.rank, panel, to, item.job->ldo, columns);
         r += whole ? MR : 1;
       }
     }
@@ -156,26 +160,26 @@ struct Call {
 
 int64_t panels(int64_t count) { return (count + NR - 1) / NR; }
 
-std::vector<Item> items_of(const Entry* table, int64_t slots, const Segment* segments, int64_t count, int64_t unit) {
-  std::vector<Item> items;
+void append_items(std::vector<Item>& items, const Job& job, const Segment* segments, int64_t count, int64_t unit) {
   for (int64_t s = 0; s < count; ++s) {
     const Segment& segment = segments[s];
-    if (segment.slot >= slots || !table[segment.slot].a) continue;
+    if (segment.slot >= job.slots || !job.table[segment.slot].a) continue;
+    const Entry* entry = job.table + segment.slot;
     for (int64_t row = segment.start * unit; row < segment.stop * unit; row += ROWS) {
       const int64_t rows = std::min(ROWS, segment.stop * unit - row);
-      items.push_back({table + segment.slot, row, rows, nullptr, panels(table[segment.slot].rank) * NR});
+      items.push_back({&job, entry, row, rows, nullptr, panels(entry->rank) * NR});
     }
   }
-  return items;
 }
 
 }  // namespace
 
-// For each segment, rows start * unit .. stop * unit of x [.., k] and `out`, by the entry of its slot. Rows of x are
-// `ldx` apart, those of out `ldo`.
-EXPORT void ternvl_lora_add(const Entry* table, int64_t slots, const Segment* segments, int64_t count, int64_t unit,
-                            const float* x, int64_t ldx, int64_t k, float* out, int64_t ldo, int num_threads) {
-  std::vector<Item> items = items_of(table, slots, segments, count, unit);
+// For each module that has the input x [.., k], and each segment: rows start * unit .. stop * unit, by the entry of the
+// segment's slot. Rows of x are `ldx` apart.
+EXPORT void ternvl_lora_add(const Job* jobs, int64_t num_jobs, const Segment* segments, int64_t count, int64_t unit,
+                            const float* x, int64_t ldx, int64_t k, int num_threads) {
+  std::vector<Item> items;
+  for (int64_t j = 0; j < num_jobs; ++j) append_items(items, jobs[j], segments, count, unit);
   std::vector<Unit> shrinking, expanding;
   int64_t size = 0;
   for (const Item& item : items) size += item.count * item.stride;
@@ -188,7 +192,7 @@ EXPORT void ternvl_lora_add(const Entry* table, int64_t slots, const Segment* se
     const int64_t last = panels(item.entry->rows);
     for (int64_t p = 0; p < last; p += COLUMNS) expanding.push_back({&item, p, std::min(last, p + COLUMNS)});
   }
-  const Call call{x, ldx, k, out, ldo};
+  const Call call{x, ldx, k};
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1 && expanding.size() > 1)
   {
 #pragma omp for schedule(static)
