@@ -43,10 +43,9 @@ class Adapter:
             lora_dropout=config.dropout,
             use_rslora=config.rslora,
             target_modules=[end for part in config.target for end in TARGETS[part]],
-            base_model_name_or_path=base,
         )
-        self.model = model
-        self._peft = get_peft_model(model, lora)  # type: ignore[arg-type]  # it takes any module
+        self.model, self._base = model, base
+        self._peft = get_peft_model(model, lora)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -68,7 +67,7 @@ class Adapter:
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` in peft's form, each whole or not at all."""
         config: dict[str, Any] = self._peft.peft_config["default"].to_dict()
-        config["inference_mode"] = True
+        config |= {"base_model_name_or_path": self._base, "inference_mode": True}
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
         config["auto_mapping"] = None  # peft's note of which Python class it found
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}

@@ -110,11 +110,11 @@ def _openai(messages: Any, images: Path | None) -> list[dict[str, Any]]:
 
 
 def _part(part: Any, images: Path | None) -> Any:
-    image_url = part.get("image_url") if isinstance(part, dict) else None
-    url = image_url.get("url") if isinstance(image_url, dict) else None
-    if not isinstance(url, str):
+    if not isinstance(part, dict) or not isinstance(part.get("image_url"), dict):
         return part
-    return part | {"image_url": image_url | {"url": _url(url, images)}}
+    image_url: dict[str, Any] = part["image_url"]
+    url = image_url.get("url")
+    return part | {"image_url": image_url | {"url": _url(url, images)}} if isinstance(url, str) else part
 
 
 def _url(path: str, images: Path | None) -> str:

@@ -39,7 +39,7 @@ class Dataset:
             if example.image_tokens != self._examples[line].image_tokens:
                 raise RequestError("Its images have changed since training began.")
         except RequestError as error:
-            raise _data_error(self.file, {line: str(error)}) from error
+            raise data_error(self.file, {line: str(error)}) from error
         return pixel_values
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -64,7 +64,7 @@ def read(file: DataFile, builder: PromptBuilder, max_length: int, progress: Prog
         if progress is not None:
             progress(index + 1, len(file))
     if problems:
-        raise _data_error(file, problems)
+        raise data_error(file, problems)
     return Dataset(file, builder, examples)
 
 
@@ -77,7 +77,8 @@ def _checked(example: Example, max_length: int) -> Example:
     return example
 
 
-def _data_error(file: DataFile, problems: dict[int, str]) -> DataError:
+def data_error(file: DataFile, problems: dict[int, str]) -> DataError:
+    """An error of lines of a file, given by their index in it."""
     found = tuple((file.line_numbers[index], text) for index, text in problems.items())
     number, text = found[0]
     if len(found) == 1:

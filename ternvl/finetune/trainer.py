@@ -101,7 +101,7 @@ class Trainer:
         losses = []
         for run in self._packs(self.train, indices):
             loss = self._loss(self.train, run)
-            (loss.total / num_targets).backward()  # type: ignore[no-untyped-call]
+            (loss.total / num_targets).backward()
             losses.append((loss.total.item(), loss.num_right))
         lr = self._lr(self.progress.step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters, self.config.max_grad_norm))
@@ -172,7 +172,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Everything that the next step depends on."""
-        progress = {name: getattr(self.progress, name) for name in Progress.__slots__}  # type: ignore[attr-defined]
+        progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
         durable.write_state(
             path,
             {

@@ -96,8 +96,13 @@ def _turn(message: Message, first_image: int) -> Iterator[Piece]:
             yield f"Image-{index + 1}: "
         yield ImageSlot(index)
         yield "\n"
+    yield turn_text(message)
+
+
+def turn_text(message: Message) -> str:
+    """What a turn says: its text, then its tool calls."""
     calls = [f"<tool_call>\n{_call(call.name, call.arguments)}\n</tool_call>" for call in message.tool_calls]
-    yield "\n".join([message.text] * bool(message.text) + calls)
+    return "\n".join([message.text] * bool(message.text) + calls)
 
 
 def _call(name: str, arguments: str) -> str:
