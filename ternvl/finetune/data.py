@@ -41,30 +41,33 @@ class DataFile:
         self.path, self.images = path, images
         self.line_numbers: list[int] = []
         self._offsets: list[int] = []
-        digest = hashlib.sha256()
         try:
-            self._file = path.open("rb")
+            self.digest = self._scan()
+            """SHA-256 of the file."""
         except OSError as error:
             raise ConfigError(f"The data file {path} cannot be read: {error.strerror}.") from error
-        offset = 0
-        for number, line in enumerate(self._file, 1):
-            digest.update(line)
-            if line.strip():
-                self.line_numbers.append(number)
-                self._offsets.append(offset)
-            offset += len(line)
-        self.digest = digest.hexdigest()
-        """SHA-256 of the file."""
         if not self._offsets:
             raise ConfigError(f"The data file {path} holds no line of data.")
+
+    def _scan(self) -> str:
+        digest, offset = hashlib.sha256(), 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                digest.update(line)
+                if line.strip():
+                    self.line_numbers.append(number)
+                    self._offsets.append(offset)
+                offset += len(line)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Conversation:
         """Raises RequestError for a line that is no conversation; it does not name the line."""
-        self._file.seek(self._offsets[index])
-        return parse(self._file.readline(), self.images)
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            return parse(file.readline(), self.images)
 
 
 def parse(line: bytes, images: Path | None) -> Conversation:
