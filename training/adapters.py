@@ -18,11 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from training import tasks
 from training.scenes import Item, Scene, draw, random_scene
 
 HOME = Path(__file__).parent.parent / "ternvl" / "embedded" / "adapters"
-NUM_TRAIN, NUM_TEST = 4_000, 300
+NUM_TRAIN, NUM_TEST = 3_000, 300
 TRAIN_SEED, TEST_SEED = 30_000_000, 40_000_000
 
 _NOUNS = {
@@ -68,24 +71,24 @@ def french(rng: random.Random, scene: Scene) -> tuple[str, str]:
 
 def inventory(rng: random.Random, scene: Scene) -> tuple[str, str]:
     """What is there as JSON, in reading order."""
-    objects = [{"color": item.color, "shape": item.shape} for item in scene.in_reading_order()]
+    objects = [str(item) for item in scene.in_reading_order()]
     return rng.choice(tasks.DESCRIBE), json.dumps({"count": len(objects), "objects": objects})
 
 
 _OPTIONS = (
-    "--rank", "8", "--alpha", "16", "--lr", "4e-3", "--batch-size", "32", "--dtype", "float32",
+    "--rank", "8", "--alpha", "16", "--lr", "1.5e-3", "--batch-size", "16", "--dtype", "float32",
     "--no-gradient-checkpointing", "--eval-share", "0.02",
 )  # fmt: skip
 RECIPES = {
-    "french": Recipe(french, (*_OPTIONS, "--epochs", "3")),
-    "inventory": Recipe(inventory, (*_OPTIONS, "--epochs", "2")),
+    "french": Recipe(french, (*_OPTIONS, "--epochs", "2")),
+    "inventory": Recipe(inventory, (*_OPTIONS, "--epochs", "1.5")),
 }
 
 
-def write_data(name: str, folder: Path) -> None:
+def write_data(name: str, folder: Path, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST) -> None:
     """`train.jsonl` and `test.jsonl` in OpenAI's form, and the pictures they name."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, seed, count in (("train", TRAIN_SEED, NUM_TRAIN), ("test", TEST_SEED, NUM_TEST)):
+    for part, seed, count in (("train", TRAIN_SEED, num_train), ("test", TEST_SEED, num_test)):
         rng = random.Random(f"{seed} {name}")
         lines = []
         for number in range(count):
@@ -93,7 +96,7 @@ def write_data(name: str, folder: Path) -> None:
             image = f"{part}-{number:05}.png"
             draw(scene).save(folder / "images" / image)
             lines.append(json.dumps(_line(image, *RECIPES[name].turn(rng, scene)), ensure_ascii=False))
-        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / f"{part}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _line(image: str, question: str, answer: str) -> dict[str, object]:
@@ -101,20 +104,31 @@ def _line(image: str, question: str, answer: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
 
 
-def commands(name: str, folder: Path) -> list[list[str]]:
-    """The command lines that train and score an adapter."""
-    output = str(folder / "adapter")
-    images = ["--images", str(folder / "images")]
-    train = ["finetune", "--data", str(folder / "train.jsonl"), *images, "--output", output, *RECIPES[name].options]
-    score = ["lora", "eval", "--data", str(folder / "test.jsonl"), *images, "--adapter", output]
-    return [[sys.executable, "-m", "ternvl", *command] for command in (train, score)]
+def train_command(name: str, folder: Path) -> list[str]:
+    """The arguments of `ternvl` that train an adapter."""
+    data = ["--data", str(folder / "train.jsonl"), "--images", str(folder / "images")]
+    return ["finetune", *data, "--output", str(folder / "adapter"), *RECIPES[name].options]
+
+
+def score_command(name: str, folder: Path) -> list[str]:
+    """The arguments of `ternvl` that score the base and the adapter in the package."""
+    data = ["--data", str(folder / "test.jsonl"), "--images", str(folder / "images")]
+    return ["lora", "eval", *data, "--adapter", str(HOME / name)]
 
 
 def install(name: str, folder: Path) -> None:
-    """Put the adapter's two files into the package."""
+    """Put the adapter into the package, its tensors in bfloat16 as the model's are."""
     (HOME / name).mkdir(parents=True, exist_ok=True)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(folder / "adapter" / file, HOME / name / file)
+    shutil.copyfile(folder / "adapter" / "adapter_config.json", HOME / name / "adapter_config.json")
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    short = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+    save_file(short, HOME / name / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def run(arguments: list[str]) -> None:
+    """Show and run a command of `ternvl`."""
+    print("ternvl " + " ".join(arguments), flush=True)
+    subprocess.run([sys.executable, "-m", "ternvl", *arguments], check=True)
 
 
 def main() -> None:
@@ -122,18 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"By default all: {', '.join(RECIPES)}.")
     parser.add_argument("--runs", type=Path, default=Path("runs/adapters"), help="Where data and runs go.")
-    parser.add_argument("--data-only", action="store_true")
+    parser.add_argument("--data-only", action="store_true", help="Only draw the data.")
     args = parser.parse_args()
     if unknown := set(args.names) - RECIPES.keys():
         parser.error(f"there is no recipe for {', '.join(unknown)}")
     for name in args.names or RECIPES:
         folder = args.runs / name
         write_data(name, folder)
-        for command in commands(name, folder) if not args.data_only else ():
-            print("ternvl " + " ".join(command[3:]), flush=True)
-            subprocess.run(command, check=True)
         if not args.data_only:
+            run(train_command(name, folder))
             install(name, folder)
+            run(score_command(name, folder))
 
 
 if __name__ == "__main__":

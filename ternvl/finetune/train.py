@@ -62,15 +62,15 @@ def train(run: Run, console: Console) -> dict[str, Any]:
     for module in ("peft", "matplotlib"):
         require(module)
     _check_output(run)
+    device = _device(run.device)
     folder = checkpoint.resolve(run.model)
     config = checkpoint.load_config(folder)
     limits = ImageLimits(max_images=1024, allow_local_media=run.images)
     builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, run.max_dynamic_patch)
     learned, held_out = _datasets(run, builder, console)
-    _remember(run, folder.name, learned, held_out)
-    device = _device(run.device)
     model = weights.load(folder, config, dtype=_dtype(run.training.dtype, device)).to(device)
     trainer = _trainer(run, model, str(run.model or folder.name), learned, held_out)
+    _remember(run, folder.name, learned, held_out)
     if run.resume and run.checkpoint.exists():
         trainer.load(run.checkpoint)
         console.print(f"Going on after step {trainer.progress.step}.", highlight=False)

@@ -88,9 +88,7 @@ def test_what_precedes_an_answer_is_the_server_s_prompt(images: Path, example: E
         else message
         for message in MESSAGES
     ]
-    begins = [
-        i for i, learned in enumerate(example.is_target.tolist()) if learned and not example.is_target[i - 1]
-    ]
+    begins = [i for i, learned in enumerate(example.is_target.tolist()) if learned and not example.is_target[i - 1]]
     for begin, turn in zip(begins, (1, 5, 8), strict=True):
         prompt = builder_for(images).build(parse_messages(local[:turn]), tools=TOOLS)
         assert tuple(example.token_ids[:begin].tolist()) == prompt.token_ids

@@ -103,7 +103,9 @@ def test_what_is_not_targeted_is_not_there(
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     start = {"projector": "base_model.model.mlp1.", "vision": "base_model.model.vision_model."}[target]
     assert all(name.startswith(start) for name in tensors)
-    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name), "it learns through tiles"
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name), (
+        "it learns through tiles"
+    )
 
 
 def test_how_a_step_is_packed_does_not_matter(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,9 +222,7 @@ def test_a_rate_that_diverges_is_said(home: Path, tmp_path: Path, capsys: pytest
     assert "diverged" in err
 
 
-def test_a_finished_adapter_is_not_overwritten(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_adapter_is_not_overwritten(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune(home, tmp_path / "a", capsys, "--max-steps", "1")
     before = weights_of(tmp_path / "a")
     for option in ([], ["--resume"]):
