@@ -1,0 +1,58 @@
+"""The adapters in the package do what their page says, on the first of the questions that it counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ternvl.finetune import lora_file
+from ternvl.finetune.evaluate import evaluate
+from training.adapters import HOME, RECIPES, TEST_SEED, TRAIN_SEED, phrase, write_data
+from training.scenes import Item
+
+SAMPLE = 20
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_adapter_answers_and_the_base_does_not(name: str, tmp_path: Path) -> None:
+    write_data(name, tmp_path, num_train=1, num_test=SAMPLE)
+    base, adapter = evaluate(None, tmp_path / "test.jsonl", tmp_path / "images", [HOME / name])
+    assert base.num_questions == adapter.num_questions == SAMPLE
+    assert base.num_right <= SAMPLE // 10
+    assert adapter.num_right >= SAMPLE * 8 // 10, adapter.wrong
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_adapter_is_small_and_of_the_recipe(name: str) -> None:
+    found = lora_file.read(HOME / name)
+    options = RECIPES[name].options
+    assert found.num_bytes < 400_000
+    assert found.config["r"] == int(options[options.index("--rank") + 1])
+    assert found.config["base_model_name_or_path"] == "ternvl-nano"
+    assert len(found.changes) == 4 * 7
+
+
+def test_held_out_scenes_are_of_another_seed(tmp_path: Path) -> None:
+    assert TRAIN_SEED != TEST_SEED
+    write_data("inventory", tmp_path, num_train=6, num_test=6)
+    rows = [(tmp_path / f"{part}.jsonl").read_text().splitlines() for part in ("train", "test")]
+    pictures = [
+        {(tmp_path / "images" / f"{part}-{i:05}.png").read_bytes() for i in range(6)} for part in ("train", "test")
+    ]
+    assert not pictures[0] & pictures[1]
+    answer = json.loads(json.loads(rows[1][2])["messages"][1]["content"])
+    assert answer["count"] == len(answer["objects"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "color", "words"),
+    [
+        ("star", "green", "une étoile verte"),
+        ("heart", "purple", "un cœur violet"),
+        ("cross", "brown", "une croix marron"),
+    ],
+)
+def test_french_agrees_in_gender(shape: str, color: str, words: str) -> None:
+    assert phrase(Item(shape, color, (0.0, 0.0, 0.5, 0.5))) == words
