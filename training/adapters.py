@@ -76,12 +76,12 @@ def inventory(rng: random.Random, scene: Scene) -> tuple[str, str]:
 
 
 _OPTIONS = (
-    "--rank", "8", "--alpha", "16", "--lr", "1.5e-3", "--batch-size", "16", "--dtype", "float32",
-    "--no-gradient-checkpointing", "--eval-share", "0.02",
+    "--rank", "8", "--alpha", "16", "--batch-size", "16", "--dtype", "float32",
+    "--no-gradient-checkpointing", "--eval-share", "0.02", "--target", "language", "--target", "head",
 )  # fmt: skip
 RECIPES = {
-    "french": Recipe(french, (*_OPTIONS, "--epochs", "2")),
-    "inventory": Recipe(inventory, (*_OPTIONS, "--epochs", "1.5")),
+    "french": Recipe(french, (*_OPTIONS, "--lr", "2.5e-3", "--epochs", "3")),
+    "inventory": Recipe(inventory, (*_OPTIONS, "--lr", "1.5e-3", "--epochs", "0.75")),
 }
 
 

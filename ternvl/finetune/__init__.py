@@ -1,1 +1,1 @@
-"""LoRA adapters: training one (`train.py`), and what can be done with one that is there (`adapters.py`)."""
+"""LoRA adapters: training one (`train.py`), and what is done with one that is there (`inspect`, `merge`, `evaluate`)."""

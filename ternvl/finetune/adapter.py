@@ -34,6 +34,8 @@ class Adapter:
     def __init__(self, model: InternVL, config: AdapterConfig, *, base: str, seed: int) -> None:
         """Changes `model` in place. `base` is the model's name, which the adapter will bear."""
         require("peft")
+        if "head" in config.target and model.language_model.is_tied:
+            raise ConfigError(f"target holds head, but the head of {base} is its embeddings, which are not trained.")
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(seed)

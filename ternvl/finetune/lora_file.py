@@ -65,6 +65,8 @@ class AdapterFile:
             weight = parameters.get(f"{name}.weight")
             if weight is None:
                 raise CheckpointError(f"The adapter {self.folder} changes {name}, which the model does not have.")
+            if name == "language_model.lm_head" and model.language_model.is_tied:
+                raise CheckpointError(f"The adapter {self.folder} changes {name}, which here is the embeddings, too.")
             shape = (len(change.b), change.a.shape[1])
             if tuple(weight.shape) != shape:
                 raise CheckpointError(
