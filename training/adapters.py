@@ -81,7 +81,7 @@ _OPTIONS = (
 )  # fmt: skip
 RECIPES = {
     "french": Recipe(french, (*_OPTIONS, "--lr", "2.5e-3", "--epochs", "3")),
-    "inventory": Recipe(inventory, (*_OPTIONS, "--lr", "1.5e-3", "--epochs", "0.75")),
+    "inventory": Recipe(inventory, (*_OPTIONS, "--lr", "2e-3", "--epochs", "1.5")),
 }
 
 

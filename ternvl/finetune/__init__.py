@@ -1,1 +1,2 @@
-"""LoRA adapters: training one (`train.py`), and what is done with one that is there (`inspect`, `merge`, `evaluate`)."""
+"""LoRA adapters: training one (`train.py`), and what is done with one that is there (`inspect.py`, `merge.py`,
+`evaluate.py`)."""

@@ -59,7 +59,7 @@ class AdapterFile:
     def matrices(self, model: InternVL) -> dict[str, nn.Parameter]:
         """The weights that it changes, by the name of the module. Raises CheckpointError where the model has no such
         module, or one of another shape."""
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         found: dict[str, nn.Parameter] = {}
         for name, change in self.changes.items():
             weight = parameters.get(f"{name}.weight")

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ternvl.cli import main
-from ternvl.errors import CheckpointError
+from ternvl.errors import CheckpointError, ConfigError
 from ternvl.finetune import lora_file
+from ternvl.finetune.adapter import Adapter
 from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.forward import PackedAttention
+from ternvl.finetune.settings import AdapterConfig
 from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
@@ -35,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_training_data(folder / "train.jsonl", 6)
     base = ["finetune", str(folder / "tiny"), "--data", str(data), "--images", str(images), "--lr", "1e-2"]
     base += ["--dtype", "float32", "--eval-share", "0", "--no-gradient-checkpointing"]
-    everything = [x for part in ("language", "projector", "vision") for x in ("--target", part)]
+    everything = [x for part in ("language", "head", "projector", "vision") for x in ("--target", part)]
     for name, options in (
         ("text", ["--epochs", "200", "--alpha", "64"]),
         ("all", ["--epochs", "8", "--rank", "4", "--alpha", "8", "--rslora", *everything]),
@@ -63,7 +65,7 @@ def logits(model: InternVL) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["text", "all"])
 def test_merged_equals_peft(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, _ = call(capsys, "lora", "merge", str(home / "tiny"), str(home / name), str(tmp_path / "merged"))
-    assert (code, f"{14 if name == 'text' else 20} matrices changed" in out) == (0, True)
+    assert (code, f"{14 if name == 'text' else 21} matrices changed" in out) == (0, True)
     config = checkpoint.load_config(tmp_path / "merged")
     merged = logits(weights.load(tmp_path / "merged", config, dtype=torch.float32))
     model = copy.deepcopy(tiny_model())
@@ -108,7 +110,7 @@ def test_inspect_tells_the_changes(home: Path, capsys: pytest.CaptureFixture[str
     assert (found["rank"], found["alpha"], found["scale"], found["base"]) == (4, 8, 4.0, str(home / "tiny"))
     tensors = load_file(home / "all" / "adapter_model.safetensors")
     assert found["num_parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert sum(row["count"] for row in found["modules"]) == len(tensors) // 2 == 20
+    assert sum(row["count"] for row in found["modules"]) == len(tensors) // 2 == 21
     row = next(row for row in found["modules"] if row["module"].endswith("down_proj"))
     names = [f"language_model.model.layers.{i}.mlp.down_proj" for i in (0, 1)]
     pairs = [[tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA"] for name in names]
@@ -168,6 +170,15 @@ def test_an_adapter_of_another_model_is_refused(home: Path, tmp_path: Path) -> N
     assert "use_dora" in refusal(tensors, use_dora=True)
     assert "does not describe" in refusal(tensors, peft_type="IA3")
     assert "positive" in refusal(tensors, r=0)
+
+
+def test_a_head_that_is_the_embeddings_is_left_alone(home: Path) -> None:
+    model = copy.deepcopy(tiny_model())
+    model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
+    with pytest.raises(CheckpointError, match="the embeddings, too"):
+        lora_file.read(home / "all").merge_into(model)
+    with pytest.raises(ConfigError, match="target holds head"):
+        Adapter(model, AdapterConfig(target=("head",)), base="tiny", seed=0)
 
 
 def test_merge_overwrites_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_it_learns_and_leaves_what_it_says(home: Path, tmp_path: Path, capsys: p
 
 def test_the_adapter_has_peft_s_form(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune(home, tmp_path / "a", capsys, "--max-steps", "1", "--target", "language", "--target", "projector",
-         "--target", "vision", "--rslora", "--dropout", "0.1")  # fmt: skip
+         "--target", "vision", "--target", "head", "--rslora", "--dropout", "0.1")  # fmt: skip
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["use_rslora"]) == ("LORA", 4, 8.0, True)
     assert config["base_model_name_or_path"] == str(home / "tiny")
@@ -91,7 +91,7 @@ def test_the_adapter_has_peft_s_form(home: Path, tmp_path: Path, capsys: pytest.
     modules = [f"language_model.model.layers.{i}.self_attn.{x}_proj" for i in (0, 1) for x in "qkvo"]
     modules += [f"language_model.model.layers.{i}.mlp.{x}_proj" for i in (0, 1) for x in ("gate", "up", "down")]
     modules += [f"vision_model.encoder.layers.0.{x}" for x in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
-    modules += ["mlp1.1", "mlp1.3"]
+    modules += ["mlp1.1", "mlp1.3", "language_model.lm_head"]
     assert names == {f"base_model.model.{module}.lora_{x}.weight" for module in modules for x in "AB"}
 
 
