@@ -106,8 +106,9 @@ def inspect_adapter(
 ) -> None:
     """Show what an adapter changes: modules, rank, scale, sizes of the changes."""
     from ternvl.finetune.inspect import inspect
+    from ternvl.model.checkpoint import EMBEDDED
 
-    found = inspect(adapter, _named(model))
+    found = inspect(adapter, str(EMBEDDED) if model == EMBEDDED.name else model)
     typer.echo(_json(found) if json else _described(found))
 
 

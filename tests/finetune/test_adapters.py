@@ -21,6 +21,7 @@ from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.forward import PackedAttention
 from ternvl.finetune.settings import AdapterConfig
 from ternvl.model import checkpoint, weights
+from ternvl.model.checkpoint import EMBEDDED
 from ternvl.model.internvl import InternVL
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
 from tests.server.fakes import tiny_config, tiny_model
@@ -120,6 +121,8 @@ def test_inspect_tells_the_changes(home: Path, capsys: pytest.CaptureFixture[str
     assert row["norm_max"] == pytest.approx(max(norms), rel=1e-4)
     bases = [tiny_model().get_submodule(name).weight.norm().item() for name in names]
     assert row["relative_mean"] == pytest.approx(sum(n / b for n, b in zip(norms, bases, strict=True)) / 2, rel=1e-4)
+    code, out, _ = call(capsys, "lora", "inspect", str(EMBEDDED.parent / "adapters" / "french"), "-m", "ternvl-nano")
+    assert (code, "ternvl-nano" in out, "%" in out) == (0, True, True)
     code, out, _ = call(capsys, "lora", "inspect", str(home / "text"))
     assert "rank 16, alpha 64, scale 4" in out
     assert "language_model.model.layers.N.self_attn.q_proj" in out
