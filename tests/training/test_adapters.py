@@ -31,7 +31,7 @@ def test_the_adapter_is_small_and_of_the_recipe(name: str) -> None:
     assert found.num_bytes < 400_000
     assert found.config["r"] == int(options[options.index("--rank") + 1])
     assert found.config["base_model_name_or_path"] == "ternvl-nano"
-    assert len(found.changes) == 4 * 7
+    assert len(found.changes) == 4 * 7 + 1
 
 
 def test_held_out_scenes_are_of_another_seed(tmp_path: Path) -> None:
