@@ -44,7 +44,7 @@ def load_model(
 ) -> InternVL:
     """The model of a checkpoint, ready to run. Raises CheckpointError, ConfigError."""
     computed = weights.resolve_dtype(dtype, config, device)
-    scheme = resolve_scheme(quantization, folder, device=device, plain=reference or dtype not in ("auto", "float32"))
+    scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
     if scheme != "none":
         return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration)[0]
     packed = device.type == "cpu" and computed == torch.float32 and not reference
@@ -57,22 +57,23 @@ def load_model(
     return loaded.to(device)
 
 
-def resolve_scheme(quantization: str, folder: Path, *, device: torch.device, plain: bool) -> str:
-    """ "none", "int8" or "int4". `plain` says that something else asks for unquantised weights.
+def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
+    """The scheme, or "none".
 
-    "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size. Raises ConfigError for a name
-    that is unknown or a scheme that cannot be had.
+    "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size, where neither a `dtype` nor the
+    reference is asked for. Raises ConfigError for a name that is unknown or a scheme that cannot be had.
     """
     check_name(quantization)
     if quantization == "auto":
         loaded = library()
         is_fast = device.type == "cpu" and loaded is not None and loaded.isa.endswith("vnni")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return "int8" if is_fast and not plain and size > 2 * _WORTH_IT else "none"
-    if quantization != "none" and (device.type != "cpu" or plain):
+        is_free = dtype == "auto" and not reference
+        return "int8" if is_fast and is_free and size > 2 * _WORTH_IT else "none"
+    if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
         raise ConfigError(
-            f"quantization {quantization} runs on the CPU, with dtype auto or float32 and without reference; this asks "
-            f"for {device} and other settings. quantization none serves it."
+            f"quantization is {quantization!r}, which runs on a CPU, with dtype auto or float32 and without reference; "
+            f"device is {device}, dtype {dtype} and reference {reference}."
         )
     if quantization != "none" and not dispatch.available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
@@ -94,7 +95,7 @@ def load_quantized(
     progress: bool = False,
     calibration: Path | None = None,
 ) -> tuple[InternVL, list[StageReport]]:
-    """The quantised model and its report: from the cache, or converted and put there."""
+    """The quantised model and its report: from the cache, or converted and put there where that can be written."""
     samples, name = conversations(calibration)
     path = quantized_file.path_for(folder, scheme, name)
     if path.is_file():
@@ -103,18 +104,19 @@ def load_quantized(
         except CheckpointError as error:
             log.warning("%s It is made anew.", error)
     log.info("Converting to %s, once; it is kept at %s.", scheme, path)
-    plain = _with_progress(
+    model = _with_progress(
         "Loading weights",
         progress,
         lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
     )
     prompts = [builder.build(parse_messages(sample)) for sample in samples]
-    reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(plain, scheme, prompts, show))
+    reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
     try:
-        quantized_file.save(plain, reports, path)
-        return quantized_file.load(path, config)
+        quantized_file.save(model, reports, path)
     except OSError as error:
-        raise CheckpointError(f"The quantised model cannot be kept at {path}: {error}") from error
+        log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
+        return model, reports
+    return quantized_file.load(path, config)  # mapped, so that what conversion took is let go
 
 
 def _with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:

@@ -23,9 +23,12 @@ class Process:
         environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._start = time.perf_counter()
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+                )
+            except OSError as error:  # its environment has gone
+                raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from error
         message = self._read()
         self.ready_s = time.perf_counter() - self._start
         if "ready" not in message:

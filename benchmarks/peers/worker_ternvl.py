@@ -1,10 +1,14 @@
-"""ternvl: `worker_ternvl.py MODEL none|int8|int4`, offline through the engine. Its prefix cache is off."""
+"""ternvl: `worker_ternvl.py MODEL none|int8|int4`, offline through the engine.
+
+Its prefix cache is off, and speculation too: random weights repeat themselves, which would flatter it.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from itertools import count
+from typing import Any
 
 from PIL import Image
 from protocol import Answer, Ask, Contestant, UnavailableError, serve
@@ -14,7 +18,7 @@ from ternvl import LLM, SamplingParams
 from ternvl.errors import ConfigError
 from ternvl.types import Request
 
-OPTIONS = {"enable_prefix_caching": False}
+OPTIONS: dict[str, Any] = {"enable_prefix_caching": False, "speculation": "off"}
 
 
 def messages(ask: Ask) -> list[dict[str, object]]:

@@ -74,14 +74,15 @@ def quantize(
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
     fuse(model)
     records = record(model, samples)
-    reports = []
-    for done, (name, stage) in enumerate(list(stages(model))):
+    reports: list[StageReport] = []
+    found = list(stages(model))
+    for name, stage in found:
         chosen, report = choose(name, stage, records.get(name), formats_for(name, scheme))
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, chosen)
         reports.append(report)
         if progress is not None:
-            progress(done + 1, len(records))
+            progress(len(reports), len(found))
     return reports
 
 

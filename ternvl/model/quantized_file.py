@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def digest(folder: Path) -> str:
         content.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             content.update(hashlib.file_digest(file, "sha256").digest())
-    known.parent.mkdir(parents=True, exist_ok=True)
-    _replace(known, content.hexdigest().encode())
+    with suppress(OSError):  # it only saves the reading next time
+        known.parent.mkdir(parents=True, exist_ok=True)
+        _replace(known, content.hexdigest().encode())
     return content.hexdigest()
 
 

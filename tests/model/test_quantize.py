@@ -9,6 +9,7 @@ from ternvl import LLM, SamplingParams
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels import dispatch
+from ternvl.kernels.loader import library
 from ternvl.loading import load_quantized, resolve_scheme
 from ternvl.model import checkpoint, quantized_file
 from ternvl.model.internvl import InternVL
@@ -144,11 +145,34 @@ def test_rows_of_a_quantised_model_are_alone() -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantization is 'int5'"):
         LLM(quantization="int5")
-    with pytest.raises(ConfigError, match="runs on the CPU"):
+    with pytest.raises(ConfigError, match="reference True"):
         LLM(quantization="int8", reference=True)
+    with pytest.raises(ConfigError, match="dtype bfloat16"):
+        LLM(quantization="int8", dtype="bfloat16")
     with pytest.raises(ConfigError, match="at least one image"):
         LLM(quantization="int8", calibration=tmp_path)
-    assert resolve_scheme("auto", checkpoint.resolve(None), device=torch.device("cpu"), plain=False) == "none"
+
+
+def test_auto_is_for_large_models_of_which_nothing_else_is_asked(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(10**9)  # sparse: its size is all that is asked
+    loaded = library()
+    assert loaded is not None
+
+    def scheme(folder: Path, dtype: str = "auto", device: str = "cpu", reference: bool = False) -> str:
+        return resolve_scheme("auto", folder, dtype=dtype, device=torch.device(device), reference=reference)
+
+    assert scheme(tmp_path) == ("int8" if loaded.isa == "avx512vnni" else "none")
+    assert scheme(checkpoint.resolve(None)) == "none"
+    assert scheme(tmp_path, dtype="float32") == "none"
+    assert scheme(tmp_path, reference=True) == "none"
+    assert scheme(tmp_path, device="cuda") == "none"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "ternvl").write_text("a file where the folder should be")
+    assert LLM(quantization="int8").chat(QUESTIONS[0], SamplingParams(temperature=0))[0].text == "Paris."
+    assert "cannot be kept" in caplog.text
 
 
 def test_the_users_own_samples(cache: Path, tmp_path: Path) -> None:
