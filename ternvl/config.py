@@ -109,6 +109,13 @@ class EngineConfig:
         metadata={"help": "Image tiles encoded together between two steps; by default 1 on a CPU, 16 on a GPU."},
     )
     block_size: int = field(default=16, metadata={"help": "Tokens a block of the KV cache holds."})
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "What the KV cache holds: int8, the type that the model computes in (model), or auto, which is "
+            "int8 for a quantised model on a CPU."
+        },
+    )
     kv_cache_memory: int | None = field(
         default=None,
         metadata={

@@ -21,6 +21,7 @@ _AT_LEAST = {
     "seed": None,
 }
 SPECULATIONS = ("auto", "ngram", "off")
+KV_CACHE_DTYPES = ("auto", "model", "int8")
 _OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
 
 
@@ -38,6 +39,10 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
     if config.speculation not in SPECULATIONS:
         raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
+    if config.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ConfigError(
+            f"kv_cache_dtype is {config.kv_cache_dtype!r}, but must be one of {', '.join(KV_CACHE_DTYPES)}."
+        )
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

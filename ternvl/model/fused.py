@@ -8,26 +8,32 @@ Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size; 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.kernels.attention_int8 import BLOCK, tile_attention
+from ternvl.kernels.decoder import LAYER, NativeDecoder
 from ternvl.kernels.linear import WideEmbedding
+from ternvl.kernels.loader import library
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
-from ternvl.model.language import DecoderLayer, RMSNorm
+from ternvl.model.kv_cache import PagedAttention
+from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 from ternvl.model.vision import VisionLayer
 
 
 class FusedDecoderLayer(nn.Module):
     """A `DecoderLayer`."""
 
-    STAGES = ("qkv", "o", "gate_up", "down")
+    STAGES = LAYER
     qkv: Stage
     o: Stage
     gate_up: Stage
@@ -59,6 +65,35 @@ class FusedDecoderLayer(nn.Module):
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         x = self.o(attention(self.layer, q, k, v).flatten(1), x)
         return self.down(self.gate_up(x), x)  # type: ignore[no-any-return]
+
+
+class FusedDecoder(Decoder):
+    """A `Decoder` of fused layers. Over a paged cache all layers are one native call."""
+
+    def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer]) -> None:
+        nn.Module.__init__(self)
+        self.config, self.norm = decoder.config, decoder.norm
+        self.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+        self.layers = nn.ModuleList(layers)
+
+    def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """[T, C] -> [T, C]."""
+        loaded = library() if x.is_cpu and x.dtype == torch.float32 else None
+        if loaded is None or not isinstance(attention, PagedAttention):
+            return super().run_layers(x, rotary, attention)
+        cache = attention.cache
+        return self.native.run(
+            *(loaded, x, *rotary, cache.tensors, cache.block_size),
+            *(attention.slots, attention.block_tables, attention.query_starts, attention.lengths),
+        )
+
+    @cached_property
+    def native(self) -> NativeDecoder:
+        """All layers as one. It points into their tensors, which stay where they are."""
+        language = self.config
+        layers = [[getattr(layer, name) for name in LAYER] for layer in self.layers]
+        sizes = {"heads": language.num_heads, "key_heads": language.num_kv_heads, "head_size": language.head_dim}
+        return NativeDecoder(layers, **sizes)
 
 
 class FusedVisionLayer(nn.Module):
@@ -161,10 +196,9 @@ def fuse(model: InternVL) -> None:
 def fuse_language(model: InternVL) -> None:
     """Replace the decoder's layers, its head and its embedding alone."""
     language, config = model.language_model, model.config.language
-    decoder = language.model
-    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
-    for i, layer in enumerate(decoder.layers):
-        decoder.layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
+    layers = enumerate(language.model.layers)
+    fused = [FusedDecoderLayer.from_layer(config, i, layer) for i, layer in layers]  # type: ignore[arg-type]
+    language.model = FusedDecoder(language.model, fused)
     head: nn.Linear = language.lm_head
     language.lm_head = _stage([head])  # type: ignore[assignment]
 
@@ -173,7 +207,7 @@ def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tens
     """A fused model of stages by their names in it, and of its other tensors."""
     with torch.device("meta"):
         model = InternVL(config)
-    vision, decoder = model.vision_model, model.language_model.model
+    vision, language = model.vision_model, model.language_model
 
     def of(kind: type, path: str) -> dict[str, Stage]:
         return {name: stages[f"{path}.{name}"] for name in kind.STAGES}  # type: ignore[attr-defined]
@@ -184,17 +218,23 @@ def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tens
         path = f"vision_model.encoder.layers.{i}"
         vision.encoder.layers[i] = FusedVisionLayer(config.vision, **of(FusedVisionLayer, path))
     model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
-    for i in range(config.language.num_layers):
-        path = f"language_model.model.layers.{i}"
-        decoder.layers[i] = FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, path))
-    model.language_model.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
-    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+    layers = [
+        FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, f"language_model.model.layers.{i}"))
+        for i in range(config.language.num_layers)
+    ]
+    language.model = FusedDecoder(language.model, layers)
+    language.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
     own = model.state_dict().keys() - {
         f"{path}.{name}" for path, stage in stages.items() for name in stage.state_dict()
     }
     assert own == rest.keys(), own ^ rest.keys()
     model.load_state_dict(rest, assign=True, strict=False)
     return model.requires_grad_(False).eval()
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a stage of a model has weights of 8 or 4 bits."""
+    return any(isinstance(module, Stage) and module.format in (Format.INT8, Format.INT4) for module in model.modules())
 
 
 def _stage(

@@ -110,9 +110,13 @@ class Decoder(nn.Module):
         """embeddings [T, C], positions [T] -> [T, C]."""
         cos, sin = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
+        return self.norm(self.run_layers(embeddings, rotary, attention))  # type: ignore[no-any-return]
+
+    def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """[T, C] -> [T, C]; `rotary` is what `rotary_table` gives, in the type of x."""
         for layer in self.layers:
-            embeddings = layer(embeddings, rotary, attention)
-        return self.norm(embeddings)  # type: ignore[no-any-return]
+            x = layer(x, rotary, attention)
+        return x
 
 
 class LanguageModel(nn.Module):
