@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
+from ternvl.kernels.memory import huge_pages
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.model.fused import assemble
 from ternvl.model.internvl import InternVL
@@ -100,12 +101,23 @@ def load(path: Path, config: ModelConfig) -> tuple[InternVL, list[StageReport]]:
             if metadata.get("version") != str(VERSION):
                 raise CheckpointError(f"{path} has another version of the format.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the handle is no mapping
+        _into_huge_pages(tensors)
         described = json.loads(metadata["stages"])
         made = {name: _stage(name, values, tensors) for name, values in described.items()}
         reports = [StageReport(**report) for report in json.loads(metadata["reports"])]
         return assemble(config, made, tensors), reports
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is not a whole quantised model ({error}).") from error
+
+
+def _into_huge_pages(tensors: dict[str, Tensor]) -> None:
+    """Copy what each token reads, the decoder's matrices, out of the mapped file: from huge pages they are read up to a
+    fifth faster, and files are not mapped with such."""
+    names = [name for name in tensors if name.startswith("language_model.") and name.endswith(".panels")]
+    sizes = [-(-tensors[name].nbytes // 64) * 64 for name in names]
+    for name, memory in zip(names, huge_pages(sum(sizes)).split(sizes), strict=True):
+        tensor = tensors[name]
+        tensors[name] = memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _description(stage: Stage) -> list[Any]:

@@ -62,6 +62,18 @@ struct Finish {
   }
 };
 
+// Where there are few rows, reading weights is the limit. They are asked for this many bytes ahead, and into the second
+// cache: the first has too few places for what is on its way. At the end of a pair of panels that is the next pair.
+constexpr int64_t AHEAD = 4096;
+constexpr int FEW_ROWS = 8;
+
+inline void fetch(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// How far ahead at `offset` in panels of `stride` bytes, of which `count` are read side by side.
+inline int64_t ahead_at(int64_t offset, int64_t stride, int count) {
+  return offset < stride - AHEAD ? AHEAD : AHEAD + (count - 1) * stride;
+}
+
 using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
 
 // The bytes of some rows. `scratch` is the thread's own, of `scratch_floats(k)`.
