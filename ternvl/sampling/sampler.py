@@ -23,7 +23,6 @@ from torch import Tensor
 from ternvl.sampling import processors
 from ternvl.types import SamplingParams, TokenLogprobs
 
-
 _RUN = 512
 
 
