@@ -102,7 +102,11 @@ class EngineConfig:
     )
     max_num_seqs: int = field(default=16, metadata={"help": "Sequences that run at the same time."})
     max_num_batched_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens a step computes at most; by default 256 on a CPU, 2048 on a GPU."}
+        default=None,
+        metadata={
+            "help": "Tokens a step computes at most; by default 256 on a CPU, 512 where the model is quantised, 2048 on "
+            "a GPU."
+        },
     )
     max_num_batched_tiles: int | None = field(
         default=None,

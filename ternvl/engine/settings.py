@@ -30,7 +30,7 @@ def resolve(
     config = replace(
         config,
         max_model_len=_context(config.max_model_len, language),
-        max_num_batched_tokens=config.max_num_batched_tokens or (256 if on_cpu else 2_048),
+        max_num_batched_tokens=config.max_num_batched_tokens or _num_batched_tokens(on_cpu, is_quantized),
         max_num_batched_tiles=config.max_num_batched_tiles or (1 if on_cpu else 16),
         speculation=_speculation(config.speculation, on_cpu=on_cpu),
         kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_quantized=is_quantized),
@@ -45,6 +45,11 @@ def _context(max_model_len: int, language: LanguageConfig) -> int:
         message = "max_model_len is %d, but the model knows %d positions: contexts are limited to these."
         logger.warning(message, max_model_len, language.max_position_embeddings)
     return min(max_model_len, language.max_position_embeddings)
+
+
+def _num_batched_tokens(on_cpu: bool, is_quantized: bool) -> int:
+    """As many as take about half a second on two cores: for so long other answers may stand still."""
+    return (512 if is_quantized else 256) if on_cpu else 2_048
 
 
 def _speculation(method: str, *, on_cpu: bool) -> str:
