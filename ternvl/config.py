@@ -104,8 +104,8 @@ class EngineConfig:
     max_num_batched_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens a step computes at most; by default 256 on a CPU, 512 where the model is quantised, 2048 on "
-            "a GPU."
+            "help": "Tokens a step computes at most; by default 256 on a CPU, 512 where the model is quantised, 2048 "
+            "on a GPU."
         },
     )
     max_num_batched_tiles: int | None = field(
