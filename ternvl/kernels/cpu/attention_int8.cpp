@@ -266,9 +266,7 @@ void load_queries(const Problem& problem, const Item& item, const Scratch& s) {
                      (int64_t(item.key_head) * group + row % group) * d;
     uint8_t* bytes = s.q + row * d;
     s.row_scales[row] = quantise(q, d, 0, bytes) * scale;
-    int32_t total = 0;
-    for (int i = 0; i < d; ++i) total += int8_t(bytes[i]);
-    s.totals[row] = total;
+    s.totals[row] = total_of(bytes, d);
   }
   std::fill_n(s.tile_max, PADDED_ROWS, -INFINITY);
   std::fill_n(s.max, PADDED_ROWS, -INFINITY);
@@ -329,15 +327,30 @@ void write_position(uint8_t* block, int d, int offset, const float* key, const f
   for (int i = 0; i < d; ++i) block[BLOCK * d + (offset / 4 * d + i) * 4 + offset % 4] = bytes[i];
 }
 
+// Writes four positions' keys and values from `offset` on, a multiple of 4.
+void write_four(uint8_t* block, int d, int offset, const float* const* keys, const float* const* values) {
+  alignas(64) uint8_t bytes[4][1024 + 64];
+  float* scales = reinterpret_cast<float*>(block + 2 * BLOCK * d);
+  int32_t* to = reinterpret_cast<int32_t*>(block) + offset;
+  for (int j = 0; j < 4; ++j) {
+    scales[offset + j] = quantise(keys[j], d, 128, bytes[0]);
+    for (int i = 0; i < d / 4; ++i) std::copy_n(bytes[0] + 4 * i, 4, reinterpret_cast<uint8_t*>(to + i * BLOCK + j));
+  }
+  for (int j = 0; j < 4; ++j) scales[BLOCK + offset + j] = quantise(values[j], d, 0, bytes[j]);
+  uint32_t* wide = reinterpret_cast<uint32_t*>(block + BLOCK * d + offset * d);
+  for (int i = 0; i < d; ++i)
+    wide[i] = bytes[0][i] | uint32_t(bytes[1][i]) << 8 | uint32_t(bytes[2][i]) << 16 | uint32_t(bytes[3][i]) << 24;
+}
+
 // One head of one tile: its keys and values become bytes in `memory`, then each patch attends over all. qkv and out are
 // at the head's first element.
 void attend_head(const float* qkv, int64_t stride, int length, int d, float* out, int64_t out_stride, char* memory) {
   const int blocks = (length + BLOCK - 1) / BLOCK;
   const float *keys = qkv + stride / 3, *values = keys + stride / 3;
   float* mean = reinterpret_cast<float*>(memory);
-  float* key = mean + d;
-  int32_t* table = reinterpret_cast<int32_t*>(key + d);
-  uint8_t* cache = reinterpret_cast<uint8_t*>(memory) + rounded(4 * (2 * d + blocks));
+  float* centred = mean + d;
+  int32_t* table = reinterpret_cast<int32_t*>(centred + 4 * d);
+  uint8_t* cache = reinterpret_cast<uint8_t*>(memory) + rounded(4 * (5 * d + blocks));
   const int32_t starts[2] = {0, length};
   const Problem problem{qkv, cache,  out,    table, starts, starts + 1, stride, out_stride,
                         blocks, 1, blocks, length, 1, 1, d, false};
@@ -346,9 +359,19 @@ void attend_head(const float* qkv, int64_t stride, int length, int d, float* out
     for (int i = 0; i < d; ++i) mean[i] += keys[t * stride + i];
   for (int i = 0; i < d; ++i) mean[i] /= float(length);
   for (int b = 0; b < blocks; ++b) table[b] = b;
-  for (int64_t t = 0; t < length; ++t) {
-    for (int i = 0; i < d; ++i) key[i] = keys[t * stride + i] - mean[i];
-    write_position(cache + t / BLOCK * problem.block_bytes(), d, t % BLOCK, key, values + t * stride);
+  for (int64_t t = 0; t < length; t += 4) {
+    const int count = int(std::min<int64_t>(4, length - t));
+    const float *four_keys[4], *four_values[4];
+    for (int j = 0; j < count; ++j) {
+      four_keys[j] = centred + j * d, four_values[j] = values + (t + j) * stride;
+      for (int i = 0; i < d; ++i) centred[j * d + i] = keys[(t + j) * stride + i] - mean[i];
+    }
+    uint8_t* block = cache + t / BLOCK * problem.block_bytes();
+    if (count == 4) {
+      write_four(block, d, int(t % BLOCK), four_keys, four_values);
+      continue;
+    }
+    for (int j = 0; j < count; ++j) write_position(block, d, int(t % BLOCK) + j, four_keys[j], four_values[j]);
   }
   const Scratch scratch(reinterpret_cast<char*>(cache) + rounded(blocks * problem.block_bytes()), d);
   for (const Item& item : items_of(problem)) attend(problem, item, scratch);
@@ -401,7 +424,7 @@ EXPORT void ternvl_tile_attention(const float* qkv, int64_t num_tiles, int64_t l
                                   int num_threads) {
   static thread_local Workspace workspace;
   const int64_t blocks = (length + BLOCK - 1) / BLOCK, width = int64_t(heads) * d;
-  const int64_t own = rounded(4 * (2 * d + blocks)) + rounded(blocks * (2 * BLOCK * d + 2 * BLOCK * 4)) +
+  const int64_t own = rounded(4 * (5 * d + blocks)) + rounded(blocks * (2 * BLOCK * d + 2 * BLOCK * 4)) +
                       rounded(Scratch::size(d));
   char* memory = workspace.get(own * num_threads);
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (num_threads > 1)

@@ -28,6 +28,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const uint8_t* a = rows.bytes + row * rows.steps * 4;
   const int32_t* total = rows.totals + row * groups;
   Vec values[R][P * NV] = {};
+  finish.expect(row, R, panel, P);
   for (int64_t g = 0; g < groups; ++g, b += BYTES) {
     const int64_t ahead = ahead_at(g * BYTES, groups * BYTES, P);
     for (int p = 0; p < P && R <= FEW_ROWS; ++p)

@@ -27,6 +27,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const uint8_t* a = rows.bytes + row * rows.steps * 4;
   IVec sums[R][P * NV][U] = {};
   int64_t ahead = 0;
+  finish.expect(row, R, panel, P);
   const auto add = [&](int u) __attribute__((always_inline)) {
     IVec weights[P * NV];
 #pragma GCC unroll 8

@@ -26,6 +26,13 @@ struct Finish {
   const Stage& stage;
   const Call& call;
 
+  // What `count` rows from `row` on will be added to is asked for before their sums are made.
+  void expect(int64_t row, int count, int64_t panel, int panels) const {
+    if (!call.residual) return;
+    for (int r = 0; r < count; ++r)
+      for (int p = 0; p < panels; ++p) __builtin_prefetch(call.residual + (row + r) * call.ldy + (panel + p) * NR);
+  }
+
   // `values` are P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of their work.
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int64_t panel, Vec* values) const {
@@ -94,11 +101,8 @@ void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int z
       uint8_t* to = bytes + (row - some.first) * size;
       rows.scales[row] = quantise(prepared(stage, call, row, floats), stage.k, zero, to);
       std::fill(to + stage.k, to + size, uint8_t(zero));
-      for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g) {
-        int32_t total = 0;
-        for (int64_t j = 0; j < rows.group; ++j) total += int8_t(to[g * rows.group + j]);
-        rows.totals[row * rows.num_groups() + g] = total;
-      }
+      for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g)
+        rows.totals[row * rows.num_groups() + g] = total_of(to + g * rows.group, rows.group);
     }
     if (some.size() <= 0) continue;
     int32_t* to = reinterpret_cast<int32_t*>(rows.bytes + block.first * size) + (some.first - block.first);
