@@ -2,7 +2,8 @@
 
 Scenes come from seeds that training does not use; drawn strings, names and words are of the tenth that training never
 shows. Every picture travels as PNG in a `data:` URI over HTTP, is tiled and decoded greedily like anyone's.
-Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table).
+Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table), and with
+`--quantization int8` or `int4` to see what that costs.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 @contextmanager
-def served(model: str | None) -> Iterator[str]:
+def served(model: str | None, quantization: str = "none") -> Iterator[str]:
     """The address of a live server on a free port."""
     from ternvl.config import ServerConfig
     from ternvl.llm import LLM
@@ -163,7 +164,8 @@ def served(model: str | None) -> Iterator[str]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(LLM(model), ServerConfig()), log_level="warning"))
+    app = create_app(LLM(model, quantization=quantization), ServerConfig())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -189,10 +191,12 @@ async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[fl
         return await asyncio.gather(*(one(client, question) for question in asked))
 
 
-def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[str, dict[str, float]]:
+def evaluate(
+    model: str | None = None, each: int = 300, only: str = "", quantization: str = "none"
+) -> dict[str, dict[str, float]]:
     """Mean score by task for pictures of one tile and of several, of `each` questions and of the first `SAMPLE`."""
     results: dict[str, dict[str, float]] = {}
-    with served(model) as address:
+    with served(model, quantization) as address:
         for task in [*IMAGE_TASKS, *TEXT_TASKS]:
             if only not in task:
                 continue
@@ -228,9 +232,12 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="A checkpoint; the embedded model by default.")
     parser.add_argument("--each", type=int, default=300, help="Questions a task and kind of picture.")
     parser.add_argument("--only", default="", help="Tasks whose name holds this.")
+    parser.add_argument("--quantization", default="none", help="none, int8 or int4.")
     parser.add_argument("--card", action="store_true", help="Write results.json and the model card's table.")
     args = parser.parse_args()
-    results = evaluate(args.model, args.each, args.only)
+    if args.card and args.quantization != "none":
+        parser.error("--card writes the unquantised model's scores: it cannot go with --quantization.")
+    results = evaluate(args.model, args.each, args.only, args.quantization)
     print("\n" + table(results))
     if args.card:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -10,17 +10,19 @@ Shapes: R rows, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ternvl.errors import ConfigError
+from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
-from ternvl.model.fused import fuse
+from ternvl.model.fused import FusedVisionLayer, exact_attention, fuse
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
 
@@ -30,15 +32,17 @@ BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
 _ROWS_A_CALL, _ROWS = 64, 256
 _SMOOTHINGS = (0.5, 0.75)
 
+M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[int, int], None]
 """Called with the stages done so far and the stages in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What was chosen for a stage."""
+    """What was chosen for a stage, or for the attention of a vision layer."""
 
     name: str
+    """Of attention the layer's and ".attention"."""
     format: str
     """"int8", "int4", or "float32" or "bfloat16" where it was left as it is."""
     error: float
@@ -74,6 +78,7 @@ def quantize(
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
     fuse(model)
     records = record(model, samples)
+    errors = attention_errors(model, samples)
     reports: list[StageReport] = []
     found = list(stages(model))
     for name, stage in found:
@@ -83,7 +88,13 @@ def quantize(
         reports.append(report)
         if progress is not None:
             progress(len(reports), len(found))
+    reports += [choose_attention(name, layer, errors.get(name)) for name, layer in vision_layers(model)]
     return reports
+
+
+def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
+    """The vision layers of a fused model by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedVisionLayer))
 
 
 def stages(model: nn.Module) -> Iterator[tuple[str, Stage]]:
@@ -103,28 +114,56 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
 def record(model: InternVL, samples: Sequence[Prompt]) -> dict[str, _Record]:
     """What each stage is given while the model runs over the samples."""
     records: dict[str, _Record] = {}
-    with _hooks(model, lambda name, stage, x: records.setdefault(name, _Record()).add(stage.inputs(x))):
+    with _hooks(stages(model), lambda name, stage, x: records.setdefault(name, _Record()).add(stage.inputs(x))):
         for sample in samples:
             if not model(sample).isfinite().all():
                 raise ConfigError("The model gives logits that are no numbers on the samples: it cannot be quantised.")
     return records
 
 
-@contextmanager
-def _hooks(model: nn.Module, call: Callable[[str, Stage, Tensor], None]) -> Iterator[None]:
-    handles = []
-    for name, stage in stages(model):
+def attention_errors(model: InternVL, samples: Sequence[Prompt]) -> dict[str, float]:
+    """By vision layer, the relative error of attention in 8 bits over the first tile of each sample."""
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name, _ in vision_layers(model)}
 
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
-            assert isinstance(module, Stage)
+    def measure(name: str, layer: FusedVisionLayer, x: Tensor) -> None:
+        qkv = layer.heads(x[:1])
+        wanted = exact_attention(qkv).double()
+        sums[name] += torch.stack([(tile_attention(qkv) - wanted).square().sum(), wanted.square().sum()])
+
+    layers = [(name, layer) for name, layer in vision_layers(model) if layer.can_attend_in_int8]
+    with _hooks(layers, measure):
+        for sample in samples:
+            if sample.pixel_values is not None:
+                model.encode_tiles(sample.pixel_values[:1])
+    return {name: float((error / size).sqrt()) for name, (error, size) in sums.items() if size > 0}
+
+
+@contextmanager
+def _hooks(modules: Iterable[tuple[str, M]], call: Callable[[str, M, Tensor], None]) -> Iterator[None]:
+    """Calls `call` with each module's name and its input, before the module runs."""
+    handles = []
+    for name, module in modules:
+
+        def hook(module: M, arguments: tuple[Tensor, ...], name: str = name) -> None:
             call(name, module, arguments[0])
 
-        handles.append(stage.register_forward_pre_hook(hook))
+        handles.append(module.register_forward_pre_hook(hook))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) -> StageReport:
+    """The layer attends in 8 bits where what it attends over comes of 8 bits already and the error is within the
+    bound."""
+    label = Format.INT8.name.lower()
+    layer.attends_in_int8 = layer.qkv.format is Format.INT8 and error is not None and error <= BOUNDS[Format.INT8]
+    tried = {} if error is None else {label: error}
+    if layer.attends_in_int8:
+        return StageReport(f"{name}.attention", label, tried[label], False, tried)
+    return StageReport(f"{name}.attention", "float32", 0.0, False, tried)
 
 
 def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
