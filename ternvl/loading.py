@@ -48,7 +48,7 @@ def load_model(
         return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration).model
     packed = device.type == "cpu" and computed == torch.float32 and not reference
     stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
-    loaded = _with_progress(
+    loaded = with_progress(
         "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
     )
     if packed:
@@ -121,13 +121,13 @@ def load_quantized(
     if must_keep:
         quantized_file.check_writable(path)
     log.info("Converting to %s, once; it is kept at %s.", scheme, path)
-    model = _with_progress(
+    model = with_progress(
         "Loading weights",
         progress,
         lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
     )
     prompts = [build(builder, sample) for sample in calibrated_on]
-    reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
+    reports = with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
     try:
         quantized_file.save(model, reports, path)
     except OSError as error:
@@ -138,7 +138,8 @@ def load_quantized(
     return Quantized(*quantized_file.load(path, config), path, is_new=True)  # mapped: what conversion took is let go
 
 
-def _with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
+def with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
+    """What `work` gives, which is told how to show its progress: as a bar, or None."""
     if not shown:
         return work(None)
     with Progress() as bar:
