@@ -77,7 +77,9 @@ def compare(plain: InternVL, quantised: InternVL, prompt: Prompt, answer: Sequen
     """Over the prompt's last position and each of the answer's. Raises ConfigError for logits that are no numbers."""
     whole = replace(prompt, token_ids=(*prompt.token_ids, *answer))
     total = Agreement()
-    for wanted, got in zip(*(_logits(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True):
+    for wanted, got in zip(
+        *(_logits(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True
+    ):
         if not (wanted.isfinite().all() and got.isfinite().all()):
             raise ConfigError("The model gives logits that are no numbers on a sample: it cannot be compared.")
         expected, log_probs = wanted.log_softmax(dim=1), got.log_softmax(dim=1)

@@ -57,7 +57,9 @@ def verify(
     revision: Revision = None,
     min_top1: Annotated[
         float | None,
-        typer.Option("--min-top1", help="Part of the next tokens that must agree; by default 0.99 (int8), 0.95 (int4)."),
+        typer.Option(
+            "--min-top1", help="Part of the next tokens that must agree; by default 0.99 (int8), 0.95 (int4)."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens an answer may have.")] = 64,
     json_file: Annotated[Path | None, typer.Option("--json", help="File that the figures are written to.")] = None,
@@ -167,7 +169,9 @@ def report_text(reports: Sequence[StageReport]) -> str:
         counts[report.format] = counts.get(report.format, 0) + 1
     lines = [f"Layers: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"]
     lines.append(f"Smoothed: {_names([report for report in reports if report.smoothed])}")
-    given_up = [report for report in reports if report.tried and report.format not in report.tried and not _fits(report)]
+    given_up = [
+        report for report in reports if report.tried and report.format not in report.tried and not _fits(report)
+    ]
     lines.append(f"Left unquantised for their error: {_names(given_up)}")
     lines.append("Largest errors:")
     for report in largest(reports):
