@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ternvl.errors import ConfigError
-from ternvl.llm import LLM
+from ternvl.llm import LLM, RequestOutput
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt, SamplingParams
 
@@ -50,25 +50,27 @@ class Agreement:
         )
 
 
+def answers(llm: LLM, prompts: Sequence[Prompt], max_tokens: int, *, progress: bool = False) -> list[RequestOutput]:
+    """Greedy ones, along which models are compared. Raises RequestError for a prompt that does not fit the context."""
+    return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=progress)
+
+
 def measure(
-    llm: LLM,
+    plain: InternVL,
     quantised: InternVL,
-    prompts: Sequence[Prompt],
-    *,
-    max_tokens: int = 64,
+    answered: Sequence[RequestOutput],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Agreement]:
-    """For each prompt, how far `quantised` agrees with the unquantised model of `llm`.
+    """How far two models agree along each answer of the plain one.
 
-    `progress` is called with the prompts compared and the prompts in all. Raises RequestError for a prompt that does
-    not fit the context, ConfigError for logits that are no numbers.
+    `progress` is called with the answers compared and the answers in all. Raises ConfigError for logits that are no
+    numbers.
     """
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=progress is not None)
-    found = []
-    for output in outputs:
-        found.append(compare(llm.engine.model, quantised, output.prompt, output.token_ids))
+    found: list[Agreement] = []
+    for output in answered:
+        found.append(compare(plain, quantised, output.prompt, output.token_ids))
         if progress is not None:
-            progress(len(found), len(outputs))
+            progress(len(found), len(answered))
     return found
 
 

@@ -217,7 +217,7 @@ def evaluate(
 def agreement(model: str | None, each: int, only: str, quantization: str) -> Agreement:
     """Of the quantised model with the unquantised one, along the unquantised one's answers to the same questions."""
     from ternvl import LLM
-    from ternvl.agreement import Agreement, measure
+    from ternvl.agreement import Agreement, answers, measure
 
     llm, quantised, total = LLM(model), LLM(model, quantization=quantization).engine.model, Agreement()
     for task in [*IMAGE_TASKS, *TEXT_TASKS]:
@@ -227,7 +227,7 @@ def agreement(model: str | None, each: int, only: str, quantization: str) -> Agr
         for single in (True, False) if task in IMAGE_TASKS else (True,):
             asked = [body(question) for question in questions(task, single, each)]
             prompts = [llm.prompt(one["messages"], tools=one.get("tools", ())) for one in asked]
-            found = sum(measure(llm, quantised, prompts, max_tokens=200), found)
+            found = sum(measure(llm.engine.model, quantised, answers(llm, prompts, 200)), found)
         total += found
         print(
             f"{task:30s} {found.positions:6d} positions, {found.top1:8.3%} the same, KL {found.kl_mean:.2e}", flush=True

@@ -142,10 +142,11 @@ def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tup
     prompts = [build(source.builder, sample) for sample in samples_to_compare(calibration)]
     quantised = source.quantised(calibration, must_keep=False)
     llm = LLM(source.folder, device="cpu", progress=_is_shown())
+    answered = agreement.answers(llm, prompts, max_tokens, progress=_is_shown())
     found = with_progress(
         "Comparing",
         _is_shown(),
-        lambda show: agreement.measure(llm, quantised.model, prompts, max_tokens=max_tokens, progress=show),
+        lambda show: agreement.measure(llm.engine.model, quantised.model, answered, show),
     )
     pictures, texts = agreement.Agreement(), agreement.Agreement()
     for prompt, each in zip(prompts, found, strict=True):
@@ -169,20 +170,17 @@ def report_text(reports: Sequence[StageReport]) -> str:
         counts[report.format] = counts.get(report.format, 0) + 1
     lines = [f"Layers: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"]
     lines.append(f"Smoothed: {_names([report for report in reports if report.smoothed])}")
-    given_up = [
-        report for report in reports if report.tried and report.format not in report.tried and not _fits(report)
-    ]
-    lines.append(f"Left unquantised for their error: {_names(given_up)}")
-    lines.append("Largest errors:")
-    for report in largest(reports):
+    finer = [report for report in reports if report.format == "int8" and "int4" in report.tried]
+    if any("int4" in report.tried for report in reports):
+        lines.append(f"In 8 bits, since 4 did not fit: {_names(finer)}")
+    left = [report for report in reports if report.tried and report.format not in MIN_TOP1]
+    lines.append(f"Left unquantised: {_names(left)}")
+    worst = largest(reports)
+    lines.append(f"Largest errors:{'' if worst else ' none'}")
+    for report in worst:
         how = f"{report.format}{', smoothed' if report.smoothed else ''}"
         lines.append(f"  {report.error:>7.2%}  {report.name}  ({how})")
     return "\n".join(lines)
-
-
-def _fits(report: StageReport) -> bool:
-    """Whether it became whole numbers."""
-    return report.format in MIN_TOP1
 
 
 def _names(reports: Sequence[StageReport]) -> str:
@@ -193,7 +191,7 @@ def _names(reports: Sequence[StageReport]) -> str:
 
 
 def largest(reports: Sequence[StageReport]) -> list[StageReport]:
-    """The layers with the largest errors that were let be."""
+    """The layers whose quantisation has the largest errors."""
     return sorted((report for report in reports if report.error), key=lambda report: -report.error)[:_SHOWN]
 
 
