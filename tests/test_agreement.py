@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,10 @@ def llm() -> LLM:
 @pytest.fixture
 def other() -> InternVL:
     """The model with another head."""
-    model = tiny_model()
+    model = deepcopy(tiny_model())
     head = model.language_model.lm_head
     torch.manual_seed(3)
-    head.weight = torch.nn.Parameter(head.weight + 1.0 * torch.randn_like(head.weight), requires_grad=False)
+    head.weight = torch.nn.Parameter(head.weight + 0.02 * torch.randn_like(head.weight), requires_grad=False)
     return model
 
 

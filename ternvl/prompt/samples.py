@@ -26,6 +26,11 @@ TEXTS = (
     "请用三句话介绍长江，并说明它流经哪些城市。",
     'Give the following as JSON: name Ada Lovelace, born 1815, with {"notes": ["analytical engine", "algorithm"]}.',
 )
+MORE_TEXTS = (
+    *("Hello! Who are you?", "What can you do?", "How are you?", "Good morning", "Thank you very much.", "Goodbye"),
+    *("Name the european capitals", "What is the capital of France?", "What is the capital of Spain?"),
+)
+"""Further ones that models are compared on, which a small model can answer, too: nonsense is full of near ties."""
 QUESTIONS = ("Describe this picture.", "What is written here?", "Where is the largest shape, and which color has it?")
 _IMAGES, _TEXTS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".txt", ".md")
 
@@ -47,7 +52,8 @@ def samples(folder: Path | None = None) -> tuple[list[Sample], str]:
 
 
 def samples_to_compare(folder: Path | None = None) -> list[Sample]:
-    """The built-in pictures with each of the questions, the built-in texts, and what is in `folder`.
+    """The built-in pictures with each of the questions, more built-in texts than `samples` has, and what is in
+    `folder`.
 
     Raises ConfigError as `samples`.
     """
@@ -56,7 +62,7 @@ def samples_to_compare(folder: Path | None = None) -> list[Sample]:
         for i, picture in enumerate(_pictures(), 1)
         for j, question in enumerate(QUESTIONS, 1)
     ]
-    return pictures + _texts() + ([] if folder is None else _of(folder))
+    return pictures + _texts(TEXTS + MORE_TEXTS) + ([] if folder is None else _of(folder))
 
 
 def build(builder: PromptBuilder, sample: Sample) -> Prompt:
@@ -89,11 +95,11 @@ def _with(suffixes: Sequence[str], paths: Sequence[Path]) -> list[Path]:
 def _built_in() -> list[Sample]:
     pictures = zip(_pictures(), QUESTIONS, strict=True)
     asked = [Sample(f"picture {i}", _ask(picture, question)) for i, (picture, question) in enumerate(pictures, 1)]
-    return asked + _texts()
+    return asked + _texts(TEXTS)
 
 
-def _texts() -> list[Sample]:
-    return [Sample(f"text {i}", _say(text)) for i, text in enumerate(TEXTS, 1)]
+def _texts(texts: Sequence[str]) -> list[Sample]:
+    return [Sample(f"text {i}", _say(text)) for i, text in enumerate(texts, 1)]
 
 
 def _say(text: str) -> Conversation:
