@@ -66,8 +66,8 @@ def verify(
 ) -> None:
     """Compare a quantised model with the unquantised one: their next tokens along the unquantised one's answers.
 
-    The answers are to built-in pictures and texts, and to those in the calibration folder. Exit status 1 where too few
-    agree.
+    The answers are to built-in pictures and texts, and to those in the calibration folder.
+    Where too few agree the exit status is 1.
     """
     source = _Source.of(model, quantization, revision)
     bound = MIN_TOP1[quantization] if min_top1 is None else min_top1
