@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ternvl.errors import ConfigError
+from ternvl.kernels.attention_int8 import BLOCK
 from ternvl.llm import LLM, RequestOutput
+from ternvl.model.attention import Attention, CausalAttention
+from ternvl.model.fused import is_quantized
 from ternvl.model.internvl import InternVL
+from ternvl.model.kv_cache import Int8KVCache, PagedAttention
 from ternvl.types import Prompt, SamplingParams
 
 _ROWS = 64
@@ -93,5 +97,20 @@ def compare(plain: InternVL, quantised: InternVL, prompt: Prompt, answer: Sequen
 
 def _logits(model: InternVL, prompt: Prompt, first: int) -> Iterator[Tensor]:
     """Logits [P, V] in float64 of the positions from `first` on, some at a time."""
-    hidden = model.hidden(prompt)[first:]
+    hidden = model.hidden(prompt, _attention(model, prompt.num_tokens))[first:]
     return (model.logits(rows).double() for rows in hidden.split(_ROWS))
+
+
+def _attention(model: InternVL, num_tokens: int) -> Attention:
+    """As the engine has it: over keys and values of 8 bits where the model is quantised."""
+    language = model.config.language
+    if not is_quantized(model) or language.head_dim % BLOCK:
+        return CausalAttention()
+    num_blocks = -(-num_tokens // BLOCK)
+    return PagedAttention(
+        Int8KVCache(language, num_blocks),
+        slots=torch.arange(num_tokens),
+        block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
+        query_starts=torch.tensor([0, num_tokens], dtype=torch.int32),
+        lengths=torch.tensor([num_tokens], dtype=torch.int32),
+    )

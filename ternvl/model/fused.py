@@ -21,7 +21,7 @@ from ternvl.kernels.decoder import LAYER, NativeDecoder
 from ternvl.kernels.linear import WideEmbedding
 from ternvl.kernels.loader import library
 from ternvl.kernels.rotary import rotate
-from ternvl.kernels.stage import After, Norm, Stage
+from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
