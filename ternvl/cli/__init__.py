@@ -1,4 +1,4 @@
-"""The command line: `ternvl serve | chat | run | models`."""
+"""The command line: `ternvl serve | chat | run | quantize | verify | models | bench`."""
 
 from ternvl.cli.app import app, main
 

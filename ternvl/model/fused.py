@@ -8,7 +8,7 @@ Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 
 import torch
@@ -105,9 +105,11 @@ class FusedVisionLayer(nn.Module):
     fc1: Stage
     fc2: Stage
 
-    def __init__(self, config: VisionConfig, **stages: Stage) -> None:
+    def __init__(self, config: VisionConfig, *, attends_in_int8: bool = False, **stages: Stage) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.can_attend_in_int8 = config.hidden_size // config.num_heads % BLOCK == 0
+        self.attends_in_int8 = attends_in_int8
         for name in self.STAGES:
             setattr(self, name, stages[name])
 
@@ -124,16 +126,20 @@ class FusedVisionLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, L, C] -> [N, L, C]."""
         rows = x.flatten(0, 1)  # [N * L, C]
-        qkv = self.qkv(rows).view(*x.shape[:2], 3, self.num_heads, -1)  # [N, L, 3, H, D]
-        rows = self.proj(self._attend(qkv).reshape(rows.shape), rows)
+        qkv = self.heads(x)
+        attended = tile_attention(qkv) if self.attends_in_int8 else exact_attention(qkv)
+        rows = self.proj(attended.reshape(rows.shape), rows)
         return self.fc2(self.fc1(rows), rows).view_as(x)  # type: ignore[no-any-return]
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """[N, L, 3, H, D] -> [N, L, H, D], in 8 bits where what it attends over comes of 8 bits already."""
-        if self.qkv.format is Format.INT8 and qkv.shape[-1] % BLOCK == 0:
-            return tile_attention(qkv)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    def heads(self, x: Tensor) -> Tensor:
+        """[N, L, C] -> queries, keys and values [N, L, 3, H, D]."""
+        return self.qkv(x.flatten(0, 1)).view(*x.shape[:2], 3, self.num_heads, -1)  # type: ignore[no-any-return]
+
+
+def exact_attention(qkv: Tensor) -> Tensor:
+    """Attention among the patches of each tile: [N, L, 3, H, D] -> [N, L, H, D]."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class FusedPatches(nn.Module):
@@ -203,8 +209,11 @@ def fuse_language(model: InternVL) -> None:
     language.lm_head = _stage([head])  # type: ignore[assignment]
 
 
-def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor]) -> InternVL:
-    """A fused model of stages by their names in it, and of its other tensors."""
+def assemble(
+    config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor], int8_attention: Collection[str] = ()
+) -> InternVL:
+    """A fused model of stages by their names in it, and of its other tensors. `int8_attention` names the vision layers
+    that attend in 8 bits."""
     with torch.device("meta"):
         model = InternVL(config)
     vision, language = model.vision_model, model.language_model
@@ -216,7 +225,9 @@ def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tens
     vision.embeddings.patch_embedding = FusedPatches(config.vision, **of(FusedPatches, patches))  # type: ignore[assignment]
     for i in range(config.vision.num_layers):
         path = f"vision_model.encoder.layers.{i}"
-        vision.encoder.layers[i] = FusedVisionLayer(config.vision, **of(FusedVisionLayer, path))
+        vision.encoder.layers[i] = FusedVisionLayer(
+            config.vision, attends_in_int8=path in int8_attention, **of(FusedVisionLayer, path)
+        )
     model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
     layers = [
         FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, f"language_model.model.layers.{i}"))

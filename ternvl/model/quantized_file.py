@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ternvl.config import ModelConfig
-from ternvl.errors import CheckpointError
+from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels.memory import huge_pages
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.model.fused import assemble
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import StageReport, stages
+from ternvl.model.quantize import StageReport, stages, vision_layers
 
-VERSION = 1
+VERSION = 2
 """Of the layout of the file; another one is never read."""
 _TENSORS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
@@ -64,10 +64,26 @@ def digest(folder: Path) -> str:
     return content.hexdigest()
 
 
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where no file can be made in the folder of `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"The cache {path.parent} cannot be written to ({error}); XDG_CACHE_HOME names another place."
+        ) from error
+
+
 def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
     """Write a quantised model, all or nothing. Panels come first, where they lie at multiples of 64 bytes."""
     described = {name: _description(stage) for name, stage in stages(model)}
-    metadata = {"stages": json.dumps(described), "reports": json.dumps([asdict(report) for report in reports])}
+    metadata = {
+        "stages": json.dumps(described),
+        "int8_attention": json.dumps([name for name, layer in vision_layers(model) if layer.attends_in_int8]),
+        "reports": json.dumps([asdict(report) for report in reports]),
+    }
     state = model.state_dict()
     names = sorted(state, key=lambda name: (not name.endswith("panels"), state[name].nbytes % 64 != 0))
     header: dict[str, Any] = {"__metadata__": metadata | {"version": str(VERSION)}}
@@ -105,7 +121,7 @@ def load(path: Path, config: ModelConfig) -> tuple[InternVL, list[StageReport]]:
         described = json.loads(metadata["stages"])
         made = {name: _stage(name, values, tensors) for name, values in described.items()}
         reports = [StageReport(**report) for report in json.loads(metadata["reports"])]
-        return assemble(config, made, tensors), reports
+        return assemble(config, made, tensors, json.loads(metadata["int8_attention"])), reports
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is not a whole quantised model ({error}).") from error
 
