@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ternvl.errors import ConfigError
-from ternvl.kernels.attention_int8 import BLOCK
 from ternvl.llm import LLM, RequestOutput
 from ternvl.model.attention import Attention, CausalAttention
-from ternvl.model.fused import is_quantized
+from ternvl.model.cache_errors import over_int8
+from ternvl.model.fused import caches_in_int8
 from ternvl.model.internvl import InternVL
-from ternvl.model.kv_cache import Int8KVCache, PagedAttention
 from ternvl.types import Prompt, SamplingParams
 
 _ROWS = 64
@@ -102,15 +101,5 @@ def _logits(model: InternVL, prompt: Prompt, first: int) -> Iterator[Tensor]:
 
 
 def _attention(model: InternVL, num_tokens: int) -> Attention:
-    """As the engine has it: over keys and values of 8 bits where the model is quantised."""
-    language = model.config.language
-    if not is_quantized(model) or language.head_dim % BLOCK:
-        return CausalAttention()
-    num_blocks = -(-num_tokens // BLOCK)
-    return PagedAttention(
-        Int8KVCache(language, num_blocks),
-        slots=torch.arange(num_tokens),
-        block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
-        query_starts=torch.tensor([0, num_tokens], dtype=torch.int32),
-        lengths=torch.tensor([num_tokens], dtype=torch.int32),
-    )
+    """As the engine has it: over keys and values of 8 bits where the guard lets it."""
+    return over_int8(model.config.language, num_tokens) if caches_in_int8(model) else CausalAttention()

@@ -29,7 +29,7 @@ from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.validate import check_params, check_prompt
 from ternvl.errors import EngineError, RequestError
-from ternvl.model.fused import is_quantized
+from ternvl.model.fused import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
 from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
@@ -87,7 +87,12 @@ class Engine:
         self.model = model.eval()
         language = model.config.language
         self.config = resolve(
-            config, language, dtype=model.dtype, device=model.device, is_quantized=is_quantized(model)
+            config,
+            language,
+            dtype=model.dtype,
+            device=model.device,
+            is_quantized=is_quantized(model),
+            caches_in_int8=caches_in_int8(model),
         )
         """As given, with every default decided."""
         assert self.config.kv_cache_memory is not None

@@ -21,10 +21,17 @@ _SHARE_OF_FREE = 4
 
 
 def resolve(
-    config: EngineConfig, language: LanguageConfig, *, dtype: torch.dtype, device: torch.device, is_quantized: bool
+    config: EngineConfig,
+    language: LanguageConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_quantized: bool,
+    caches_in_int8: bool,
 ) -> EngineConfig:
-    """`config` without None and "auto", its context within the model's. `dtype` is what the model computes in. Raises
-    ConfigError for settings that cannot work together, with the numbers and what to change."""
+    """`config` without None and "auto", its context within the model's. `dtype` is what the model computes in,
+    `caches_in_int8` whether 8 bits are enough for its keys and values. Raises ConfigError for settings that cannot work
+    together, with the numbers and what to change."""
     check_config(config)
     on_cpu = device.type == "cpu"
     config = replace(
@@ -33,7 +40,7 @@ def resolve(
         max_num_batched_tokens=config.max_num_batched_tokens or _num_batched_tokens(on_cpu, is_quantized),
         max_num_batched_tiles=config.max_num_batched_tiles or (1 if on_cpu else 16),
         speculation=_speculation(config.speculation, on_cpu=on_cpu),
-        kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_quantized=is_quantized),
+        kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_enough=caches_in_int8),
     )
     _check_budget(config)
     dtype = cache_dtype(config, dtype)
@@ -57,11 +64,11 @@ def _speculation(method: str, *, on_cpu: bool) -> str:
     return ("ngram" if on_cpu else "off") if method == "auto" else method
 
 
-def _kv_cache_dtype(config: EngineConfig, language: LanguageConfig, *, on_cpu: bool, is_quantized: bool) -> str:
+def _kv_cache_dtype(config: EngineConfig, language: LanguageConfig, *, on_cpu: bool, is_enough: bool) -> str:
     size, block_size = language.head_dim, config.block_size
     can_be_int8 = on_cpu and block_size == BLOCK and size % BLOCK == 0
     if config.kv_cache_dtype == "auto":
-        return "int8" if is_quantized and can_be_int8 else "model"
+        return "int8" if is_enough and can_be_int8 else "model"
     if config.kv_cache_dtype == "int8" and not can_be_int8:
         raise ConfigError(
             f"kv_cache_dtype is 'int8', which is for a CPU, a block_size of {BLOCK} and heads whose size is a multiple "

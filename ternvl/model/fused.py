@@ -70,8 +70,10 @@ class FusedDecoderLayer(nn.Module):
 class FusedDecoder(Decoder):
     """A `Decoder` of fused layers. Over a paged cache all layers are one native call."""
 
-    def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer]) -> None:
+    def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer], *, caches_in_int8: bool = False) -> None:
+        """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
         nn.Module.__init__(self)
+        self.caches_in_int8 = caches_in_int8
         self.config, self.norm = decoder.config, decoder.norm
         self.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
         self.layers = nn.ModuleList(layers)
@@ -210,10 +212,15 @@ def fuse_language(model: InternVL) -> None:
 
 
 def assemble(
-    config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor], int8_attention: Collection[str] = ()
+    config: ModelConfig,
+    stages: dict[str, Stage],
+    rest: dict[str, Tensor],
+    *,
+    int8_attention: Collection[str],
+    int8_cache: bool,
 ) -> InternVL:
     """A fused model of stages by their names in it, and of its other tensors. `int8_attention` names the vision layers
-    that attend in 8 bits."""
+    that attend in 8 bits, `int8_cache` says whether these are enough for keys and values, too."""
     with torch.device("meta"):
         model = InternVL(config)
     vision, language = model.vision_model, model.language_model
@@ -233,7 +240,7 @@ def assemble(
         FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, f"language_model.model.layers.{i}"))
         for i in range(config.language.num_layers)
     ]
-    language.model = FusedDecoder(language.model, layers)
+    language.model = FusedDecoder(language.model, layers, caches_in_int8=int8_cache)
     language.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
     own = model.state_dict().keys() - {
         f"{path}.{name}" for path, stage in stages.items() for name in stage.state_dict()
@@ -241,6 +248,12 @@ def assemble(
     assert own == rest.keys(), own ^ rest.keys()
     model.load_state_dict(rest, assign=True, strict=False)
     return model.requires_grad_(False).eval()
+
+
+def caches_in_int8(model: InternVL) -> bool:
+    """Whether 8 bits have been found enough for a model's keys and values."""
+    decoder = model.language_model.model
+    return isinstance(decoder, FusedDecoder) and decoder.caches_in_int8
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -23,7 +23,9 @@ from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
-from ternvl.model.fused import FusedVisionLayer, exact_attention, fuse
+from ternvl.model.attention import Attention
+from ternvl.model.cache_errors import MeasuredAttention
+from ternvl.model.fused import FusedDecoder, FusedVisionLayer, exact_attention, fuse
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
 
@@ -83,7 +85,8 @@ def quantize(
     if scheme not in SCHEMES:
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
     fuse(model)
-    records = record(model, samples, scheme)
+    attention = MeasuredAttention(model.config.language)
+    records = record(model, samples, scheme, attention)
     errors = attention_errors(model, samples)
     reports: list[StageReport] = []
     found = list(stages(model))
@@ -95,7 +98,7 @@ def quantize(
         if progress is not None:
             progress(len(reports), len(found))
     reports += [choose_attention(name, layer, errors.get(name)) for name, layer in vision_layers(model)]
-    return reports
+    return reports + choose_cache(model.language_model.model, attention.errors())
 
 
 def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
@@ -117,7 +120,9 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
     return (Format.INT4, Format.INT8) if scheme == "int4" and is_layer else (Format.INT8,)
 
 
-def record(model: InternVL, samples: Sequence[Prompt], scheme: str) -> dict[str, _Record]:
+def record(
+    model: InternVL, samples: Sequence[Prompt], scheme: str, attention: Attention | None = None
+) -> dict[str, _Record]:
     """What each stage is given while the model runs over the samples."""
     records: dict[str, _Record] = {}
 
@@ -128,7 +133,7 @@ def record(model: InternVL, samples: Sequence[Prompt], scheme: str) -> dict[str,
 
     with _hooks(stages(model), keep):
         for sample in samples:
-            if not model(sample).isfinite().all():
+            if not model.logits(model.hidden(sample, attention)).isfinite().all():
                 raise ConfigError("The model gives logits that are no numbers on the samples: it cannot be quantised.")
     return records
 
@@ -193,6 +198,24 @@ def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Form
             if error <= BOUNDS[format]:
                 return best, StageReport(name, format.name.lower(), error, best.smoothing is not None, tried)
     return stage, StageReport(name, stage.format.name.lower(), 0.0, False, tried)
+
+
+def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageReport]:
+    """Keys and values have 8 bits where the error of each layer's attention is within the bound: a cache is of one
+    kind. The reports are of what each layer would have alone."""
+    assert isinstance(decoder, FusedDecoder)
+    bound = BOUNDS[Format.INT8]
+    decoder.caches_in_int8 = len(errors) == len(decoder.layers) and max(errors.values()) <= bound
+    return [
+        StageReport(
+            f"language_model.model.layers.{layer}.attention",
+            "int8" if error <= bound else "float32",
+            error if error <= bound else 0.0,
+            False,
+            {"int8": error},
+        )
+        for layer, error in sorted(errors.items())
+    ]
 
 
 Try = tuple[str, Stage, float]

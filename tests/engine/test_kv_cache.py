@@ -121,6 +121,22 @@ def test_what_auto_is_and_what_it_costs() -> None:
     assert bytes_per_token == [3 * 2 * (2 * 16 + 2 * 4), 3 * 2 * 2 * 16 * 4]
 
 
+def test_keys_that_8_bits_do_not_hold_stay_as_they_are() -> None:
+    model = plain()
+    attention = model.language_model.model.layers[1].self_attn
+    for first in (0, 8):  # what a rotary position turns together, of the first key head and both its query heads
+        attention.k_proj.bias[first] = 400
+        for head in (0, 16):
+            attention.q_proj.weight[head + first] /= 400
+            attention.q_proj.bias[head + first] /= 400
+    reports = quantize(model, "int8", [tiny.text_prompt(random.Random(0), 80)])
+    found = {report.name: report.format for report in reports}
+    chosen = [found[f"language_model.model.layers.{layer}.attention"] for layer in range(3)]
+    assert chosen == ["int8", "float32", "int8"]
+    assert engine(model).config.kv_cache_dtype == "model"
+    assert engine(model, kv_cache_dtype="int8").config.kv_cache_dtype == "int8"
+
+
 @pytest.mark.parametrize("quantisation", [True, False])
 def test_int8_is_near_the_models_own_type(quantisation: bool) -> None:
     model = quantised() if quantisation else plain()
