@@ -69,8 +69,8 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
       const Vec bias = stage.bias ? load(stage.bias + panel * NR + v * W) : Vec{};
       values[r][v] = fma(values[r][v], row_scale, bias);
     }
-    finish.write<P>(row + r, panel, values[r]);
   }
+  finish.write<P>(row, R, panel, values[0]);
 }
 
 template <int P, int... I>

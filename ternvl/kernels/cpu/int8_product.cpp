@@ -52,9 +52,9 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
     for (int u = 0; u < U; ++u) add(u);
   }
   for (; step < rows.steps; ++step) add(0);
+  Vec values[R][P * NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    Vec values[P * NV];
     const Vec row_scale = broadcast(rows.scales[row + r]);
 #pragma GCC unroll 8
     for (int v = 0; v < P * NV; ++v) {
@@ -62,10 +62,10 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
       IVec sum = -load_bytes(stage.offsets + column);
       for (int u = 0; u < U; ++u) sum += sums[r][v][u];
       const Vec bias = stage.bias ? load(stage.bias + column) : Vec{};
-      values[v] = fma(to_float(sum) * load(stage.scales + column), row_scale, bias);
+      values[r][v] = fma(to_float(sum) * load(stage.scales + column), row_scale, bias);
     }
-    finish.write<P>(row + r, panel, values);
   }
+  finish.write<P>(row, R, panel, values[0]);
 }
 
 template <int P, int... I>

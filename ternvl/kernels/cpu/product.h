@@ -33,30 +33,29 @@ struct Finish {
       for (int p = 0; p < panels; ++p) __builtin_prefetch(call.residual + (row + r) * call.ldy + (panel + p) * NR);
   }
 
-  // `values` are P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of their work.
+  // `values` are `count` rows' P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of
+  // their work. All rows at once, so that one need not wait for another's exponentials.
   template <int P>
-  __attribute__((noinline)) void write(int64_t row, int64_t panel, Vec* values) const {
-    if (call.is_plain) return write_plain<P>(row, panel, values);
-    if (stage.after == GELU)
-      for (int v = 0; v < P * NV; ++v) values[v] = gelu(values[v]);
-    if (P == 2 && stage.after == SWIGLU) {
-      for (int v = 0; v < NV; ++v) values[v] = silu(values[v]) * values[NV + v];
-      return put(row, panel / 2 * NR, values, stage.n / 2);
+  __attribute__((noinline)) void write(int64_t row, int count, int64_t panel, Vec* values) const {
+    constexpr int ROW = P * NV;
+    if (!call.is_plain && stage.after == GELU)
+      for (int i = 0; i < count * ROW; ++i) values[i] = gelu(values[i]);
+    if (P == 2 && !call.is_plain && stage.after == SWIGLU) {
+      for (int i = 0; i < count * ROW; i += ROW)
+        for (int v = 0; v < NV; ++v) values[i + v] = silu(values[i + v]) * values[i + NV + v];
+      for (int r = 0; r < count; ++r) put(row + r, panel / 2 * NR, values + r * ROW, stage.n / 2);
+      return;
     }
-    for (int p = 0; p < P; ++p) put(row, (panel + p) * NR, values + p * NV, stage.n);
-  }
-
-  template <int P>
-  void write_plain(int64_t row, int64_t panel, const Vec* values) const {
-    for (int p = 0; p < P; ++p) {
-      const int64_t index = panel + p, half = stage.n / 2;
-      if (stage.after != SWIGLU)
-        put(row, index * NR, values + p * NV, stage.n);
-      else if (index % 2 == 0)
-        put(row, index / 2 * NR, values + p * NV, half);
-      else
-        put(row, half + index / 2 * NR, values + p * NV, stage.n);
-    }
+    const int64_t half = stage.n / 2;
+    for (int r = 0; r < count; ++r)
+      for (int p = 0; p < P; ++p) {
+        const int64_t index = panel + p;
+        const Vec* from = values + r * ROW + p * NV;
+        if (stage.after != SWIGLU)
+          put(row + r, index * NR, from, stage.n);
+        else  // gates and ups take turns
+          put(row + r, index % 2 * half + index / 2 * NR, from, index % 2 ? stage.n : half);
+      }
   }
 
   void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {
