@@ -50,6 +50,9 @@ REQUESTS: dict[str, Any] = {
 }
 
 NOTES = {
+    "/v1/load_lora_adapter": "`lora_name` and `lora_path`; see [lora.md](lora.md), also for who may.",
+    "/v1/unload_lora_adapter": "`lora_name`, and `abort` to give up who uses it; see [lora.md](lora.md).",
+    "/v1/upload_lora_adapter": "A form with `lora_name` and the two files; see [lora.md](lora.md).",
     "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
     "/v1/completions": """\
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and the
@@ -116,7 +119,9 @@ def main() -> None:
 
 
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
-    """The example of an operation; none where its answer is a document."""
+    """The example of an operation; none where its answer is a document, or it needs an adapter."""
+    if operation.path.endswith("_lora_adapter"):
+        return {}
     if operation.request:
         body = REQUESTS[operation.path]
         answer = http.post(operation.path, json=body)

@@ -5,6 +5,8 @@ TernvlError
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
 ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
 │   ├── ImageError         an image that cannot be fetched, decoded or accepted
+│   ├── AdapterError       a LoRA adapter that cannot be loaded
+│   │   └── UnknownAdapterError  an adapter that is not there (HTTP 404)
 │   └── ContextLengthError a prompt (and answer) longer than the context
 ├── OverloadedError        the queue is full (HTTP 429)
 ├── UnavailableError       draining or not ready (HTTP 503)
@@ -47,6 +49,21 @@ class ImageError(RequestError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.too_large = too_large
+
+
+class AdapterError(RequestError):
+    """A LoRA adapter that cannot be loaded. `code` is "invalid_adapter", "adapter_file_missing", "unsupported_adapter",
+    "base_model_mismatch" or "lora_rank_too_large"."""
+
+    def __init__(self, message: str, *, code: str = "invalid_adapter", param: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+
+
+class UnknownAdapterError(AdapterError):
+    """An adapter that is not loaded, or is not any more."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, code="model_not_found", param=param)
 
 
 class ContextLengthError(RequestError):
