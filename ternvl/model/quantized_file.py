@@ -26,7 +26,7 @@ from ternvl.model.fused import assemble
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import StageReport, stages
 
-VERSION = 1
+VERSION = 2
 """Of the layout of the file; another one is never read."""
 _TENSORS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
