@@ -3,6 +3,7 @@
 TernvlError
 ├── ConfigError            a setting that cannot be
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
+├── DataError              a file of training data with lines that cannot be learned from
 ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
 │   ├── ImageError         an image that cannot be fetched, decoded or accepted
 │   ├── AdapterError       a LoRA adapter that cannot be loaded
@@ -30,6 +31,14 @@ class ConfigError(TernvlError):
 
 class CheckpointError(TernvlError):
     """A model folder that cannot be loaded."""
+
+
+class DataError(TernvlError):
+    """A file of training data with bad lines. `problems` are (line number, what is wrong with it), all of them."""
+
+    def __init__(self, message: str, problems: tuple[tuple[int, str], ...]) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class RequestError(TernvlError):

@@ -1,4 +1,4 @@
-"""The command line: `ternvl serve | chat | run | models`."""
+"""The command line: `ternvl serve | chat | run | finetune | lora | models`."""
 
 from ternvl.cli.app import app, main
 

@@ -55,10 +55,14 @@ class Weights:
         """Memory of both matrices."""
         return self.a.nbytes + self.b.nbytes
 
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A [R, K] and B [N, R] as float32."""
+        return reference.unpack(self.a, self.rank).float(), reference.unpack(self.b, self.num_rows).float()
+
     def delta(self) -> Tensor:
-        """scale * B A as float32 [N, K]: what merging would add to the module's weight."""
-        a, b = reference.unpack(self.a, self.rank), reference.unpack(self.b, self.num_rows)
-        return self.scale * (b.float() @ a.float())
+        """scale * B A as float32 [N, K]: what merging adds to the module's weight."""
+        a, b = self.matrices()
+        return self.scale * (b @ a)
 
 
 class _Entry(ctypes.Structure):

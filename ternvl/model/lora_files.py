@@ -34,14 +34,15 @@ _Pairs = dict[tuple[str, int | None], dict[str, tuple[str, Place, Tensor]]]
 def read(
     folder: Path,
     name: str,
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, tuple[int, int]] | None,
     *,
     base: str = "",
-    max_rank: int = 64,
+    max_rank: int | None = None,
     dtype: str = "auto",
     device: torch.device | None = None,
 ) -> Adapter:
-    """The adapter in a folder, for a model called `base` whose linear layers have these `shapes`, packed for `device`.
+    """The adapter in a folder, for a model called `base` whose linear layers have these `shapes`, packed for `device`;
+    None for whatever model it fits.
 
     `dtype` is what the matrices are kept in: "float32", "bfloat16", or "auto": the file's, with float16 as float32.
     Raises AdapterError, which names the adapter and the first things that are wrong: files that are missing or broken,
@@ -53,13 +54,18 @@ def read(
     settings = parse(_object(config_bytes, name), name)
     check_base(settings, base, name)
     pairs = _pairs(_tensors(data, name), name)
-    _check(pairs, settings, shapes, name, max_rank)
+    _check(pairs, settings, _shapes_of(pairs) if shapes is None else shapes, name, max_rank)
     modules: dict[str, list[Weights]] = {}
     for (module, third), sides in sorted(pairs.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
         modules.setdefault(module, []).append(_packed(sides, settings, third, dtype, device))
     digest = hashlib.sha256(len(config_bytes).to_bytes(8, "big") + config_bytes)
     digest.update(data)
     return Adapter(name, digest.digest(), {module: tuple(weights) for module, weights in modules.items()})
+
+
+def read_settings(folder: Path, name: str) -> LoRASettings:
+    """What the adapter in a folder says of itself. Raises AdapterError."""
+    return parse(_object(_bytes(folder / CONFIG, name), name), name)
 
 
 def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -127,8 +133,18 @@ def _pairs(tensors: Mapping[str, Tensor], name: str) -> _Pairs:
     return pairs
 
 
+def _shapes_of(pairs: _Pairs) -> dict[str, tuple[int, int]]:
+    """The shapes that an adapter's modules must have, so far as each of their parts can be placed."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for (module, third), sides in pairs.items():
+        rows = len(sides["B"][2]) if "B" in sides else 0
+        inputs = sides["A"][2].shape[-1] if "A" in sides else 0
+        shapes[module] = (rows if third is None else 3 * rows, inputs)
+    return shapes
+
+
 def _check(
-    pairs: _Pairs, settings: LoRASettings, shapes: Mapping[str, tuple[int, int]], name: str, max_rank: int
+    pairs: _Pairs, settings: LoRASettings, shapes: Mapping[str, tuple[int, int]], name: str, max_rank: int | None
 ) -> None:
     keys = {module: next(iter(sides.values()))[0] for module, sides in pairs.items()}
     unknown = [keys[module, third] for module, third in pairs if module not in shapes]
@@ -164,9 +180,9 @@ def _misshapen(
     ]
 
 
-def _check_values(pairs: _Pairs, name: str, max_rank: int) -> None:
+def _check_values(pairs: _Pairs, name: str, max_rank: int | None) -> None:
     highest = max(sides["A"][2].shape[0] for sides in pairs.values())
-    if highest > max_rank:
+    if max_rank is not None and highest > max_rank:
         message = f"The adapter {name} has the rank {highest}, but at most {max_rank} is allowed (--max-lora-rank)."
         raise AdapterError(message, code="lora_rank_too_large")
     for sides in pairs.values():
