@@ -69,14 +69,14 @@ def evaluate(
     questions = [(file.line_numbers[i], question) for i in lines for question in _questions(file, i)]
     limits = ImageLimits(max_images=1024, allow_local_media=images)
     llm = LLM(model, quantization=quantization, limits=limits, max_lora_rank=_ANY_RANK)
-    names = {f"adapter-{number}": adapter for number, adapter in enumerate(adapters)}
-    for name, adapter in names.items():
-        llm.load_adapter(name, adapter)
-    scores = [Score("base"), *(Score(str(adapter)) for adapter in adapters)]
-    for name, score in zip((None, *names), scores, strict=True):
+    scores: dict[str | None, Score] = {None: Score("base")}
+    for number, adapter in enumerate(adapters):
+        llm.load_adapter(f"adapter-{number}", adapter)
+        scores[f"adapter-{number}"] = Score(str(adapter))
+    for name, score in scores.items():
         for begin in range(0, len(questions), _BATCH):
             _ask(llm, questions[begin : begin + _BATCH], name, score, max_tokens, progress=progress)
-    return scores
+    return list(scores.values())
 
 
 def _questions(file: DataFile, index: int) -> list[Question]:

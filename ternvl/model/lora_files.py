@@ -137,8 +137,8 @@ def _shapes_of(pairs: _Pairs) -> dict[str, tuple[int, int]]:
     """The shapes that an adapter's modules must have, so far as each of their parts can be placed."""
     shapes: dict[str, tuple[int, int]] = {}
     for (module, third), sides in pairs.items():
-        rows = len(sides["B"][2]) if "B" in sides else 0
-        inputs = sides["A"][2].shape[-1] if "A" in sides else 0
+        sizes = {side: tensor.shape if tensor.ndim == 2 else (0, 0) for side, (_, _, tensor) in sides.items()}
+        (rows, _), (_, inputs) = sizes.get("B", (0, 0)), sizes.get("A", (0, 0))
         shapes[module] = (rows if third is None else 3 * rows, inputs)
     return shapes
 
