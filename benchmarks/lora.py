@@ -275,8 +275,9 @@ def main() -> int:
     parser.add_argument("question", choices=("cost", "mixed", "churn", "kills"))
     parser.add_argument("model", nargs="?", help="folder of the checkpoint for `cost`")
     parser.add_argument("--count", type=int, help="steps, requests, adapters or kills")
+    parser.add_argument("--quantization", default="none", help="of the base, in `mixed`")
     args = parser.parse_args()
-    llm = LLM(args.model, max_model_len=2048)
+    llm = LLM(args.model, quantization=args.quantization, max_model_len=2048)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         questions: dict[str, Callable[[], dict[str, Any]]] = {

@@ -2,6 +2,7 @@
 
     python -m training.adapters                    # both: draws data, trains, scores, puts them into the package
     python -m training.adapters french --data-only
+    python -m training.adapters --score 123        # only score those in the package, on scenes of another seed
 
 Scenes are drawn as for the model itself, from seeds of their own; those that are scored are from yet another seed.
 """
@@ -85,10 +86,12 @@ RECIPES = {
 }
 
 
-def write_data(name: str, folder: Path, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST) -> None:
+def write_data(
+    name: str, folder: Path, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, test_seed: int = TEST_SEED
+) -> None:
     """`train.jsonl` and `test.jsonl` in OpenAI's form, and the pictures they name."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, seed, count in (("train", TRAIN_SEED, num_train), ("test", TEST_SEED, num_test)):
+    for part, seed, count in (("train", TRAIN_SEED, num_train), ("test", test_seed, num_test)):
         rng = random.Random(f"{seed} {name}")
         lines = []
         for number in range(count):
@@ -137,11 +140,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="name", help=f"By default all: {', '.join(RECIPES)}.")
     parser.add_argument("--runs", type=Path, default=Path("runs/adapters"), help="Where data and runs go.")
     parser.add_argument("--data-only", action="store_true", help="Only draw the data.")
+    parser.add_argument("--score", type=int, metavar="SEED", help="Train nothing: score the package's adapters.")
     args = parser.parse_args()
     if unknown := set(args.names) - RECIPES.keys():
         parser.error(f"there is no recipe for {', '.join(unknown)}")
     for name in args.names or RECIPES:
         folder = args.runs / name
+        if args.score is not None:
+            folder = args.runs / f"{name}-{args.score}"
+            write_data(name, folder, num_train=0, test_seed=args.score)
+            run(score_command(name, folder))
+            continue
         write_data(name, folder)
         if not args.data_only:
             run(train_command(name, folder))
