@@ -2,8 +2,8 @@
 
     python scripts/examples.py
 
-writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in the README what
-its example of adapters prints.
+writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in the README
+what the example of adapters prints.
 """
 
 from __future__ import annotations
