@@ -2,6 +2,7 @@
 
     python benchmarks/invariance.py                      # the embedded model, 200 requests
     python benchmarks/invariance.py --requests 1000 --seed 7
+    python benchmarks/invariance.py --quantization int8
 
 Mixed requests (texts, drawn scenes in one or several tiles, follow-up turns, greedy and seeded at random settings) are
 answered alone, each by an engine without caches; then together, arriving at random, with prefix hits and random
@@ -24,6 +25,9 @@ from typing import Any
 from ternvl import LLM
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
+from ternvl.model.checkpoint import EMBEDDED
+from ternvl.model.internvl import InternVL
+from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import Prompt, Request, SamplingParams
 from training import tasks
 from training.scenes import draw, random_scene
@@ -125,9 +129,10 @@ def together(engine: Engine, requests: Sequence[Request], seed: int) -> Answers:
     return answers
 
 
-def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
+def reference(model: InternVL, requests: Sequence[Request], count: int) -> tuple[int, int]:
     """How many of the first greedy requests the reference path was asked, and how many it answers otherwise."""
-    slow, fast = LLM(reference=True), LLM()
+    tokenizer = Tokenizer.from_folder(EMBEDDED)
+    slow, fast = (LLM.from_parts(model, tokenizer, reference=is_slow) for is_slow in (True, False))
     asked = [request for request in requests if request.params.temperature == 0][:count]
     pairs = [([request.prompt], request.params) for request in asked]
     return len(asked), sum(slow.generate(*pair)[0].token_ids != fast.generate(*pair)[0].token_ids for pair in pairs)
@@ -149,13 +154,16 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--reference", type=int, default=100, help="greedy requests to ask the reference path")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
     args = parser.parse_args()
-    llm = LLM()
+    llm = LLM(quantization=args.quantization)
     requests = requests_of(llm, args.requests, args.seed)
     expected = alone(llm, requests)
     num_tokens = sum(map(len, expected.values()))
     print(f"alone: {len(requests)} requests, {num_tokens} tokens", flush=True)
-    result: dict[str, Any] = {"requests": len(requests), "tokens": num_tokens}
+    result: dict[str, Any] = {
+        "quantization": args.quantization, "requests": len(requests), "tokens": num_tokens
+    }  # fmt: skip
     longest = max(request.prompt.num_tokens for request in requests) + 64
     token_bytes = llm.engine.kv_cache_bytes // llm.engine.kv_cache_tokens
     tight = {"max_model_len": longest, "kv_cache_memory": 2 * (longest + 16) * token_bytes, "max_num_seqs": 16}
@@ -177,7 +185,7 @@ def main() -> int:
             "blocks_in_use": stats.num_blocks - stats.num_free_blocks,
         }
         print(f"{name}: {result[name]} in {time.perf_counter() - start:.0f} s", flush=True)
-    asked, wrong = reference(requests, args.reference)
+    asked, wrong = reference(llm.engine.model, requests, args.reference)
     result["reference"] = {"prompts": asked, "differing_answers": wrong}
     print(f"reference: {asked} greedy prompts, {wrong} answered otherwise", flush=True)
     print(json.dumps(result))

@@ -1,6 +1,7 @@
 """Write a checkpoint with the exact shapes of InternVL3-1B (938,193,024 parameters, bfloat16) and random weights.
 
     python benchmarks/random_checkpoint.py OUT --layout original --tokenizer DIR
+    python benchmarks/random_checkpoint.py OUT --outliers 6    # channels as vision transformers can have them
 
 It costs what the real one costs, so it stands in for it wherever speed, memory or parity are measured. A tensor
 depends on the seed and its name alone: the layouts hold the same model. One tensor is in memory at a time.
@@ -32,6 +33,8 @@ CONFIG = ModelConfig(
 )
 NUM_PARAMETERS = 938_193_024
 LAYOUTS = ("original", "hf", "hf-new")
+OUTLIER = 128
+"""How many times as active an outlier is. A power of two: the products are the same to the bit."""
 
 _TO_HF = (
     ("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
@@ -71,6 +74,18 @@ def weight(name: str, shape: torch.Size, seed: int) -> Tensor:
     return values.to(torch.bfloat16)
 
 
+def with_outliers(name: str, tensor: Tensor, outliers: int) -> Tensor:
+    """The tensor of a model whose first channels after each norm of the vision tower are `OUTLIER` times as active,
+    which the weights that read them take back: the function is the same."""
+    changed = tensor.clone()
+    if name.startswith("vision_model.encoder.layers."):
+        if ".norm" in name:
+            changed[:outliers] *= OUTLIER
+        elif name.endswith(("qkv.weight", "fc1.weight")):
+            changed[:, :outliers] /= OUTLIER
+    return changed
+
+
 def renamed(name: str, shape: torch.Size, layout: str) -> list[tuple[str, torch.Size, slice]]:
     """What a tensor of the original layout is in `layout`: names, shapes, and the rows it takes of the original."""
     rows = slice(0, shape[0])
@@ -92,8 +107,8 @@ def renamed(name: str, shape: torch.Size, layout: str) -> list[tuple[str, torch.
     ]
 
 
-def write(folder: Path, *, layout: str, seed: int = 0) -> None:
-    """Write `config.json` and `model.safetensors`."""
+def write(folder: Path, *, layout: str, seed: int = 0, outliers: int = 0) -> None:
+    """Write `config.json` and `model.safetensors`; `outliers` as `with_outliers` has them."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_json.write(CONFIG, dtype="bfloat16", tied=False) if layout == "original" else hf_config()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +116,7 @@ def write(folder: Path, *, layout: str, seed: int = 0) -> None:
 
     def tensors() -> Iterator[Tensor]:
         for name, shape in shapes().items():
-            whole = weight(name, shape, seed)
+            whole = with_outliers(name, weight(name, shape, seed), outliers)
             yield from (whole[rows] for _, _, rows in renamed(name, shape, layout))
 
     write_safetensors(folder / "model.safetensors", names, tensors())
@@ -164,9 +179,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--layout", choices=LAYOUTS, default="original")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outliers", type=int, default=0, help=f"channels that are {OUTLIER} times as active")
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied")
     args = parser.parse_args()
-    write(args.out, layout=args.layout, seed=args.seed)
+    write(args.out, layout=args.layout, seed=args.seed, outliers=args.outliers)
     if args.tokenizer:
         for file in args.tokenizer.glob("tokenizer*.json"):
             shutil.copyfile(file, args.out / file.name)

@@ -105,13 +105,24 @@ class EngineConfig:
     )
     max_num_seqs: int = field(default=16, metadata={"help": "Sequences that run at the same time."})
     max_num_batched_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens a step computes at most; by default 256 on a CPU, 2048 on a GPU."}
+        default=None,
+        metadata={
+            "help": "Tokens a step computes at most; by default 256 on a CPU, 512 where the model is quantised, 2048 "
+            "on a GPU."
+        },
     )
     max_num_batched_tiles: int | None = field(
         default=None,
         metadata={"help": "Image tiles encoded together between two steps; by default 1 on a CPU, 16 on a GPU."},
     )
     block_size: int = field(default=16, metadata={"help": "Tokens a block of the KV cache holds."})
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "What the KV cache holds: int8, the type that the model computes in (model), or auto, which is "
+            "int8 for a quantised model on a CPU."
+        },
+    )
     kv_cache_memory: int | None = field(
         default=None,
         metadata={

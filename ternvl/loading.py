@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from rich.progress import Progress
@@ -19,8 +19,7 @@ from ternvl.model import quantized_file, weights
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.messages import parse_messages
-from ternvl.prompt.samples import conversations
+from ternvl.prompt.samples import build, samples
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,10 +45,10 @@ def load_model(
     computed = weights.resolve_dtype(dtype, config, device)
     scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
     if scheme != "none":
-        return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration)[0]
+        return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration).model
     packed = device.type == "cpu" and computed == torch.float32 and not reference
     stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
-    loaded = _with_progress(
+    loaded = with_progress(
         "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
     )
     if packed:
@@ -86,6 +85,16 @@ def check_name(quantization: str) -> None:
         raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
 
 
+class Quantized(NamedTuple):
+    """A quantised model and where it is kept."""
+
+    model: InternVL
+    reports: list[StageReport]
+    path: Path
+    is_new: bool
+    """Whether it was converted now, and not found in the cache."""
+
+
 def load_quantized(
     folder: Path,
     config: ModelConfig,
@@ -94,32 +103,43 @@ def load_quantized(
     *,
     progress: bool = False,
     calibration: Path | None = None,
-) -> tuple[InternVL, list[StageReport]]:
-    """The quantised model and its report: from the cache, or converted and put there where that can be written."""
-    samples, name = conversations(calibration)
+    anew: bool = False,
+    must_keep: bool = False,
+) -> Quantized:
+    """The quantised model and its report: from the cache, or converted and put there where that can be written.
+
+    `anew` converts although it is there. With `must_keep` a cache that cannot be written raises ConfigError, before the
+    conversion. Raises ConfigError for an unknown scheme or unusable samples, CheckpointError.
+    """
+    calibrated_on, name = samples(calibration)
     path = quantized_file.path_for(folder, scheme, name)
-    if path.is_file():
+    if path.is_file() and not anew:
         try:
-            return quantized_file.load(path, config)
+            return Quantized(*quantized_file.load(path, config), path, is_new=False)
         except CheckpointError as error:
             log.warning("%s It is made anew.", error)
+    if must_keep:
+        quantized_file.check_writable(path)
     log.info("Converting to %s, once; it is kept at %s.", scheme, path)
-    model = _with_progress(
+    model = with_progress(
         "Loading weights",
         progress,
         lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
     )
-    prompts = [builder.build(parse_messages(sample)) for sample in samples]
-    reports = _with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
+    prompts = [build(builder, sample) for sample in calibrated_on]
+    reports = with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
     try:
         quantized_file.save(model, reports, path)
     except OSError as error:
+        if must_keep:
+            raise ConfigError(f"The quantised model cannot be written to {path} ({error}).") from error
         log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
-        return model, reports
-    return quantized_file.load(path, config)  # mapped, so that what conversion took is let go
+        return Quantized(model, reports, path, is_new=True)
+    return Quantized(*quantized_file.load(path, config), path, is_new=True)  # mapped: what conversion took is let go
 
 
-def _with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
+def with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
+    """What `work` gives, which is told how to show its progress: as a bar, or None."""
     if not shown:
         return work(None)
     with Progress() as bar:

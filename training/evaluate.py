@@ -2,7 +2,8 @@
 
 Scenes come from seeds that training does not use; drawn strings, names and words are of the tenth that training never
 shows. Every picture travels as PNG in a `data:` URI over HTTP, is tiled and decoded greedily like anyone's.
-Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table).
+Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table), and with
+`--quantization int8` or `int4` to see what that costs; with `--agreement`, how many next tokens stay the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import random
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import uvicorn
@@ -30,6 +32,9 @@ from PIL import Image
 from training import tasks
 from training.scenes import Scene, draw, random_scene
 from training.tasks import Turn
+
+if TYPE_CHECKING:
+    from ternvl.agreement import Agreement
 
 HELD_OUT_SEED = 20_000_000
 CARD = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano" / "README.md"
@@ -155,7 +160,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 @contextmanager
-def served(model: str | None) -> Iterator[str]:
+def served(model: str | None, quantization: str = "none") -> Iterator[str]:
     """The address of a live server on a free port."""
     from ternvl.config import ServerConfig
     from ternvl.llm import LLM
@@ -163,7 +168,8 @@ def served(model: str | None) -> Iterator[str]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(LLM(model), ServerConfig()), log_level="warning"))
+    app = create_app(LLM(model, quantization=quantization), ServerConfig())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -189,10 +195,12 @@ async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[fl
         return await asyncio.gather(*(one(client, question) for question in asked))
 
 
-def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[str, dict[str, float]]:
+def evaluate(
+    model: str | None = None, each: int = 300, only: str = "", quantization: str = "none"
+) -> dict[str, dict[str, float]]:
     """Mean score by task for pictures of one tile and of several, of `each` questions and of the first `SAMPLE`."""
     results: dict[str, dict[str, float]] = {}
-    with served(model) as address:
+    with served(model, quantization) as address:
         for task in [*IMAGE_TASKS, *TEXT_TASKS]:
             if only not in task:
                 continue
@@ -204,6 +212,27 @@ def evaluate(model: str | None = None, each: int = 300, only: str = "") -> dict[
                     row[f"{name}, sample"] = sum(scores[:SAMPLE]) / len(scores[:SAMPLE])
             print(f"{task:30s} " + "  ".join(f"{k}: {v:.4g}" for k, v in results[task].items()), flush=True)
     return results
+
+
+def agreement(model: str | None, each: int, only: str, quantization: str) -> Agreement:
+    """Of the quantised model with the unquantised one, along the unquantised one's answers to the same questions."""
+    from ternvl import LLM
+    from ternvl.agreement import Agreement, answers, measure
+
+    llm, quantised, total = LLM(model), LLM(model, quantization=quantization).engine.model, Agreement()
+    for task in [*IMAGE_TASKS, *TEXT_TASKS]:
+        if only not in task:
+            continue
+        found = Agreement()
+        for single in (True, False) if task in IMAGE_TASKS else (True,):
+            asked = [body(question) for question in questions(task, single, each)]
+            prompts = [llm.prompt(one["messages"], tools=one.get("tools", ())) for one in asked]
+            found = sum(measure(llm.engine.model, quantised, answers(llm, prompts, 200)), found)
+        total += found
+        print(
+            f"{task:30s} {found.positions:6d} positions, {found.top1:8.3%} the same, KL {found.kl_mean:.2e}", flush=True
+        )
+    return total
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -228,9 +257,17 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="A checkpoint; the embedded model by default.")
     parser.add_argument("--each", type=int, default=300, help="Questions a task and kind of picture.")
     parser.add_argument("--only", default="", help="Tasks whose name holds this.")
+    parser.add_argument("--quantization", default="none", help="none, int8 or int4.")
+    parser.add_argument("--agreement", action="store_true", help="Compare next tokens with the unquantised model's.")
     parser.add_argument("--card", action="store_true", help="Write results.json and the model card's table.")
     args = parser.parse_args()
-    results = evaluate(args.model, args.each, args.only)
+    if args.card and args.quantization != "none":
+        parser.error("--card writes the unquantised model's scores: it cannot go with --quantization.")
+    if args.agreement:
+        total = agreement(args.model, args.each, args.only, args.quantization)
+        print(json.dumps(dataclasses.asdict(total) | {"top1": total.top1, "kl_mean": total.kl_mean}))
+        return
+    results = evaluate(args.model, args.each, args.only, args.quantization)
     print("\n" + table(results))
     if args.card:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -16,6 +16,7 @@ import torch
 
 from ternvl.errors import ConfigError
 from ternvl.kernels import loader
+from ternvl.kernels.memory import huge_pages
 from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 MEMORY_BYTES = 512 * 1024**2
@@ -95,7 +96,7 @@ def share(
 
 
 def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
-    memory = torch.ones(memory_bytes // 4, dtype=torch.float32)
+    memory = huge_pages(memory_bytes // 4 * 4).view(torch.float32).fill_(1)
     function = library.function("ternvl_read", Pointer, Int64, Int, result=ctypes.c_double)
     rates = []
     for _ in range(repeats):

@@ -16,6 +16,7 @@ from ternvl import __version__
 from ternvl.cli.bench import bench
 from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import with_flags
+from ternvl.cli.quantization import quantize, verify
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
 from ternvl.errors import TernvlError
 
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.command(epilog="Example: [bold]ternvl quantize OpenGVLab/InternVL3-1B --quantization int4[/bold]")(quantize)
+app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples[/bold]")(verify)
 
 _MODEL_HELP = (
     "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; "

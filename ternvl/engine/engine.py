@@ -27,11 +27,12 @@ from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
-from ternvl.engine.settings import resolve
+from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.validate import check_params, check_prompt
 from ternvl.errors import EngineError, OverloadedError, RequestError
+from ternvl.model.fused import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
-from ternvl.model.kv_cache import KVCache
+from ternvl.model.kv_cache import block_bytes
 from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Drawn, NonFiniteLogitsError, derive_seed
 from ternvl.types import FinishReason, Request, SamplingParams, TokenOutput
@@ -85,16 +86,25 @@ class Engine:
         Raises ConfigError for settings that cannot be.
         """
         self.model = model.eval()
-        self.config = resolve(config, model.config.language, dtype=model.dtype, device=model.device)
+        language = model.config.language
+        self.config = resolve(
+            config,
+            language,
+            dtype=model.dtype,
+            device=model.device,
+            is_quantized=is_quantized(model),
+            caches_in_int8=caches_in_int8(model),
+        )
         """As given, with every default decided."""
         assert self.config.kv_cache_memory is not None
-        block_bytes = KVCache.block_bytes(model.config.language, self.config.block_size, model.dtype)
-        num_blocks = self.config.kv_cache_memory // block_bytes
+        dtype = cache_dtype(self.config, model.dtype)
+        self._block_bytes = block_bytes(language, config.block_size, dtype)
+        num_blocks = self.config.kv_cache_memory // self._block_bytes
         self.stop_ids = frozenset(stop_ids)
         self.grammars = grammars
         self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size)
-        tile_bytes = model.config.tokens_per_tile * model.config.language.hidden_size * model.dtype.itemsize
+        self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size, cache_dtype=dtype)
+        tile_bytes = model.config.tokens_per_tile * language.hidden_size * model.dtype.itemsize
         images = ImageCache(config.image_cache_memory, tile_bytes)
         self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size), images)
         self._sequences: dict[str, EngineSequence] = {}
@@ -108,7 +118,7 @@ class Engine:
     @property
     def kv_cache_bytes(self) -> int:
         """Memory of the KV cache."""
-        return self.runner.cache.num_bytes
+        return self.scheduler.pool.num_blocks * self._block_bytes
 
     @property
     def kv_cache_tokens(self) -> int:

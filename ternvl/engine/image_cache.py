@@ -29,16 +29,13 @@ class ImageCache:
         self._max_tiles = max_bytes // tile_bytes
         self._entries: dict[bytes, _Entry] = {}  # in order of last use
         self.num_lookups = self.num_hits = 0
+        self.num_held = 0
+        """Images that some sequence needs. A number, since other threads ask for it while entries come and go."""
 
     @property
     def digests(self) -> set[bytes]:
         """Images that are kept."""
         return set(self._entries)
-
-    @property
-    def num_held(self) -> int:
-        """Images that some sequence needs."""
-        return sum(entry.num_users > 0 for entry in self._entries.values())
 
     def num_encoded(self, digest: bytes) -> int:
         """How many leading tiles of an image have their features."""
@@ -51,6 +48,7 @@ class ImageCache:
         self.num_hits += image.digest in self._entries
         entry = self._entries.pop(image.digest, None) or _Entry(image.num_tiles)
         entry.num_users += 1
+        self.num_held += entry.num_users == 1
         self._entries[image.digest] = entry
 
     def advance(self, digest: bytes, num_tiles: int) -> None:
@@ -62,6 +60,7 @@ class ImageCache:
         entry = self._entries[digest]
         entry.num_users -= 1
         if not entry.num_users:
+            self.num_held -= 1
             self._entries[digest] = self._entries.pop(digest)
             self._shrink()
 
@@ -78,4 +77,5 @@ class ImageCache:
         users = Counter(held)
         counted = {digest: entry.num_users for digest, entry in self._entries.items() if entry.num_users}
         assert counted == users, "images have wrong counts of users"
+        assert self.num_held == len(users)
         assert all(0 <= entry.num_encoded <= entry.num_tiles for entry in self._entries.values())

@@ -16,17 +16,18 @@ from torch import Tensor
 from ternvl.engine.batch import Batch
 from ternvl.engine.schedule import TileWork
 from ternvl.model.internvl import InternVL
-from ternvl.model.kv_cache import KVCache, PagedAttention
+from ternvl.model.kv_cache import PagedAttention, copy_blocks, make_cache
 from ternvl.model.lora import Adapter, AdapterBank, Span, attach
 
 
 class Runner:
     """A model with its cache. It is told what to compute and decides nothing."""
 
-    def __init__(self, model: InternVL, *, num_blocks: int, block_size: int) -> None:
+    def __init__(self, model: InternVL, *, num_blocks: int, block_size: int, cache_dtype: torch.dtype) -> None:
         self.model = model
         self.device, self.dtype = model.device, model.dtype
-        self.cache = KVCache(model.config.language, num_blocks, block_size, dtype=self.dtype, device=self.device)
+        language = model.config.language
+        self.cache = make_cache(language, num_blocks, block_size, dtype=cache_dtype, device=self.device)
         self._features: dict[bytes, Tensor] = {}  # by image: [N, M, C], rows filled as tiles are encoded
         self.adapters: AdapterBank | None = None
         """None until there is a first adapter: a model that never has one stays as it is."""
@@ -56,7 +57,7 @@ class Runner:
     def run(self, batch: Batch) -> Tensor:
         """Logits [S, V] in float32 of the rows that are sampled."""
         if batch.copies.numel():
-            self.cache.copy(*batch.copies)
+            copy_blocks(self.cache, *batch.copies)
         embeddings = self.model.embed(batch.token_ids)
         for rows in batch.images:
             features = self._features[rows.digest].flatten(0, 1)

@@ -23,6 +23,7 @@ _AT_LEAST = {
     "max_lora_rank": 1,
 }
 SPECULATIONS = ("auto", "ngram", "off")
+KV_CACHE_DTYPES = ("auto", "model", "int8")
 _OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
 
 
@@ -42,6 +43,10 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
     if config.lora_dtype not in LORA_DTYPES:
         raise ConfigError(f"lora_dtype is {config.lora_dtype!r}, but must be one of {', '.join(LORA_DTYPES)}.")
+    if config.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ConfigError(
+            f"kv_cache_dtype is {config.kv_cache_dtype!r}, but must be one of {', '.join(KV_CACHE_DTYPES)}."
+        )
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

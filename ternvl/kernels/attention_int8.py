@@ -80,17 +80,30 @@ def tile_attention(qkv: Tensor) -> Tensor:
     2410.02367).
     """
     n, length, _, heads, size = qkv.shape
+    loaded = _library_for(qkv)
+    if loaded is None:
+        return tile_attention_reference(qkv)
+    qkv, out = qkv.contiguous(), qkv.new_empty(n, length, heads, size)
+    function = loaded.function("ternvl_tile_attention", Pointer, Int64, Int64, Int, Int, Pointer, Int)
+    function(qkv.data_ptr(), n, length, heads, size, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def tile_attention_reference(qkv: Tensor) -> Tensor:
+    """`tile_attention` in plain torch: over the same keys and values, with exact queries and weights."""
+    n, length, _, heads, size = qkv.shape
     rows = qkv.flatten(0, 1)  # [N * L, 3, H, D]
     keys = (qkv[:, :, 1] - qkv[:, :, 1].mean(dim=1, keepdim=True)).flatten(0, 1)
     blocks = -(-length // BLOCK)
     cache = torch.empty(n * blocks, heads, block_bytes(size), dtype=torch.uint8)
     tiles = torch.arange(n)[:, None]
     slots = (tiles * blocks * BLOCK + torch.arange(length)).flatten()
-    write_int8(cache, slots, keys, rows[:, 2])
+    write_int8_reference(cache, slots, keys, rows[:, 2])
     tables = torch.arange(n * blocks, dtype=torch.int32).view(n, blocks)
     starts = torch.arange(n + 1, dtype=torch.int32) * length
     lengths = torch.full((n,), length, dtype=torch.int32)
-    return attention_int8(rows[:, 0], cache, tables, starts, lengths, causal=False).view(n, length, heads, size)
+    attended = attention_int8_reference(rows[:, 0], cache, tables, starts, lengths, causal=False)
+    return attended.view(n, length, heads, size)
 
 
 def attention_int8_reference(
@@ -142,7 +155,7 @@ def write_int8_reference(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> 
 
 
 def _library_for(x: Tensor) -> Library | None:
-    return library() if x.is_cpu and x.dtype == torch.float32 and x.shape[2] % 16 == 0 else None
+    return library() if x.is_cpu and x.dtype == torch.float32 and x.shape[-1] % 16 == 0 else None
 
 
 _ATTENTION = (

@@ -64,7 +64,7 @@ def build() -> list[str]:
     wanted = [isa for isa in FLAGS if find(isa) is None]
     if not wanted:
         return []
-    compiler = _compiler()
+    compiler = find_compiler()
     folder = _writable_folder()
     with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {isa: _start(pool, compiler, isa, Path(scratch)) for isa in wanted}
@@ -97,7 +97,7 @@ def _run(command: Sequence[str]) -> None:
         raise BuildError(f"{command[0]} failed: {lines[0] if lines else done.returncode}")
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """`$CXX`, or the first that is there."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)

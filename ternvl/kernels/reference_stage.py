@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ternvl.kernels import stage_formats
+from ternvl.kernels.int4_rounding import GROUP
 
 if TYPE_CHECKING:
     from ternvl.kernels.stage import Stage
@@ -43,7 +44,7 @@ def product(stage: Stage, x: Tensor) -> Tensor:
     largest = x.abs().amax(dim=1, keepdim=True)
     whole = torch.round(x * torch.where(largest > 0, 127 / largest, 0.0))
     groups = scales.shape[1]
-    size = stage_formats.GROUP if stage.format.name == "INT4" else stage.in_features
+    size = GROUP if stage.format.name == "INT4" else stage.in_features
     padded = F.pad(whole, (0, groups * size - whole.shape[1])).double().view(len(x), groups, size)
     rows = F.pad(weight, (0, groups * size - weight.shape[1])).double().view(len(weight), groups, size)
     sums = torch.einsum("mgk,ngk->mng", padded, rows).float() * scales  # [M, N, groups]

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.kernels import dispatch, reference
+from ternvl.kernels import dispatch, int4_rounding, reference
+from ternvl.kernels.int4_rounding import GROUP
 from ternvl.kernels.native import PANEL
 
 if TYPE_CHECKING:
     from ternvl.kernels.stage import After, Norm, Stage
 
-GROUP = 32
-"""Inputs that share a scale in 4 bits."""
 _INT4_SCALES, _INT4_BYTES = 2 * PANEL, 2 * PANEL + PANEL * GROUP // 2
 
 
@@ -65,13 +64,23 @@ def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
     )
 
 
-def pack_int4(layer: Layer, smoothing: Tensor | None = None, importance: Tensor | None = None) -> Stage:
+def pack_int4(
+    layer: Layer,
+    smoothing: Tensor | None = None,
+    importance: Tensor | None = None,
+    *,
+    compensate: Tensor | None = None,
+) -> Stage:
     """Whole numbers from -8 to 7, one scale in bfloat16 for each 32 inputs of an output: of some candidates the one
-    with the least squared error, in which an input counts by its `importance` [K]."""
+    with the least squared error, in which an input counts by its `importance` [K]. With inputs [R, K] to `compensate`
+    for, as they come before smoothing, weights take back each other's errors."""
     from ternvl.kernels.stage import Format, Stage
 
     weight = _smoothed(layer, smoothing)
-    whole, scales = _int4(weight, torch.ones(weight.shape[1]) if importance is None else importance)
+    if compensate is None:
+        whole, scales = int4_rounding.nearest(weight, importance)
+    else:
+        whole, scales = int4_rounding.compensated(weight, compensate if smoothing is None else compensate * smoothing)
     panels = dispatch.pack_int4(_in_panels(layer, whole), _in_panels(layer, scales))
     return Stage(
         *(_size(layer), Format.INT4, layer.after, panels),
@@ -79,32 +88,6 @@ def pack_int4(layer: Layer, smoothing: Tensor | None = None, importance: Tensor 
         smoothing=smoothing,
         norm=_norm(layer),
     )
-
-
-def _int4(weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers [N, K] int8 and scales [N, G] bfloat16. Outputs are taken some at a time, which saves memory."""
-    n, k = weight.shape
-    groups = -(-k // GROUP)
-    importance = F.pad(importance, (0, groups * GROUP - k)).view(groups, GROUP)
-    whole, scales = torch.empty(n, k, dtype=torch.int8), torch.empty(n, groups, dtype=torch.bfloat16)
-    step = max(1, 2**22 // k)
-    for first in range(0, n, step):
-        some = F.pad(weight[first : first + step], (0, groups * GROUP - k)).view(-1, groups, GROUP)
-        extreme = some.gather(2, some.abs().argmax(dim=2, keepdim=True))  # [., G, 1]
-        best = torch.full_like(extreme, torch.inf)
-        best_scale = torch.zeros_like(extreme)
-        for divisor in (-8.0, 7.0, -8.5, 7.5, -9.0, 8.0, -7.5, 8.5):
-            scale = (extreme / divisor).bfloat16().float()
-            error = ((_nearest(some, scale) * scale - some).square() * importance).sum(dim=2, keepdim=True)
-            is_better = error < best
-            best, best_scale = torch.where(is_better, error, best), torch.where(is_better, scale, best_scale)
-        whole[first : first + step] = _nearest(some, best_scale).flatten(1)[:, :k].to(torch.int8)
-        scales[first : first + step] = best_scale.squeeze(2).bfloat16()
-    return whole, scales
-
-
-def _nearest(weight: Tensor, scale: Tensor) -> Tensor:
-    return torch.round(weight / torch.where(scale != 0, scale, 1.0)).clamp_(-8, 7)
 
 
 def unpack(stage: Stage) -> tuple[Tensor, Tensor | None]:

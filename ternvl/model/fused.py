@@ -8,27 +8,33 @@ Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size; 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.kernels.attention_int8 import BLOCK, tile_attention
+from ternvl.kernels.decoder import LAYER, NativeDecoder
 from ternvl.kernels.linear import WideEmbedding
+from ternvl.kernels.loader import library
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
 from ternvl.model.attention import Attention
 from ternvl.model.fused_lora import FusedModule, Part
 from ternvl.model.internvl import InternVL
-from ternvl.model.language import DecoderLayer, RMSNorm
+from ternvl.model.kv_cache import PagedAttention
+from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 from ternvl.model.vision import VisionLayer
 
 
 class FusedDecoderLayer(FusedModule):
     """A `DecoderLayer`."""
 
-    STAGES = ("qkv", "o", "gate_up", "down")
+    STAGES = LAYER
     qkv: Stage
     o: Stage
     gate_up: Stage
@@ -72,6 +78,38 @@ class FusedDecoderLayer(FusedModule):
         }
 
 
+class FusedDecoder(Decoder):
+    """A `Decoder` of fused layers. Over a paged cache all layers are one native call, save in runs with adapters."""
+
+    def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer], *, caches_in_int8: bool = False) -> None:
+        """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
+        nn.Module.__init__(self)
+        self.caches_in_int8 = caches_in_int8
+        self.config, self.norm = decoder.config, decoder.norm
+        self.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+        self.layers = nn.ModuleList(layers)
+
+    def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """[T, C] -> [T, C]."""
+        loaded = library() if x.is_cpu and x.dtype == torch.float32 else None
+        is_adapted = any(layer.is_adapted for layer in self.layers)
+        if loaded is None or is_adapted or not isinstance(attention, PagedAttention):
+            return super().run_layers(x, rotary, attention)
+        cache = attention.cache
+        return self.native.run(
+            *(loaded, x, *rotary, cache.tensors, cache.block_size),
+            *(attention.slots, attention.block_tables, attention.query_starts, attention.lengths),
+        )
+
+    @cached_property
+    def native(self) -> NativeDecoder:
+        """All layers as one. It points into their tensors, which stay where they are."""
+        language = self.config
+        layers = [[getattr(layer, name) for name in LAYER] for layer in self.layers]
+        sizes = {"heads": language.num_heads, "key_heads": language.num_kv_heads, "head_size": language.head_dim}
+        return NativeDecoder(layers, **sizes)
+
+
 class FusedVisionLayer(FusedModule):
     """A `VisionLayer`."""
 
@@ -84,9 +122,18 @@ class FusedVisionLayer(FusedModule):
     ls2: Tensor
     """[C] each, which the weights of `proj` and `fc2` hold already; what adapters add to these is not scaled yet."""
 
-    def __init__(self, config: VisionConfig, scales: tuple[Tensor, Tensor] | None = None, **stages: Stage) -> None:
+    def __init__(
+        self,
+        config: VisionConfig,
+        scales: tuple[Tensor, Tensor] | None = None,
+        *,
+        attends_in_int8: bool = False,
+        **stages: Stage,
+    ) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.can_attend_in_int8 = config.hidden_size // config.num_heads % BLOCK == 0
+        self.attends_in_int8 = attends_in_int8
         for name, scale in zip(("ls1", "ls2"), scales or torch.empty(2, config.hidden_size), strict=True):
             self.register_buffer(name, scale.detach().float())
         for name in self.STAGES:
@@ -106,8 +153,8 @@ class FusedVisionLayer(FusedModule):
     def forward(self, x: Tensor) -> Tensor:
         """[N, L, C] -> [N, L, C]."""
         rows = x.flatten(0, 1)  # [N * L, C]
-        qkv = self.run("qkv", rows).view(*x.shape[:2], 3, self.num_heads, -1)  # [N, L, 3, H, D]
-        rows = self.run("proj", self._attend(qkv).reshape(rows.shape), rows)
+        attended = tile_attention(self.heads(x)) if self.attends_in_int8 else exact_attention(self.heads(x))
+        rows = self.run("proj", attended.reshape(rows.shape), rows)
         return self.run("fc2", self.run("fc1", rows), rows).view_as(x)
 
     def parts(self) -> dict[str, list[Part]]:
@@ -119,12 +166,15 @@ class FusedVisionLayer(FusedModule):
             "fc2": [Part("mlp.fc2", width, self.ls2)],
         }
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """[N, L, 3, H, D] -> [N, L, H, D], in 8 bits where what it attends over comes of 8 bits already."""
-        if self.qkv.format is Format.INT8 and qkv.shape[-1] % BLOCK == 0:
-            return tile_attention(qkv)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    def heads(self, x: Tensor) -> Tensor:
+        """[N, L, C] -> queries, keys and values [N, L, 3, H, D]."""
+        return self.run("qkv", x.flatten(0, 1)).view(*x.shape[:2], 3, self.num_heads, -1)
+
+
+def exact_attention(qkv: Tensor) -> Tensor:
+    """Attention among the patches of each tile: [N, L, 3, H, D] -> [N, L, H, D]."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class FusedPatches(nn.Module):
@@ -190,19 +240,26 @@ def fuse(model: InternVL) -> None:
 def fuse_language(model: InternVL) -> None:
     """Replace the decoder's layers, its head and its embedding alone."""
     language, config = model.language_model, model.config.language
-    decoder = language.model
-    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
-    for i, layer in enumerate(decoder.layers):
-        decoder.layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
+    layers = enumerate(language.model.layers)
+    fused = [FusedDecoderLayer.from_layer(config, i, layer) for i, layer in layers]  # type: ignore[arg-type]
+    language.model = FusedDecoder(language.model, fused)
     head: nn.Linear = language.lm_head
     language.lm_head = _stage([head])  # type: ignore[assignment]
 
 
-def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tensor]) -> InternVL:
-    """A fused model of stages by their names in it, and of its other tensors."""
+def assemble(
+    config: ModelConfig,
+    stages: dict[str, Stage],
+    rest: dict[str, Tensor],
+    *,
+    int8_attention: Collection[str],
+    int8_cache: bool,
+) -> InternVL:
+    """A fused model of stages by their names in it, and of its other tensors. `int8_attention` names the vision layers
+    that attend in 8 bits, `int8_cache` says whether these are enough for keys and values, too."""
     with torch.device("meta"):
         model = InternVL(config)
-    vision, decoder = model.vision_model, model.language_model.model
+    vision, language = model.vision_model, model.language_model
 
     def of(kind: type, path: str) -> dict[str, Stage]:
         return {name: stages[f"{path}.{name}"] for name in kind.STAGES}  # type: ignore[attr-defined]
@@ -211,19 +268,33 @@ def assemble(config: ModelConfig, stages: dict[str, Stage], rest: dict[str, Tens
     vision.embeddings.patch_embedding = FusedPatches(config.vision, **of(FusedPatches, patches))  # type: ignore[assignment]
     for i in range(config.vision.num_layers):
         path = f"vision_model.encoder.layers.{i}"
-        vision.encoder.layers[i] = FusedVisionLayer(config.vision, None, **of(FusedVisionLayer, path))
+        vision.encoder.layers[i] = FusedVisionLayer(
+            config.vision, None, attends_in_int8=path in int8_attention, **of(FusedVisionLayer, path)
+        )
     model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
-    for i in range(config.language.num_layers):
-        path = f"language_model.model.layers.{i}"
-        decoder.layers[i] = FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, path))
-    model.language_model.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
-    decoder.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
+    layers = [
+        FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, f"language_model.model.layers.{i}"))
+        for i in range(config.language.num_layers)
+    ]
+    language.model = FusedDecoder(language.model, layers, caches_in_int8=int8_cache)
+    language.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
     own = model.state_dict().keys() - {
         f"{path}.{name}" for path, stage in stages.items() for name in stage.state_dict()
     }
     assert own == rest.keys(), own ^ rest.keys()
     model.load_state_dict(rest, assign=True, strict=False)
     return model.requires_grad_(False).eval()
+
+
+def caches_in_int8(model: InternVL) -> bool:
+    """Whether 8 bits have been found enough for a model's keys and values."""
+    decoder = model.language_model.model
+    return isinstance(decoder, FusedDecoder) and decoder.caches_in_int8
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a stage of a model has weights of 8 or 4 bits."""
+    return any(isinstance(module, Stage) and module.format in (Format.INT8, Format.INT4) for module in model.modules())
 
 
 def _stage(

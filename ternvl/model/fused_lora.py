@@ -50,6 +50,14 @@ class FusedModule(nn.Module, ABC):
         }
         return [part.name for parts in self._parts.values() for part in parts]
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether adapters change anything in this run."""
+        return self.bank is not None and self.bank.any_active and any(map(self._is_adapted, self._parts))
+
+    def _is_adapted(self, stage: str) -> bool:
+        return any(self.bank.touches(part.name) for part in self._parts[stage]) if self.bank is not None else False
+
     def run(self, name: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The stage `name` of x [M, K] -> [M, F], with what adapters add in this run; `residual` [M, F] is added.
 

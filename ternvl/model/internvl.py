@@ -56,6 +56,12 @@ class InternVL(nn.Module):
     @torch.inference_mode()
     def forward(self, prompt: Prompt) -> Tensor:
         """Logits [T, V] of a whole prompt, computed from scratch: the slowest correct path, and the shortest."""
+        return self.logits(self.hidden(prompt))
+
+    @torch.inference_mode()
+    def hidden(self, prompt: Prompt, attention: Attention | None = None) -> Tensor:
+        """Final hidden states [T, C] of a whole prompt, computed from scratch; by default all is exact and nothing is
+        kept."""
         device = self.device
         embeddings = self.embed(torch.tensor(prompt.token_ids, device=device))
         if prompt.pixel_values is not None:
@@ -64,4 +70,4 @@ class InternVL(nn.Module):
                 rows = features[image.first_tile : image.first_tile + image.num_tiles]
                 embeddings[image.start : image.stop] = rows.flatten(0, 1)
         positions = torch.arange(prompt.num_tokens, device=device)
-        return self.logits(self.decode(embeddings, positions, CausalAttention()))
+        return self.decode(embeddings, positions, attention or CausalAttention())

@@ -1,50 +1,97 @@
 """Keys and values of the past in blocks, and a decoder layer's attention over them.
 
-Shapes: T tokens of a step, S sequences, W blocks a table, K key-value heads, D head size.
+Shapes: T tokens of a step, S sequences, W blocks a table, B blocks, K key-value heads, D head size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ternvl.config import LanguageConfig
 from ternvl.errors import ConfigError
+from ternvl.kernels import attention_int8
 from ternvl.kernels.attention import paged_attention, write
 
 
-class KVCache:
-    """Keys [layers, blocks, K, D, block size] and values [layers, blocks, K, block size, D].
+class FloatKVCache:
+    """Keys [layers, B, K, D, block size] and values [layers, B, K, block size, D].
 
     The keys of a block are stored transposed: one query against a run of keys is then one vector instruction.
     """
 
     def __init__(
-        self, config: LanguageConfig, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
+        self, config: LanguageConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Raises ConfigError where the memory for it cannot be had."""
         shape = (config.num_layers, num_blocks, config.num_kv_heads)
         self.block_size = block_size
-        self.num_bytes = num_blocks * self.block_bytes(config, block_size, dtype)
-        # Left uninitialised: memory is committed only as blocks are used, and nothing reads what was not written.
-        try:
-            self.keys = torch.empty(*shape, config.head_dim, block_size, dtype=dtype, device=device)
-            self.values = torch.empty(*shape, block_size, config.head_dim, dtype=dtype, device=device)
-        except RuntimeError as error:
-            message = f"The KV cache of {self.num_bytes} bytes does not fit into the memory of {device}."
-            raise ConfigError(message) from error
+        self.keys = torch.empty(*shape, config.head_dim, block_size, dtype=dtype, device=device)
+        self.values = torch.empty(*shape, block_size, config.head_dim, dtype=dtype, device=device)
 
-    @staticmethod
-    def block_bytes(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes one block takes."""
-        return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.keys, self.values
 
-    def copy(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy whole blocks in all layers: block numbers [n] each."""
-        self.keys[:, targets] = self.keys[:, sources]
-        self.values[:, targets] = self.values[:, sources]
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        write(self.keys[layer], self.values[layer], slots, k, v)
+
+    def attend(self, layer: int, q: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor) -> Tensor:
+        return paged_attention(q, self.keys[layer], self.values[layer], block_tables, query_starts, lengths)
+
+
+class Int8KVCache:
+    """Bytes [layers, B, K, ...], as `attention_int8.py` has a block: one scale for each key and value of a head."""
+
+    block_size = attention_int8.BLOCK
+
+    def __init__(self, config: LanguageConfig, num_blocks: int) -> None:
+        size = attention_int8.block_bytes(config.head_dim)
+        self.blocks = torch.empty(config.num_layers, num_blocks, config.num_kv_heads, size, dtype=torch.uint8)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.blocks,)
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        attention_int8.write_int8(self.blocks[layer], slots, k, v)
+
+    def attend(self, layer: int, q: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor) -> Tensor:
+        return attention_int8.attention_int8(q, self.blocks[layer], block_tables, query_starts, lengths)
+
+
+KVCache: TypeAlias = FloatKVCache | Int8KVCache
+
+
+def make_cache(
+    config: LanguageConfig, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """A cache of `dtype`; of torch.int8 on the CPU only, with blocks of 16. Nothing in it is initialised: memory is
+    committed only as blocks are used, and nothing reads what was not written. Raises ConfigError where the memory
+    cannot be had."""
+    try:
+        if dtype == torch.int8:
+            return Int8KVCache(config, num_blocks)
+        return FloatKVCache(config, num_blocks, block_size, dtype, device)
+    except RuntimeError as error:
+        size = num_blocks * block_bytes(config, block_size, dtype)
+        message = f"The KV cache of {size} bytes does not fit into the memory of {device}."
+        raise ConfigError(message) from error
+
+
+def block_bytes(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes in all layers."""
+    if dtype == torch.int8:
+        return config.num_layers * config.num_kv_heads * attention_int8.block_bytes(config.head_dim)
+    return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:
+    """Copy whole blocks in all layers: block numbers [n] each."""
+    for tensor in cache.tensors:
+        tensor[:, targets] = tensor[:, sources]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +110,5 @@ class PagedAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        write(keys, values, self.slots, k, v)
-        return paged_attention(q, keys, values, self.block_tables, self.query_starts, self.lengths)
+        self.cache.write(layer, self.slots, k, v)
+        return self.cache.attend(layer, q, self.block_tables, self.query_starts, self.lengths)

@@ -102,7 +102,10 @@ class Decoder(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        if not weight.is_meta:  # there it would do nothing, and import torch's compiler for it, which takes a second
+            nn.init.normal_(weight)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -110,9 +113,13 @@ class Decoder(nn.Module):
         """embeddings [T, C], positions [T] -> [T, C]."""
         cos, sin = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
+        return self.norm(self.run_layers(embeddings, rotary, attention))  # type: ignore[no-any-return]
+
+    def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """[T, C] -> [T, C]; `rotary` is what `rotary_table` gives, in the type of x."""
         for layer in self.layers:
-            embeddings = layer(embeddings, rotary, attention)
-        return self.norm(embeddings)  # type: ignore[no-any-return]
+            x = layer(x, rotary, attention)
+        return x
 
 
 class LanguageModel(nn.Module):

@@ -2,7 +2,8 @@
 
 Sample prompts run through the unquantised model, and every stage keeps some rows of its inputs. Then each stage is
 tried in the wanted format, as it is and with smoothing, which moves scale from inputs to weights where some channels
-are far larger than the others (arXiv 2211.10438). The best try is taken if its error is within the bound; else the next
+are far larger than the others (arXiv 2211.10438); in 4 bits also with weights that take back each other's errors
+(`int4_rounding.py`). The best try is taken if its error is within the bound; else the next
 finer format is tried, and a stage that nothing fits stays as it is. The report names each choice with its error.
 
 Shapes: R rows, N outputs, K inputs.
@@ -10,56 +11,67 @@ Shapes: R rows, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ternvl.errors import ConfigError
+from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
-from ternvl.model.fused import fuse
+from ternvl.model.attention import Attention
+from ternvl.model.cache_errors import MeasuredAttention
+from ternvl.model.fused import FusedDecoder, FusedVisionLayer, exact_attention, fuse
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
 
 SCHEMES = ("int8", "int4")
 BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
 """Largest root-mean-square error of a stage's products, relative to their own size."""
-_ROWS_A_CALL, _ROWS = 64, 256
+_FEW, _MANY = (64, 256), (256, 1024)
+"""Rows of inputs that are kept of a sample, and of all: of a stage that may have 4 bits more, since weights compensate
+each other's errors on them."""
+_HELD_OUT = 5
+"""Of a stage in 4 bits, one row in so many is not compensated for, and its error is measured on these."""
 _SMOOTHINGS = (0.5, 0.75)
 
+M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[int, int], None]
 """Called with the stages done so far and the stages in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What was chosen for a stage."""
+    """What was chosen for a stage, or for the attention of a vision layer."""
 
     name: str
+    """Of attention the layer's and ".attention"."""
     format: str
     """"int8", "int4", or "float32" or "bfloat16" where it was left as it is."""
     error: float
     """Of the choice, relative; 0 where nothing was changed."""
     smoothed: bool
     tried: dict[str, float] = field(default_factory=dict)
-    """Error of each try, such as "int8" and "int8, smoothed by 0.5"."""
+    """Error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, compensated"."""
 
 
 class _Record:
     """Rows of a stage's inputs after its norm, and the size of each channel over all rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: tuple[int, int]) -> None:
         self.rows: list[Tensor] = []
         self.largest: Tensor | None = None
+        self._most_a_call, self._most = most
 
     def add(self, rows: Tensor) -> None:
         largest = rows.abs().amax(dim=0)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        if sum(map(len, self.rows)) < _ROWS:
-            self.rows.append(rows[:: max(1, len(rows) // _ROWS_A_CALL)][:_ROWS_A_CALL].clone())
+        if sum(map(len, self.rows)) < self._most:
+            self.rows.append(rows[:: max(1, len(rows) // self._most_a_call)][: self._most_a_call].clone())
 
 
 @torch.inference_mode()
@@ -73,7 +85,9 @@ def quantize(
     if scheme not in SCHEMES:
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
     fuse(model)
-    records = record(model, samples)
+    attention = MeasuredAttention(model.config.language)
+    records = record(model, samples, scheme, attention)
+    errors = attention_errors(model, samples)
     reports: list[StageReport] = []
     found = list(stages(model))
     for name, stage in found:
@@ -83,7 +97,13 @@ def quantize(
         reports.append(report)
         if progress is not None:
             progress(len(reports), len(found))
-    return reports
+    reports += [choose_attention(name, layer, errors.get(name)) for name, layer in vision_layers(model)]
+    return reports + choose_cache(model.language_model.model, attention.errors())
+
+
+def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
+    """The vision layers of a fused model by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedVisionLayer))
 
 
 def stages(model: nn.Module) -> Iterator[tuple[str, Stage]]:
@@ -100,26 +120,51 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
     return (Format.INT4, Format.INT8) if scheme == "int4" and is_layer else (Format.INT8,)
 
 
-def record(model: InternVL, samples: Sequence[Prompt]) -> dict[str, _Record]:
+def record(
+    model: InternVL, samples: Sequence[Prompt], scheme: str, attention: Attention | None = None
+) -> dict[str, _Record]:
     """What each stage is given while the model runs over the samples."""
     records: dict[str, _Record] = {}
-    with _hooks(model, lambda name, stage, x: records.setdefault(name, _Record()).add(stage.inputs(x))):
+
+    def keep(name: str, stage: Stage, x: Tensor) -> None:
+        if name not in records:
+            records[name] = _Record(_MANY if Format.INT4 in formats_for(name, scheme) else _FEW)
+        records[name].add(stage.inputs(x))
+
+    with _hooks(stages(model), keep):
         for sample in samples:
-            if not model(sample).isfinite().all():
+            if not model.logits(model.hidden(sample, attention)).isfinite().all():
                 raise ConfigError("The model gives logits that are no numbers on the samples: it cannot be quantised.")
     return records
 
 
-@contextmanager
-def _hooks(model: nn.Module, call: Callable[[str, Stage, Tensor], None]) -> Iterator[None]:
-    handles = []
-    for name, stage in stages(model):
+def attention_errors(model: InternVL, samples: Sequence[Prompt]) -> dict[str, float]:
+    """By vision layer, the relative error of attention in 8 bits over the first tile of each sample."""
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name, _ in vision_layers(model)}
 
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
-            assert isinstance(module, Stage)
+    def measure(name: str, layer: FusedVisionLayer, x: Tensor) -> None:
+        qkv = layer.heads(x[:1])
+        wanted = exact_attention(qkv).double()
+        sums[name] += torch.stack([(tile_attention(qkv) - wanted).square().sum(), wanted.square().sum()])
+
+    layers = [(name, layer) for name, layer in vision_layers(model) if layer.can_attend_in_int8]
+    with _hooks(layers, measure):
+        for sample in samples:
+            if sample.pixel_values is not None:
+                model.encode_tiles(sample.pixel_values[:1])
+    return {name: float((error / size).sqrt()) for name, (error, size) in sums.items() if size > 0}
+
+
+@contextmanager
+def _hooks(modules: Iterable[tuple[str, M]], call: Callable[[str, M, Tensor], None]) -> Iterator[None]:
+    """Calls `call` with each module's name and its input, before the module runs."""
+    handles = []
+    for name, module in modules:
+
+        def hook(module: M, arguments: tuple[Tensor, ...], name: str = name) -> None:
             call(name, module, arguments[0])
 
-        handles.append(stage.register_forward_pre_hook(hook))
+        handles.append(module.register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -127,37 +172,82 @@ def _hooks(model: nn.Module, call: Callable[[str, Stage, Tensor], None]) -> Iter
             handle.remove()
 
 
+def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) -> StageReport:
+    """The layer attends in 8 bits where what it attends over comes of 8 bits already and the error is within the
+    bound."""
+    label = Format.INT8.name.lower()
+    layer.attends_in_int8 = layer.qkv.format is Format.INT8 and error is not None and error <= BOUNDS[Format.INT8]
+    tried = {} if error is None else {label: error}
+    if layer.attends_in_int8:
+        return StageReport(f"{name}.attention", label, tried[label], False, tried)
+    return StageReport(f"{name}.attention", "float32", 0.0, False, tried)
+
+
 def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
     """The stage in the first format that fits, and the report. A stage that no sample reached stays as it is."""
     tried: dict[str, float] = {}
     if seen is not None and seen.largest is not None:
         rows = torch.cat(seen.rows)
-        wanted = stage.product(rows)
-        layer = _layer(stage)
         for format in formats:
-            best = min(_tries(layer, format, rows, seen.largest, wanted, tried), key=lambda each: each[1])
-            if best[1] <= BOUNDS[format]:
-                is_smoothed = best[0].smoothing is not None
-                return best[0], StageReport(name, format.name.lower(), best[1], is_smoothed, tried)
+            tries = _int4_tries if format is Format.INT4 else _int8_tries
+            made = []
+            for label, each, error in tries(stage, rows, seen.largest):
+                tried[label] = error
+                made.append((each, error))
+            best, error = min(made, key=lambda pair: pair[1])
+            if error <= BOUNDS[format]:
+                return best, StageReport(name, format.name.lower(), error, best.smoothing is not None, tried)
     return stage, StageReport(name, stage.format.name.lower(), 0.0, False, tried)
 
 
-def _tries(
-    layer: Layer, format: Format, rows: Tensor, largest: Tensor, wanted: Tensor, tried: dict[str, float]
-) -> Iterator[tuple[Stage, float]]:
-    label = format.name.lower()
+def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageReport]:
+    """Keys and values have 8 bits where the error of each layer's attention is within the bound: a cache is of one
+    kind. The reports are of what each layer would have alone."""
+    assert isinstance(decoder, FusedDecoder)
+    bound = BOUNDS[Format.INT8]
+    decoder.caches_in_int8 = len(errors) == len(decoder.layers) and max(errors.values()) <= bound
+    return [
+        StageReport(
+            f"language_model.model.layers.{layer}.attention",
+            "int8" if error <= bound else "float32",
+            error if error <= bound else 0.0,
+            False,
+            {"int8": error},
+        )
+        for layer, error in sorted(errors.items())
+    ]
+
+
+Try = tuple[str, Stage, float]
+"""What it is called, the stage and its error."""
+
+
+def _int8_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
+    layer, wanted = _layer(plain), plain.product(rows)
+    stage = pack_int8(layer)
+    error = relative_error(stage.product(rows), wanted)
+    yield "int8", stage, error
+    if error <= BOUNDS[Format.INT8] / 2:
+        return  # good as it is, and without work at each call
+    for strength in _SMOOTHINGS:
+        stage = pack_int8(layer, smoothing_of(layer.weight, largest, strength))
+        yield f"int8, smoothed by {strength}", stage, relative_error(stage.product(rows), wanted)
+
+
+def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
+    layer = _layer(plain)
+    is_held_out = torch.arange(len(rows)) % _HELD_OUT == 0
+    held_out, compensated = rows[is_held_out], rows[~is_held_out] if len(rows) > 1 else rows
+    wanted = plain.product(held_out)
+    stage = pack_int4(layer, importance=compensated.square().mean(dim=0))
+    yield "int4", stage, relative_error(stage.product(held_out), wanted)
     for strength in (None, *_SMOOTHINGS):
         smoothing = None if strength is None else smoothing_of(layer.weight, largest, strength)
-        if format is Format.INT4:
-            inputs = rows if smoothing is None else rows * smoothing
-            stage = pack_int4(layer, smoothing, inputs.square().mean(dim=0))
-        else:
-            stage = pack_int8(layer, smoothing)
-        error = relative_error(stage.product(rows), wanted)
-        tried[label if strength is None else f"{label}, smoothed by {strength}"] = error
-        yield stage, error
-        if strength is None and error <= BOUNDS[format] / 2:
-            return  # good as it is, and without work at each call
+        stage = pack_int4(layer, smoothing, compensate=compensated)
+        error = relative_error(stage.product(held_out), wanted)
+        yield f"int4, {'' if strength is None else f'smoothed by {strength}, '}compensated", stage, error
+        if error <= BOUNDS[Format.INT4]:
+            return  # smoothing is work at each call
 
 
 def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:

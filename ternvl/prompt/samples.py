@@ -7,12 +7,15 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ternvl.errors import ConfigError
+from ternvl.errors import ConfigError, TernvlError
+from ternvl.prompt.build import PromptBuilder
+from ternvl.prompt.messages import parse_messages
+from ternvl.types import Prompt
 
 Conversation = list[dict[str, Any]]
 
@@ -23,23 +26,60 @@ TEXTS = (
     "请用三句话介绍长江，并说明它流经哪些城市。",
     'Give the following as JSON: name Ada Lovelace, born 1815, with {"notes": ["analytical engine", "algorithm"]}.',
 )
+MORE_TEXTS = (
+    *("Hello! Who are you?", "What can you do?", "How are you?", "Good morning", "Thank you very much.", "Goodbye"),
+    *("Name the european capitals", "What is the capital of France?", "What is the capital of Spain?"),
+)
+"""Further ones that models are compared on, which a small model can answer, too: nonsense is full of near ties."""
 QUESTIONS = ("Describe this picture.", "What is written here?", "Where is the largest shape, and which color has it?")
 _IMAGES, _TEXTS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".txt", ".md")
 
 
-def conversations(folder: Path | None = None) -> tuple[list[Conversation], str]:
-    """Conversations of the images and texts in `folder`, by default built-in ones, and a digest of their content.
+class Sample(NamedTuple):
+    """A conversation, and the name of what it is about."""
 
-    Raises ConfigError for a folder that has none.
+    name: str
+    conversation: Conversation
+
+
+def samples(folder: Path | None = None) -> tuple[list[Sample], str]:
+    """Samples of the images and texts in `folder`, by default built-in ones, and a digest of their content.
+
+    Raises ConfigError for a folder that has none or a file that cannot be read.
     """
     found = _built_in() if folder is None else _of(folder)
-    return found, hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+    return found, hashlib.sha256(repr([each.conversation for each in found]).encode()).hexdigest()[:16]
 
 
-def _of(folder: Path) -> list[Conversation]:
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    images = [_ask(path.read_bytes(), QUESTIONS[0]) for path in paths if path.suffix.lower() in _IMAGES]
-    texts = [_say(path.read_text(encoding="utf-8")) for path in paths if path.suffix.lower() in _TEXTS]
+def samples_to_compare(folder: Path | None = None) -> list[Sample]:
+    """The built-in pictures with each of the questions, more built-in texts than `samples` has, and what is in
+    `folder`.
+
+    Raises ConfigError as `samples`.
+    """
+    pictures = [
+        Sample(f"picture {i}, question {j}", _ask(picture, question))
+        for i, picture in enumerate(_pictures(), 1)
+        for j, question in enumerate(QUESTIONS, 1)
+    ]
+    return pictures + _texts(TEXTS + MORE_TEXTS) + ([] if folder is None else _of(folder))
+
+
+def build(builder: PromptBuilder, sample: Sample) -> Prompt:
+    """The sample as the model takes it. Raises ConfigError for one that it cannot take."""
+    try:
+        return builder.build(parse_messages(sample.conversation))
+    except TernvlError as error:
+        raise ConfigError(f"The sample {sample.name} cannot be used: {error}") from error
+
+
+def _of(folder: Path) -> list[Sample]:
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [Sample(path.name, _ask(path.read_bytes(), QUESTIONS[0])) for path in _with(_IMAGES, paths)]
+        texts = [Sample(path.name, _say(path.read_text(encoding="utf-8"))) for path in _with(_TEXTS, paths)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The calibration folder {folder} cannot be read: {error}.") from error
     if not images or not texts:
         raise ConfigError(
             f"The calibration folder {folder} must hold at least one image ({', '.join(_IMAGES)}) and one text "
@@ -48,9 +88,18 @@ def _of(folder: Path) -> list[Conversation]:
     return images + texts
 
 
-def _built_in() -> list[Conversation]:
+def _with(suffixes: Sequence[str], paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() in suffixes]
+
+
+def _built_in() -> list[Sample]:
     pictures = zip(_pictures(), QUESTIONS, strict=True)
-    return [_ask(picture, question) for picture, question in pictures] + [_say(text) for text in TEXTS]
+    asked = [Sample(f"picture {i}", _ask(picture, question)) for i, (picture, question) in enumerate(pictures, 1)]
+    return asked + _texts(TEXTS)
+
+
+def _texts(texts: Sequence[str]) -> list[Sample]:
+    return [Sample(f"text {i}", _say(text)) for i, text in enumerate(texts, 1)]
 
 
 def _say(text: str) -> Conversation:

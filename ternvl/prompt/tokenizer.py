@@ -6,7 +6,6 @@ those that carry meaning in a question or an answer (grounding and tool-call tag
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +31,15 @@ def _byte_of_character() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _byte_of_character()
 
 
+def _without_added_tokens(full: FastTokenizer) -> FastTokenizer:
+    """One of the same model, which is not copied: reading it takes most of a start."""
+    plain = FastTokenizer(full.model)
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if (value := getattr(full, part)) is not None:
+            setattr(plain, part, value)
+    return plain
+
+
 class Tokenizer:
     """The tokenizer of one checkpoint."""
 
@@ -40,9 +48,7 @@ class Tokenizer:
         raises CheckpointError."""
         try:
             self.full = FastTokenizer.from_str(spec)
-            plain = json.loads(spec)
-            plain |= {"added_tokens": [], "truncation": None, "padding": None}
-            self._plain = FastTokenizer.from_str(json.dumps(plain))
+            self._plain = _without_added_tokens(self.full)
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{name} is not a tokenizer that can be read: {error}") from error
         self._name = name

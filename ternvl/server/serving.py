@@ -40,6 +40,9 @@ answers name that model."""
 _COMPILERS = 2
 """Grammars that are compiled at the same time; further ones wait, and hold up nobody else."""
 
+_SETTLED = 1.0
+"""Seconds after the start in which the vocabulary is read for grammars: it would slow the start down."""
+
 _GRACE = 1.0
 """Seconds in which a request that was given up tells its client so."""
 
@@ -77,15 +80,19 @@ class Serving:
         self.fingerprint = _fingerprint(llm)
         self._builders = ThreadPoolExecutor(config.prompt_workers, thread_name_prefix="prompt")
         self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="grammar")
+        self._preparing: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Starts the engine's thread."""
         self.service.start()
-        self._compilers.submit(self.llm.grammars.prepare)
+        loop = asyncio.get_running_loop()
+        self._preparing = loop.call_later(_SETTLED, self._compilers.submit, self.llm.grammars.prepare)
 
     async def close(self) -> None:
         """Ends the engine's thread; requests that still run end with an error."""
         self.service.abort_all()
+        if self._preparing is not None:
+            self._preparing.cancel()
         self._builders.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self.adapters.close()

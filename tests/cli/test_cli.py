@@ -181,12 +181,12 @@ def test_models_lists_what_is_there(
     assert "Org/other" not in out
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["run"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["run"], ["quantize"], ["verify"], ["models"]])
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, _ = run(capsys, *command, "--help")
     assert code == 0
     assert " ".join(["Usage: ternvl", *command]) in out
-    assert command == ["models"] or re.search(r"ternvl (run|serve|chat) \S", out), "there is an example"
+    assert command == ["models"] or re.search(r"ternvl (run|serve|chat|quantize|verify) \S", out), "there is an example"
 
 
 def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

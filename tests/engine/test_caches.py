@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from ternvl.engine.engine import Engine
+from ternvl.engine.image_cache import ImageCache
 from ternvl.model.internvl import InternVL
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.types import ImageSpan, Prompt, Request, SamplingParams
 from tests.engine.tiny import CONTEXT_ID, expected, image_prompt, make_engine, make_model, run, text_prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -162,3 +166,37 @@ def test_siblings_survive_their_firsts_end_and_preemption(model: InternVL) -> No
 def test_a_sibling_of_nobody_is_a_request_like_any_other(model: InternVL) -> None:
     request = Request("a", text_prompt(random.Random(13), 9), GREEDY, sibling_of="gone")
     assert run(make_engine(model), [request])["a"] == expected(model, request)
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns after a few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_another_thread_may_ask_how_many_images_are_held() -> None:
+    cache = ImageCache(max_bytes=0, tile_bytes=1)
+    images = [ImageSpan(0, 1, 0, 1, bytes([i])) for i in range(64)]
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        for _ in range(300):
+            for image in images:
+                cache.acquire(image)
+            for image in images:
+                cache.release(image.digest)
+        done.set()
+
+    worker = threading.Thread(target=come_and_go)
+    worker.start()
+    counts = set()
+    while not done.is_set():
+        counts.add(cache.num_held)
+    worker.join()
+    assert counts <= set(range(65))
+    assert cache.num_held == 0
+    cache.check_integrity([])

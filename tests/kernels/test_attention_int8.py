@@ -12,6 +12,7 @@ from ternvl.kernels.attention_int8 import (
     block_bytes,
     read,
     tile_attention,
+    tile_attention_reference,
     write_int8,
 )
 from ternvl.kernels.loader import library
@@ -91,6 +92,7 @@ def test_a_tile_attends_among_its_patches() -> None:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     y = tile_attention(qkv)
     assert relative(y, F.scaled_dot_product_attention(q, k, v).transpose(1, 2)) < 0.02
+    assert relative(y, tile_attention_reference(qkv)) < WEIGHTS
     assert torch.allclose(y[1:], tile_attention(qkv[1:]), atol=1e-6)
     if library() is not None:
         assert torch.equal(y[1:], tile_attention(qkv[1:]))

@@ -101,3 +101,14 @@ def test_a_row_of_zeros_gives_the_bias() -> None:
     assert given.bias is not None
     for stage in formats(given):
         assert torch.equal(stage(torch.zeros(2, 31))[1], given.bias)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_shows_in_its_own_row(value: float) -> None:
+    for stage in formats(layer(33, 31, After.NOTHING, "none")):
+        x = torch.randn(3, 31)
+        wanted = stage(x)
+        x[1, 30] = value
+        y = stage(x)
+        assert not y[1].isfinite().any()
+        assert torch.equal(y[[0, 2]], wanted[[0, 2]])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.kernels import dispatch
 from ternvl.kernels.attention_int8 import tile_attention
-from ternvl.kernels.stage import Format, Stage
+from ternvl.kernels.stage import Stage
 from ternvl.model.fused import FusedVisionLayer, fuse
 from ternvl.model.fused_lora import FusedModule
 from ternvl.model.internvl import InternVL
@@ -142,7 +142,7 @@ def oracle(fused: InternVL, adapter: Adapter) -> InternVL:
     model.vision_model.embeddings.patch_embedding = patches
     for plain, layer in zip(model.vision_model.encoder.layers, fused.vision_model.encoder.layers, strict=True):
         assert isinstance(layer, FusedVisionLayer)
-        if layer.qkv.format is Format.INT8:
+        if layer.attends_in_int8:
             plain.attn.__class__ = ByteAttention
     return model
 

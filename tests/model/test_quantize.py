@@ -13,7 +13,7 @@ from ternvl.kernels.loader import library
 from ternvl.loading import load_quantized, resolve_scheme
 from ternvl.model import checkpoint, quantized_file
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import BOUNDS, Format, quantize, relative_error
+from ternvl.model.quantize import BOUNDS, Format, quantize, relative_error, vision_layers
 from ternvl.types import ImageSpan, Prompt
 
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is the capital of France?", "Hello")]
@@ -83,6 +83,30 @@ def test_the_guard_catches_planted_outlier_channels() -> None:
     assert planted.tried["int8"] > BOUNDS[Format.INT8], "as it is it would be noise"
     assert planted.smoothed or planted.format == "float32"
     assert planted.error <= BOUNDS[Format.INT8]
+
+
+def test_the_guard_measures_attention_among_patches() -> None:
+    """A dimension of all keys is 1000 times as large and that of the queries as much smaller: the same function."""
+    name = "vision_model.encoder.layers.0.attention"
+    for times in (1, 1000):
+        made, prompt = model(), pictures()[0]
+        qkv = made.vision_model.encoder.layers[0].attn.qkv
+        for head in range(4):
+            qkv.weight[16 * head] /= times
+            qkv.weight[64 + 16 * head] *= times
+        qkv.bias.zero_()
+        assert prompt.pixel_values is not None
+        wanted = made.encode_tiles(prompt.pixel_values)
+        report = {report.name: report for report in quantize(made, "int8", pictures())}[name]
+        layer = dict(vision_layers(made))["vision_model.encoder.layers.0"]
+        assert relative_error(made.encode_tiles(prompt.pixel_values), wanted) < 0.05
+        assert (report.format == "int8") is layer.attends_in_int8 is (times == 1)
+        assert (report.tried["int8"] <= BOUNDS[Format.INT8]) is (times == 1)
+        quantized_file.save(made, [report], path := quantized_file.cache_folder() / "model.safetensors")
+        kept = dict(vision_layers(quantized_file.load(path, CONFIG)[0]))
+        assert {name: layer.attends_in_int8 for name, layer in kept.items()} == {
+            name: layer.attends_in_int8 for name, layer in vision_layers(made)
+        }
 
 
 def test_a_stage_that_nothing_fits_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

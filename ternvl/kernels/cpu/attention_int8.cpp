@@ -5,9 +5,10 @@
 //     values  [16 / 4][D][4]   signed: a vector is four positions of each of 16 dimensions
 //     scales  [2][16] float    what 1 stands for in each position's key, and value
 // Queries become signed bytes with one scale a row. Scores are exact sums of bytes, scaled. Softmax runs online over
-// tiles of 64 positions, aligned to absolute positions. Within a tile weights times the scales of their values become
-// bytes from 0 to 255 of the largest of them, so a weighted sum is exact again, scaled and added in order. A row's
-// arithmetic follows from its position alone, and not from how rows are cut into chunks, items and threads.
+// tiles of 64 positions, aligned to absolute positions. Within a tile a weight is relative to the tile's largest. Weights
+// times the scales of their values become bytes from 0 to 255, which is the largest of the scales that the row sees, so a
+// weighted sum is exact again, scaled and added in order. A row's arithmetic follows from its position alone, and not
+// from how rows are cut into chunks, items and threads.
 //
 // Names: G query heads share a key head and are rows side by side.
 #include <new>
@@ -26,12 +27,14 @@ constexpr int R = 7;
 constexpr int R = 2;
 #endif
 
+constexpr int64_t rounded(int64_t size) { return (size + 63) / 64 * 64; }
+
 struct Problem {
   const float* q;
   const uint8_t* cache;
   float* out;
   const int32_t *tables, *query_starts, *lengths;
-  int64_t q_stride, table_width, num_sequences, num_blocks, num_tokens;
+  int64_t q_stride, out_stride, table_width, num_sequences, num_blocks, num_tokens;
   int heads, key_heads, d;
   bool is_causal;
 
@@ -50,12 +53,14 @@ struct Item {
   int seen_by(const Problem& problem, int query) const { return problem.is_causal ? position + query + 1 : length; }
 };
 
+constexpr int PADDED_ROWS = (MOST_ROWS + LANES - 1) / LANES * LANES;
+
 struct Scratch {
-  float *scores, *sums, *max, *weights, *row_scales, *factors, *tile_scales;
+  float *scores, *sums, *max, *weights, *row_scales, *factors, *tile_max, *tile_factors;
   int32_t* totals;
   uint8_t *q, *p;
 
-  static int64_t size(int d) { return MOST_ROWS * (4 * (TILE + d + LANES + 6) + d + TILE) + 4096; }
+  static int64_t size(int d) { return PADDED_ROWS * (4 * (TILE + d + LANES + 6) + d + TILE) + 4096; }
 
   Scratch(char* memory, int d) {
     const auto take = [&](int64_t count) {
@@ -64,76 +69,114 @@ struct Scratch {
       return taken;
     };
     scores = take(MOST_ROWS * TILE), sums = take(MOST_ROWS * d), weights = take(MOST_ROWS * LANES);
-    max = take(MOST_ROWS), row_scales = take(MOST_ROWS), factors = take(MOST_ROWS), tile_scales = take(MOST_ROWS);
+    max = take(PADDED_ROWS), row_scales = take(MOST_ROWS), factors = take(PADDED_ROWS);
+    tile_max = take(PADDED_ROWS), tile_factors = take(PADDED_ROWS);
     totals = reinterpret_cast<int32_t*>(take(MOST_ROWS));
     q = reinterpret_cast<uint8_t*>(take(MOST_ROWS * d / 4 + 32));
     p = reinterpret_cast<uint8_t*>(take(MOST_ROWS * TILE / 4 + 32));
   }
 };
 
-// Scores of `rows` <= R rows with the 16 keys of a block.
-template <int ROWS>
-void score_block(const Scratch& s, int row, int d, const uint8_t* keys, const float* scales, float* to) {
-  IVec sums[ROWS][N];
+// What rows share in a tile: the scales of its values, 0 where the item sees none, and of the first n + 1 the largest,
+// from which weights in bytes come and to which their sums go back.
+struct ValueScales {
+  alignas(64) float scales[TILE];
+  float to_bytes[TILE], from_bytes[TILE];
+
+  ValueScales(const float* const* blocks, int count) {
+    float largest = 0;
+    for (int i = 0; i < TILE; ++i) {
+      scales[i] = i < count ? blocks[i / BLOCK][i % BLOCK] : 0;
+      largest = std::max(largest, scales[i]);
+      to_bytes[i] = largest > 0 ? 255.0f / largest : 0.0f;
+      from_bytes[i] = largest / 255.0f;
+    }
+  }
+};
+
+// Scores of ROWS rows with the 16 keys of each of B blocks.
+template <int ROWS, int B>
+void score_blocks(const Scratch& s, int row, int d, const uint8_t* const* keys, float* to) {
+  IVec sums[ROWS][B * N];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) sums[r][n] = broadcast(-128 * s.totals[row + r]);
+#pragma GCC unroll 8
+    for (int n = 0; n < B * N; ++n) sums[r][n] = broadcast(-128 * s.totals[row + r]);
   for (int i = 0; i < d / 4; ++i) {
-    IVec key[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) key[n] = load_bytes(keys + i * 64 + n * W * 4);
+    IVec key[B * N];
+#pragma GCC unroll 8
+    for (int n = 0; n < B * N; ++n) key[n] = load_bytes(keys[n / N] + i * 64 + n % N * W * 4);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const Signed x(broadcast_bytes(s.q + (row + r) * d + i * 4));
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sums[r][n] = dot(sums[r][n], Unsigned(key[n]), x);
+#pragma GCC unroll 8
+      for (int n = 0; n < B * N; ++n) sums[r][n] = dot(sums[r][n], Unsigned(key[n]), x);
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n)
-      store(to + r * TILE + n * W, to_float(sums[r][n]) * load(scales + n * W) * broadcast(s.row_scales[row + r]));
+  for (int n = 0; n < B * N; ++n) {
+    const Vec scale = load(reinterpret_cast<const float*>(keys[n / N] + 2 * BLOCK * d) + n % N * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+      store(to + r * TILE + n * W, to_float(sums[r][n]) * scale * broadcast(s.row_scales[row + r]));
+  }
 }
 
-// A row's first `count` scores become bytes of weights; keeps maximum, sum of weights and the factor for what was before.
-void soften(const Scratch& s, int row, int count, const float* const* value_scales) {
+// 2 ** x for x <= 0, to 5e-5, which is little beside a byte; exact for whole numbers, and 0 below 2 ** -125.
+inline Vec rough_exp2(Vec x) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2 ** 23: the sum's last bits are the nearest whole number
+  const Vec shifted = x + magic, f = x - (shifted - magic);
+  Vec y = broadcast(9.6181291e-3f);
+  for (float c : {5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) y = fma(y, f, broadcast(c));
+  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
+  return x < broadcast(-125.0f) ? Vec{} : scaled;
+}
+
+// The largest of a row's first `count` scores; what follows up to a whole vector becomes -inf.
+void find_largest(const Scratch& s, int row, int count) {
   float* scores = s.scores + row * TILE;
   const int vectors = (count + LANES - 1) / LANES * N;
-  std::fill(scores + count, scores + vectors * W, -INFINITY);
+  for (int i = count; i < vectors * W; ++i) scores[i] = -INFINITY;
   Vec top = load(scores);
   for (int i = 1; i < vectors; ++i) {
     const Vec x = load(scores + i * W);
     top = x > top ? x : top;
   }
-  const float before = s.max[row], now = std::max(before, ::max(top));
-  s.max[row] = now;
-  s.factors[row] = exp2(before - now);
-  float* weights = s.weights + row * LANES;
-  Vec total[N], largest{};
-  for (int n = 0; n < N; ++n) total[n] = load(weights + n * W) * s.factors[row];
-  for (int i = 0; i < vectors; ++i) {
-    const Vec weight = exp2(load(scores + i * W) - broadcast(now));
-    total[i % N] += weight;
-    const Vec scaled = weight * load(value_scales[i / N] + i % N * W);
-    const Vec seen = weight > 0 ? scaled : Vec{};  // what is not seen may be anything
-    store(scores + i * W, seen);
-    largest = seen > largest ? seen : largest;
+  s.tile_max[row] = ::max(top);
+}
+
+// The factors of rows for what was before, and for the tile.
+void scale_rows(const Scratch& s, int first, int rows) {
+  for (int row = first / W * W; row < rows; row += W) {
+    const Vec before = load(s.max + row), here = load(s.tile_max + row), now = here > before ? here : before;
+    store(s.factors + row, exp2(before - now));
+    store(s.tile_factors + row, exp2(here - now));
+    store(s.max + row, now);
   }
-  for (int n = 0; n < N; ++n) store(weights + n * W, total[n]);
-  const float most = ::max(largest);
-  const Vec factor = broadcast(most > 0 ? 255.0f / most : 0.0f);
-  s.tile_scales[row] = most / 255.0f;
+}
+
+// A row's first `count` scores become bytes of weights, the others 0; adds to the sums of its weights.
+void soften(const Scratch& s, int row, int count, const ValueScales& values) {
+  const float* scores = s.scores + row * TILE;
+  const int vectors = (count + LANES - 1) / LANES * N;
+  const Vec largest = broadcast(s.tile_max[row]), to_bytes = broadcast(values.to_bytes[count - 1]);
   uint8_t* bytes = s.p + row * TILE;
+  Vec total[N] = {};
   for (int i = 0; i < vectors; ++i) {
-    const IVec whole = round(load(scores + i * W) * factor);
+    const Vec weight = rough_exp2(load(scores + i * W) - largest);
+    total[i % N] += weight;
+    const IVec whole = round(weight * load(values.scales + i * W) * to_bytes);
 #if defined(__AVX512F__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + i * W), _mm512_cvtepi32_epi8((__m512i)whole));
 #else
     for (int j = 0; j < W; ++j) bytes[i * W + j] = uint8_t(whole[j]);
 #endif
   }
+  std::fill(bytes + vectors * W, bytes + TILE, uint8_t(0));
+  float* weights = s.weights + row * LANES;
+  const Vec factor = broadcast(s.factors[row]), own = broadcast(s.tile_factors[row]);
+  for (int n = 0; n < N; ++n) store(weights + n * W, fma(load(weights + n * W), factor, total[n] * own));
+  s.tile_factors[row] *= values.from_bytes[count - 1];
 }
 
 // V vectors of the weighted sums of ROWS rows over the first `blocks` blocks of a tile, rescaled and added to what was
@@ -159,7 +202,7 @@ void weigh_columns(const Scratch& s, int row, int d, int column, int blocks, con
     for (int n = 0; n < V; ++n) {
       float* total = s.sums + (row + r) * d + column + n * W;
       const Vec scaled = load(total) * broadcast(s.factors[row + r]);
-      store(total, fma(to_float(sums[r][n]), broadcast(s.tile_scales[row + r]), scaled));
+      store(total, fma(to_float(sums[r][n]), broadcast(s.tile_factors[row + r]), scaled));
     }
 }
 
@@ -170,15 +213,16 @@ void weigh_tile(const Scratch& s, int row, int d, int blocks, const uint8_t* con
   if (column < d) weigh_columns<ROWS, N>(s, row, d, column, blocks, values);
 }
 
-template <int... I>
+template <int B, int... I>
 constexpr auto scorers(std::integer_sequence<int, I...>) {
-  return std::array{score_block<I + 1>...};
+  return std::array{score_blocks<I + 1, B>...};
 }
 template <int... I>
 constexpr auto weighers(std::integer_sequence<int, I...>) {
   return std::array{weigh_tile<I + 1>...};
 }
-constexpr auto SCORE_BLOCK = scorers(std::make_integer_sequence<int, R>());
+constexpr auto SCORE_BLOCK = scorers<1>(std::make_integer_sequence<int, R>());
+constexpr auto SCORE_TWO = scorers<2>(std::make_integer_sequence<int, R>());
 constexpr auto WEIGH_TILE = weighers(std::make_integer_sequence<int, R>());
 
 // Calls work(first, count) for runs of at most R rows from `first` to `last`.
@@ -191,23 +235,26 @@ void attend_tile(const Problem& problem, const Item& item, int start, const Scra
   const int group = problem.group(), d = problem.d, rows = item.num_queries * group;
   const int end = std::min(start + TILE, item.seen_by(problem, item.num_queries - 1)), count = end - start;
   const int blocks = (count + BLOCK - 1) / BLOCK;
-  const uint8_t* values[BLOCKS];
+  const uint8_t *keys[BLOCKS], *values[BLOCKS];
   const float* value_scales[BLOCKS];
-  const int first = problem.is_causal ? std::max(0, start - item.position) * group : 0;  // the first row that sees any
   for (int b = 0; b < blocks; ++b) {
-    const uint8_t* keys = problem.block(item.table, start / BLOCK + b, item.key_head);
-    const float* scales = reinterpret_cast<const float*>(keys + 2 * BLOCK * d);
-    values[b] = keys + BLOCK * d, value_scales[b] = scales + BLOCK;
-    const int sees = problem.is_causal ? std::max(0, start + b * BLOCK - item.position) * group : 0;
-    by_rows(sees, rows, [&](int row, int some) {
-      SCORE_BLOCK[some - 1](s, row, d, keys, scales, s.scores + row * TILE + b * BLOCK);
+    keys[b] = problem.block(item.table, start / BLOCK + b, item.key_head), values[b] = keys[b] + BLOCK * d;
+    value_scales[b] = reinterpret_cast<const float*>(keys[b] + 2 * BLOCK * d) + BLOCK;
+  }
+  // The first row that sees anything of what is from a position on.
+  const auto first_to_see = [&](int p) { return problem.is_causal ? std::max(0, p - item.position) * group : 0; };
+  for (int b = 0; b < blocks; b += 2) {
+    const auto& score = blocks - b >= 2 ? SCORE_TWO : SCORE_BLOCK;
+    by_rows(first_to_see(start + b * BLOCK), rows, [&](int row, int some) {
+      score[some - 1](s, row, d, keys + b, s.scores + row * TILE + b * BLOCK);
     });
   }
-  for (int row = first; row < rows; ++row) {
-    const int seen = std::min(count, item.seen_by(problem, row / group) - start);
-    soften(s, row, seen, value_scales);
-    std::fill(s.p + row * TILE + (seen + BLOCK - 1) / BLOCK * BLOCK, s.p + (row + 1) * TILE, uint8_t(0));
-  }
+  const ValueScales scales(value_scales, count);
+  const int first = first_to_see(start);
+  const auto seen_by = [&](int row) { return std::min(count, item.seen_by(problem, row / group) - start); };
+  for (int row = first; row < rows; ++row) find_largest(s, row, seen_by(row));
+  scale_rows(s, first, rows);
+  for (int row = first; row < rows; ++row) soften(s, row, seen_by(row), scales);
   by_rows(first, rows, [&](int row, int some) { WEIGH_TILE[some - 1](s, row, d, blocks, values); });
 }
 
@@ -219,11 +266,10 @@ void load_queries(const Problem& problem, const Item& item, const Scratch& s) {
                      (int64_t(item.key_head) * group + row % group) * d;
     uint8_t* bytes = s.q + row * d;
     s.row_scales[row] = quantise(q, d, 0, bytes) * scale;
-    int32_t total = 0;
-    for (int i = 0; i < d; ++i) total += int8_t(bytes[i]);
-    s.totals[row] = total;
-    s.max[row] = -INFINITY;
+    s.totals[row] = total_of(bytes, d);
   }
+  std::fill_n(s.tile_max, PADDED_ROWS, -INFINITY);
+  std::fill_n(s.max, PADDED_ROWS, -INFINITY);
   std::fill_n(s.weights, MOST_ROWS * LANES, 0.0f);
   std::fill_n(s.sums, MOST_ROWS * d, 0.0f);
 }
@@ -237,8 +283,9 @@ void attend(const Problem& problem, const Item& item, const Scratch& s) {
     Vec weights{};
     for (int n = 0; n < N; ++n) weights += load(s.weights + row * LANES + n * W);
     const float weight = sum(weights);
-    const int64_t head = (item.first_row + row / group) * problem.heads + item.key_head * group + row % group;
-    for (int i = 0; i < d; ++i) problem.out[head * d + i] = s.sums[row * d + i] / weight + 0.0f;
+    float* out = problem.out + (item.first_row + row / group) * problem.out_stride +
+                 (int64_t(item.key_head) * group + row % group) * d;
+    for (int i = 0; i < d; ++i) out[i] = s.sums[row * d + i] / weight + 0.0f;
   }
 }
 
@@ -275,9 +322,59 @@ void write_position(uint8_t* block, int d, int offset, const float* key, const f
   alignas(64) uint8_t bytes[1024 + 64];
   float* scales = reinterpret_cast<float*>(block + 2 * BLOCK * d);
   scales[offset] = quantise(key, d, 128, bytes);
-  for (int i = 0; i < d; ++i) block[(i / 4 * BLOCK + offset) * 4 + i % 4] = bytes[i];
+  for (int i = 0; i < d; i += 4) std::copy_n(bytes + i, 4, block + (i / 4 * BLOCK + offset) * 4);
   scales[BLOCK + offset] = quantise(value, d, 0, bytes);
   for (int i = 0; i < d; ++i) block[BLOCK * d + (offset / 4 * d + i) * 4 + offset % 4] = bytes[i];
+}
+
+// Writes four positions' keys and values from `offset` on, a multiple of 4.
+void write_four(uint8_t* block, int d, int offset, const float* const* keys, const float* const* values) {
+  alignas(64) uint8_t bytes[4][1024 + 64];
+  float* scales = reinterpret_cast<float*>(block + 2 * BLOCK * d);
+  int32_t* to = reinterpret_cast<int32_t*>(block) + offset;
+  for (int j = 0; j < 4; ++j) {
+    scales[offset + j] = quantise(keys[j], d, 128, bytes[0]);
+    for (int i = 0; i < d / 4; ++i) std::copy_n(bytes[0] + 4 * i, 4, reinterpret_cast<uint8_t*>(to + i * BLOCK + j));
+  }
+  for (int j = 0; j < 4; ++j) scales[BLOCK + offset + j] = quantise(values[j], d, 0, bytes[j]);
+  uint32_t* wide = reinterpret_cast<uint32_t*>(block + BLOCK * d + offset * d);
+  for (int i = 0; i < d; ++i)
+    wide[i] = bytes[0][i] | uint32_t(bytes[1][i]) << 8 | uint32_t(bytes[2][i]) << 16 | uint32_t(bytes[3][i]) << 24;
+}
+
+// One head of one tile: its keys and values become bytes in `memory`, then each patch attends over all. qkv and out are
+// at the head's first element.
+void attend_head(const float* qkv, int64_t stride, int length, int d, float* out, int64_t out_stride, char* memory) {
+  const int blocks = (length + BLOCK - 1) / BLOCK;
+  const float *keys = qkv + stride / 3, *values = keys + stride / 3;
+  float* mean = reinterpret_cast<float*>(memory);
+  float* centred = mean + d;
+  int32_t* table = reinterpret_cast<int32_t*>(centred + 4 * d);
+  uint8_t* cache = reinterpret_cast<uint8_t*>(memory) + rounded(4 * (5 * d + blocks));
+  const int32_t starts[2] = {0, length};
+  const Problem problem{qkv, cache,  out,    table, starts, starts + 1, stride, out_stride,
+                        blocks, 1, blocks, length, 1, 1, d, false};
+  std::fill_n(mean, d, 0.0f);
+  for (int64_t t = 0; t < length; ++t)
+    for (int i = 0; i < d; ++i) mean[i] += keys[t * stride + i];
+  for (int i = 0; i < d; ++i) mean[i] /= float(length);
+  for (int b = 0; b < blocks; ++b) table[b] = b;
+  for (int64_t t = 0; t < length; t += 4) {
+    const int count = int(std::min<int64_t>(4, length - t));
+    const float *four_keys[4], *four_values[4];
+    for (int j = 0; j < count; ++j) {
+      four_keys[j] = centred + j * d, four_values[j] = values + (t + j) * stride;
+      for (int i = 0; i < d; ++i) centred[j * d + i] = keys[(t + j) * stride + i] - mean[i];
+    }
+    uint8_t* block = cache + t / BLOCK * problem.block_bytes();
+    if (count == 4) {
+      write_four(block, d, int(t % BLOCK), four_keys, four_values);
+      continue;
+    }
+    for (int j = 0; j < count; ++j) write_position(block, d, int(t % BLOCK) + j, four_keys[j], four_values[j]);
+  }
+  const Scratch scratch(reinterpret_cast<char*>(cache) + rounded(blocks * problem.block_bytes()), d);
+  for (const Item& item : items_of(problem)) attend(problem, item, scratch);
 }
 
 }  // namespace
@@ -288,12 +385,12 @@ EXPORT bool ternvl_attention_int8(const float* q, int64_t q_stride, const uint8_
                                   int64_t table_width, const int32_t* query_starts, const int32_t* lengths,
                                   int64_t num_sequences, int64_t num_blocks, int64_t num_tokens, int heads,
                                   int key_heads, int d, bool is_causal, float* out, int num_threads) {
-  const Problem problem{q,           cache,      out,        tables, query_starts, lengths, q_stride, table_width,
-                        num_sequences, num_blocks, num_tokens, heads,  key_heads,    d,       is_causal};
+  const Problem problem{q,           cache,         out,        tables,     query_starts, lengths,   q_stride, heads * d,
+                        table_width, num_sequences, num_blocks, num_tokens, heads,        key_heads, d,        is_causal};
   if (heads / key_heads > MOST_ROWS || !is_sound(problem)) return false;
   const std::vector<Item> items = items_of(problem);
   static thread_local Workspace workspace;
-  const int64_t own = (Scratch::size(d) + 63) / 64 * 64, count = items.size();
+  const int64_t own = rounded(Scratch::size(d)), count = items.size();
   const int team = int(std::max<int64_t>(1, std::min<int64_t>(num_threads, count)));
   char* memory = workspace.get(own * team);
 #pragma omp parallel num_threads(team) if (team > 1)
@@ -319,4 +416,21 @@ EXPORT bool ternvl_write_kv_int8(uint8_t* cache, const int64_t* slots, const flo
       write_position(cache + (slots[t] / BLOCK * key_heads + head) * block_bytes, d, slots[t] % BLOCK,
                      k + t * k_stride + int64_t(head) * d, v + t * v_stride + int64_t(head) * d);
   return true;
+}
+
+// Attention among the patches of each tile: qkv [tiles, length, 3, heads, d] -> out [tiles, length, heads, d]. Keys lose
+// their mean over the patches first.
+EXPORT void ternvl_tile_attention(const float* qkv, int64_t num_tiles, int64_t length, int heads, int d, float* out,
+                                  int num_threads) {
+  static thread_local Workspace workspace;
+  const int64_t blocks = (length + BLOCK - 1) / BLOCK, width = int64_t(heads) * d;
+  const int64_t own = rounded(4 * (5 * d + blocks)) + rounded(blocks * (2 * BLOCK * d + 2 * BLOCK * 4)) +
+                      rounded(Scratch::size(d));
+  char* memory = workspace.get(own * num_threads);
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (num_threads > 1)
+  for (int64_t i = 0; i < num_tiles * heads; ++i) {
+    const int64_t first = i / heads * length, head = i % heads;
+    attend_head(qkv + first * 3 * width + head * d, 3 * width, int(length), d, out + first * width + head * d, width,
+                memory + own * thread_index());
+  }
 }

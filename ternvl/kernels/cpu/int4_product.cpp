@@ -11,7 +11,6 @@
 namespace {
 
 constexpr int GROUP = 32, RUN = 64, RUNS = 4, SCALES = 2 * NR, BYTES = SCALES + RUNS * RUN;
-constexpr int AHEAD = 2048;  // bytes of weights fetched ahead where there are few rows and memory is the limit
 
 #if defined(__AVX512F__)
 constexpr int MR = 6;
@@ -29,7 +28,11 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const uint8_t* a = rows.bytes + row * rows.steps * 4;
   const int32_t* total = rows.totals + row * groups;
   Vec values[R][P * NV] = {};
+  finish.expect(row, R, panel, P);
   for (int64_t g = 0; g < groups; ++g, b += BYTES) {
+    const int64_t ahead = ahead_at(g * BYTES, groups * BYTES, P);
+    for (int p = 0; p < P && R <= FEW_ROWS; ++p)
+      for (int line = 0; line < BYTES; line += 64) fetch(b + p * groups * BYTES + line + ahead);
     IVec sums[R][P * NV];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -40,7 +43,6 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
 #pragma GCC unroll 8
       for (int v = 0; v < P * NV; ++v) {
         const uint8_t* from = b + (v / NV) * groups * BYTES + SCALES + j * RUN + (v % NV) * W * 4;
-        if (R <= 4) __builtin_prefetch(from + AHEAD);
         const IVec both = load_bytes(from);
         low[v] = both & 0x0f0f0f0f, high[v] = (both >> 4) & 0x0f0f0f0f;
       }

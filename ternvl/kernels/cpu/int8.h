@@ -80,6 +80,20 @@ inline IVec broadcast(int32_t value) { return value - IVec{}; }
 // The same four bytes in each lane.
 inline IVec broadcast_bytes(const void* from) { return broadcast(*static_cast<const UnalignedInt*>(from)); }
 
+// The sum of signed bytes; `count` is a multiple of 16.
+inline int32_t total_of(const uint8_t* bytes, int64_t count) {
+#if defined(__AVX512F__)
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t i = 0; i < count; i += 16)
+    sums = _mm512_add_epi32(sums, _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i))));
+  return _mm512_reduce_add_epi32(sums);
+#else
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += int8_t(bytes[i]);
+  return total;
+#endif
+}
+
 inline Vec to_float(IVec value) { return __builtin_convertvector(value, Vec); }
 
 // To the nearest whole number, of two the even one; sizes below 2^22.

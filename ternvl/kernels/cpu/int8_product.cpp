@@ -16,8 +16,7 @@ constexpr int MR = 3;
 #else
 constexpr int MR = 2;
 #endif
-constexpr int CHAINS = 8;   // of sums, to hide a product's latency
-constexpr int AHEAD = 2048; // bytes of weights fetched ahead where there are few rows and memory is the limit
+constexpr int CHAINS = 8;  // of sums, to hide a product's latency
 
 // R rows by P panels. U sums share a chain's work where there are few chains.
 template <int R, int P, int U>
@@ -27,12 +26,14 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const int8_t* b = static_cast<const int8_t*>(stage.panels) + panel * stride;
   const uint8_t* a = rows.bytes + row * rows.steps * 4;
   IVec sums[R][P * NV][U] = {};
+  int64_t ahead = 0;
+  finish.expect(row, R, panel, P);
   const auto add = [&](int u) __attribute__((always_inline)) {
     IVec weights[P * NV];
 #pragma GCC unroll 8
     for (int v = 0; v < P * NV; ++v) {
       const int8_t* from = b + (v / NV) * stride + (v % NV) * W * 4;
-      if (R <= 8) __builtin_prefetch(from + AHEAD);
+      if (R <= FEW_ROWS) fetch(from + ahead);
       weights[v] = load_bytes(from);
     }
 #pragma GCC unroll 16
@@ -45,9 +46,11 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
     b += NR * 4;
   };
   int64_t step = 0;
-  for (; step + U <= rows.steps; step += U)
+  for (; step + U <= rows.steps; step += U) {
+    if (R <= FEW_ROWS) ahead = ahead_at(step * NR * 4, stride, P);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) add(u);
+  }
   for (; step < rows.steps; ++step) add(0);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {

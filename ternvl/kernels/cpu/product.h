@@ -26,6 +26,13 @@ struct Finish {
   const Stage& stage;
   const Call& call;
 
+  // What `count` rows from `row` on will be added to is asked for before their sums are made.
+  void expect(int64_t row, int count, int64_t panel, int panels) const {
+    if (!call.residual) return;
+    for (int r = 0; r < count; ++r)
+      for (int p = 0; p < panels; ++p) __builtin_prefetch(call.residual + (row + r) * call.ldy + (panel + p) * NR);
+  }
+
   // `values` are P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of their work.
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int64_t panel, Vec* values) const {
@@ -55,6 +62,10 @@ struct Finish {
   void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {
     float* to = call.y + row * call.ldy + column;
     const float* residual = call.residual ? call.residual + row * call.ldy + column : nullptr;
+    if (column + NR <= n) {
+      for (int v = 0; v < NV; ++v) store(to + v * W, residual ? load(residual + v * W) + values[v] : values[v]);
+      return;
+    }
     for (int v = 0; v < NV && column + v * W < n; ++v) {
       const int count = int(std::min<int64_t>(W, n - column - v * W));
       store_some(to + v * W, residual ? load_some(residual + v * W, count) + values[v] : values[v], count);
@@ -62,30 +73,44 @@ struct Finish {
   }
 };
 
-using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
+// Where there are few rows, reading weights is the limit. They are asked for this many bytes ahead, and into the second
+// cache: the first has too few places for what is on its way. At the end of a pair of panels that is the next pair.
+constexpr int64_t AHEAD = 4096;
+constexpr int FEW_ROWS = 8;
 
-// The bytes of some rows. `scratch` is the thread's own, of `scratch_floats(k)`.
-void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int zero, Range own, float* scratch) {
-  const int64_t size = rows.steps * 4;
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(scratch + (stage.k + W - 1) / W * W);
-  for (int64_t i = 0; i < rows.num_blocks(); ++i) {
-    const Range block = rows.block(i);
-    for (int64_t row = std::max(own.first, block.first); row < std::min(own.last, block.last); ++row) {
-      rows.scales[row] = quantise(prepared(stage, call, row, scratch), stage.k, zero, bytes);
-      std::fill(bytes + stage.k, bytes + size, uint8_t(zero));
-      int32_t* to = reinterpret_cast<int32_t*>(rows.bytes + block.first * size) + (row - block.first);
-      const int32_t* from = reinterpret_cast<const int32_t*>(bytes);
-      for (int64_t step = 0; step < rows.steps; ++step) to[step * block.size()] = from[step];
-      for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g) {
-        int32_t total = 0;
-        for (int64_t j = 0; j < rows.group; ++j) total += int8_t(bytes[g * rows.group + j]);
-        rows.totals[row * rows.num_groups() + g] = total;
-      }
-    }
-  }
+inline void fetch(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// How far ahead at `offset` in panels of `stride` bytes, of which `count` are read side by side.
+inline int64_t ahead_at(int64_t offset, int64_t stride, int count) {
+  return offset < stride - AHEAD ? AHEAD : AHEAD + (count - 1) * stride;
 }
 
-inline int64_t scratch_floats(int64_t k) { return ((k + W - 1) / W * W) * 2 + 64; }
+using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
+
+// Bytes of a thread's own memory: a row, and the bytes of as many as a block has.
+inline int64_t scratch_bytes(const Rows& rows) { return rows.steps * 4 * (4 + rows.most) + 128; }
+
+// The bytes of some rows.
+void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int zero, Range own, char* scratch) {
+  const int64_t size = rows.steps * 4;
+  float* floats = reinterpret_cast<float*>(scratch);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(floats + (stage.k + W - 1) / W * W);
+  for (int64_t i = 0; i < rows.num_blocks(); ++i) {
+    const Range block = rows.block(i), some{std::max(own.first, block.first), std::min(own.last, block.last)};
+    for (int64_t row = some.first; row < some.last; ++row) {
+      uint8_t* to = bytes + (row - some.first) * size;
+      rows.scales[row] = quantise(prepared(stage, call, row, floats), stage.k, zero, to);
+      std::fill(to + stage.k, to + size, uint8_t(zero));
+      for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g)
+        rows.totals[row * rows.num_groups() + g] = total_of(to + g * rows.group, rows.group);
+    }
+    if (some.size() <= 0) continue;
+    int32_t* to = reinterpret_cast<int32_t*>(rows.bytes + block.first * size) + (some.first - block.first);
+    for (int64_t step = 0; step < rows.steps; ++step, to += block.size())
+      for (int64_t row = 0; row < some.size(); ++row)
+        to[row] = reinterpret_cast<const int32_t*>(bytes + row * size)[step];
+  }
+}
 
 // The whole stage: rows become bytes, then threads take pairs of panels. `group` is what inputs are padded to; `single`
 // and `pairs` are the tiles over one panel and two, by their number of rows.
@@ -96,7 +121,7 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
   const auto rounded = [](int64_t size) { return (size + 63) / 64 * 64; };
   const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
   const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m), totals = rounded(4 * call.m * groups);
-  const int64_t own = rounded(4 * scratch_floats(steps * 4));
+  const int64_t own = rounded(scratch_bytes({nullptr, nullptr, nullptr, call.m, steps, MOST, group}));
   char* memory = workspace.get(bytes + scales + totals + own * call.num_threads);
   const Rows rows{reinterpret_cast<uint8_t*>(memory),
                   reinterpret_cast<float*>(memory + bytes),
@@ -109,7 +134,7 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
 #pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
   {
     const Range some_rows = part({0, call.m}, thread_index(), team_size());
-    quantise_rows(stage, call, rows, zero, some_rows, reinterpret_cast<float*>(scratch + own * thread_index()));
+    quantise_rows(stage, call, rows, zero, some_rows, scratch + own * thread_index());
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t unit = 0; unit < units; ++unit) {

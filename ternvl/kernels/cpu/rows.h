@@ -95,15 +95,28 @@ inline const float* prepared(const Stage& stage, const Call& call, int64_t row, 
   return smoothed(stage, call.is_plain ? x : normed(stage, x, out), out);
 }
 
-// Whole numbers from -127 to 127 plus `zero`, as bytes; returns what 1 stands for. A row of zeros has 0. Bytes up to
-// the next multiple of W are written.
+// The largest of floats that are not negative, by their bits.
+inline float max_of_bits(IVec bits) {
+#if defined(__AVX512F__)
+  const int32_t most = _mm512_reduce_max_epi32((__m512i)bits);
+#else
+  int32_t most = bits[0];
+  for (int i = 1; i < W; ++i) most = bits[i] > most ? bits[i] : most;
+#endif
+  float value;
+  std::memcpy(&value, &most, sizeof value);
+  return value;
+}
+
+// Whole numbers from -127 to 127 plus `zero`, as bytes; returns what 1 stands for. A row of zeros has 0. A row with a number
+// that is none has none. Bytes up to the next multiple of W are written.
 inline float quantise(const float* x, int64_t k, int zero, uint8_t* out) {
-  Vec most{};
+  IVec most{};  // bits of sizes are in the order of sizes, and what is no number comes last: it shows in the result
   each(k, [&](int64_t i, int n) {
-    const Vec v = load_some(x + i, n), size = v < 0 ? -v : v;
+    const IVec size = reinterpret_cast<IVec>(load_some(x + i, n)) & 0x7fffffff;
     most = size > most ? size : most;
   });
-  const float largest = max(most);
+  const float largest = max_of_bits(most);
   const Vec factor = broadcast(largest > 0 ? 127.0f / largest : 0.0f);
   each(k, [&](int64_t i, int n) {
     const IVec whole = round(load_some(x + i, n) * factor) + zero;

@@ -73,12 +73,18 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 
 // The sum of the lanes, halves first: a fixed tree.
 inline float sum(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(value);
+#endif
   for (int half = W / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) value[i] += value[i + half];
   return value[0];
 }
 
 inline float max(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(value);
+#endif
   float best = value[0];
   for (int i = 1; i < W; ++i) best = value[i] > best ? value[i] : best;
   return best;

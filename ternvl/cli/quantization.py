@@ -1,0 +1,214 @@
+"""`ternvl quantize` and `ternvl verify`: convert a model once, and see what that costs on one's own weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ternvl.errors import ConfigError, TernvlError
+
+if TYPE_CHECKING:
+    from ternvl.agreement import Agreement
+    from ternvl.config import ModelConfig
+    from ternvl.loading import Quantized
+    from ternvl.model.quantize import StageReport
+    from ternvl.prompt.build import PromptBuilder
+
+_SHOWN = 5
+"""Layers in a list of the largest errors."""
+MIN_TOP1 = {"int8": 0.99, "int4": 0.95}
+
+_MODEL_HELP = "A checkpoint folder or a name on the Hugging Face hub; without it the small embedded model."
+Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
+Scheme = Annotated[str, typer.Option("--quantization", help="int8 or int4.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]
+Calibration = Annotated[
+    Path | None, typer.Option("--calibration", help="Folder of images and texts that quantisation is measured on.")
+]
+
+
+def quantize(
+    model: Model = None,
+    quantization: Scheme = "int8",
+    calibration: Calibration = None,
+    revision: Revision = None,
+    force: Annotated[bool, typer.Option("--force", help="Convert again although the file is there.")] = False,
+) -> None:
+    """Convert a model once: serve, chat, run and LLM then find it in the cache."""
+    source = _Source.of(model, quantization, revision)
+    quantised = source.quantised(calibration, anew=force)
+    from ternvl.cli.models import shown_bytes
+
+    size = shown_bytes(quantised.path.stat().st_size)
+    typer.echo(f"{'Converted' if quantised.is_new else 'Already there'}: {quantised.path} ({size})")
+    typer.echo(report_text(quantised.reports))
+
+
+def verify(
+    model: Model = None,
+    quantization: Scheme = "int8",
+    calibration: Calibration = None,
+    revision: Revision = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1", help="Part of the next tokens that must agree; by default 0.99 (int8), 0.95 (int4)."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens an answer may have.")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File that the figures are written to.")] = None,
+) -> None:
+    """Compare a quantised model with the unquantised one: their next tokens along the unquantised one's answers.
+
+    The answers are to built-in pictures and texts, and to those in the calibration folder.
+    Where too few agree the exit status is 1.
+    """
+    source = _Source.of(model, quantization, revision)
+    bound = MIN_TOP1[quantization] if min_top1 is None else min_top1
+    if not 0 <= bound <= 1:
+        raise ConfigError(f"min_top1 is {bound}; it is a part, from 0 to 1.")
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"The folder of {json_file}, where the figures are to go, does not exist.")
+    rows, quantised = _compared(source, calibration, max_tokens)
+    total = rows["all"]
+    typer.echo(f"{source.folder.name}, {quantization} against unquantised, along the unquantised model's answers\n")
+    typer.echo(table(rows))
+    typer.echo(f"\n{report_text(quantised.reports)}")
+    if total.positions * (1 - bound) < 1:
+        typer.echo(f"\nOne position of {total.positions} is {1 / total.positions:.1%}: more samples make this firmer.")
+    if json_file is not None:
+        figures = _figures(source, rows, quantised.reports, bound)
+        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if total.top1 < bound:
+        raise TernvlError(f"The next token agrees at {total.top1:.2%} of the positions, which is below {bound:.2%}.")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint that is to be quantised."""
+
+    folder: Path
+    config: ModelConfig
+    builder: PromptBuilder
+    scheme: str
+
+    @classmethod
+    def of(cls, model: str | None, scheme: str, revision: str | None) -> _Source:
+        from ternvl.model import checkpoint
+        from ternvl.prompt.build import PromptBuilder
+        from ternvl.prompt.tokenizer import Tokenizer
+
+        if scheme not in MIN_TOP1:
+            raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(MIN_TOP1)}.")
+        folder = checkpoint.resolve(model, revision=revision)
+        config = checkpoint.load_config(folder)
+        return cls(folder, config, PromptBuilder(config, Tokenizer.from_folder(folder)), scheme)
+
+    def quantised(self, calibration: Path | None, *, anew: bool = False, must_keep: bool = True) -> Quantized:
+        from ternvl.loading import load_quantized
+
+        return load_quantized(
+            self.folder,
+            self.config,
+            self.scheme,
+            self.builder,
+            progress=_is_shown(),
+            calibration=calibration,
+            anew=anew,
+            must_keep=must_keep,
+        )
+
+
+def _is_shown() -> bool:
+    """Whether somebody sees the progress."""
+    return sys.stdout.isatty()
+
+
+def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tuple[dict[str, Agreement], Quantized]:
+    """Agreement on pictures, on texts and on all."""
+    from ternvl import agreement
+    from ternvl.llm import LLM
+    from ternvl.loading import with_progress
+    from ternvl.prompt.samples import build, samples_to_compare
+
+    prompts = [build(source.builder, sample) for sample in samples_to_compare(calibration)]
+    quantised = source.quantised(calibration, must_keep=False)
+    llm = LLM(source.folder, device="cpu", progress=_is_shown())
+    answered = agreement.answers(llm, prompts, max_tokens, progress=_is_shown())
+    found = with_progress(
+        "Comparing",
+        _is_shown(),
+        lambda show: agreement.measure(llm.engine.model, quantised.model, answered, show),
+    )
+    pictures, texts = agreement.Agreement(), agreement.Agreement()
+    for prompt, each in zip(prompts, found, strict=True):
+        pictures, texts = (pictures + each, texts) if prompt.images else (pictures, texts + each)
+    return {"pictures": pictures, "texts": texts, "all": pictures + texts}, quantised
+
+
+def table(rows: dict[str, Agreement]) -> str:
+    """One line a kind of sample."""
+    lines = [f"{'samples':<10}{'positions':>11}{'same next token':>17}{'KL, mean':>12}{'KL, largest':>13}"]
+    for name, row in rows.items():
+        shown = f"{row.top1:.2%}"
+        lines.append(f"{name:<10}{row.positions:>11}{shown:>17}{row.kl_mean:>12.2e}{row.kl_max:>13.2e}")
+    return "\n".join(lines)
+
+
+def report_text(reports: Sequence[StageReport]) -> str:
+    """What became of the layers, and which were hard."""
+    counts: dict[str, int] = {}
+    for report in reports:
+        counts[report.format] = counts.get(report.format, 0) + 1
+    lines = [f"Layers: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"]
+    lines.append(f"Smoothed: {_names([report for report in reports if report.smoothed])}")
+    finer = [report for report in reports if report.format == "int8" and "int4" in report.tried]
+    if any("int4" in report.tried for report in reports):
+        lines.append(f"In 8 bits, since 4 did not fit: {_names(finer)}")
+    left = [report for report in reports if report.tried and report.format not in MIN_TOP1]
+    lines.append(f"Left unquantised: {_names(left)}")
+    worst = largest(reports)
+    lines.append(f"Largest errors:{'' if worst else ' none'}")
+    for report in worst:
+        how = f"{report.format}{', smoothed' if report.smoothed else ''}"
+        lines.append(f"  {report.error:>7.2%}  {report.name}  ({how})")
+    return "\n".join(lines)
+
+
+def _names(reports: Sequence[StageReport]) -> str:
+    """How many, and the first of them with the least error of what was tried."""
+    named = [f"{report.name} ({min(report.tried.values()):.1%})" for report in reports[:_SHOWN]]
+    more = ", ..." if len(reports) > _SHOWN else ""
+    return f"{len(reports)}: {', '.join(named)}{more}" if reports else "none"
+
+
+def largest(reports: Sequence[StageReport]) -> list[StageReport]:
+    """The layers whose quantisation has the largest errors."""
+    return sorted((report for report in reports if report.error), key=lambda report: -report.error)[:_SHOWN]
+
+
+def _figures(
+    source: _Source, rows: dict[str, Agreement], reports: Sequence[StageReport], bound: float
+) -> dict[str, Any]:
+    samples = {
+        name: {"positions": row.positions, "top1": row.top1, "kl_mean": row.kl_mean, "kl_max": row.kl_max}
+        for name, row in rows.items()
+    }
+    errors = [{"name": report.name, "error": report.error, "format": report.format} for report in largest(reports)]
+    is_met = rows["all"].top1 >= bound
+    return {
+        "model": str(source.folder),
+        "quantization": source.scheme,
+        "min_top1": bound,
+        "is_met": is_met,
+        "samples": samples,
+        "largest_layer_errors": errors,
+    }

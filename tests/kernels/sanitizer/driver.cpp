@@ -1,0 +1,223 @@
+// Runs the kernels over buffers of exact size, in odd sizes, with one thread and two. Built with sanitizers, which end
+// the program at the first access out of bounds and at the first undefined operation.
+//
+//     driver          everything
+//     driver NAME     the same with the buffer NAME one element too short: it must fail
+#include <cstdio>
+#include <initializer_list>
+
+#include "buffer.h"
+#include "stage.h"
+
+extern "C" {
+void ternvl_silu(const float*, float*, int64_t, int);
+void ternvl_gelu(const float*, float*, int64_t, int);
+void ternvl_rotate(float*, int64_t, const float*, const float*, int64_t, int, int, int);
+void ternvl_pack_linear(const void*, int, int64_t, int64_t, void*, int);
+void ternvl_linear(const float*, int64_t, int64_t, int64_t, const void*, int, int64_t, const float*, float*, int);
+void ternvl_pack_int8(const int8_t*, int64_t, int64_t, int8_t*, int32_t*, int);
+void ternvl_pack_int4(const int8_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int);
+void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const float*, float*, int64_t, int, bool);
+void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
+void ternvl_stage_outputs(const Stage*, const float*, int64_t, const float*, float*, int64_t, int);
+bool ternvl_write_kv(float*, float*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t, int64_t, int,
+                     int, int, int);
+bool ternvl_paged_attention(const float*, int64_t, const float*, const float*, const int32_t*, int64_t, const int32_t*,
+                            const int32_t*, int64_t, int64_t, int64_t, int, int, int, int, float*, int);
+bool ternvl_write_kv_int8(uint8_t*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t, int64_t, int,
+                          int, int);
+bool ternvl_attention_int8(const float*, int64_t, const uint8_t*, const int32_t*, int64_t, const int32_t*,
+                           const int32_t*, int64_t, int64_t, int64_t, int, int, int, bool, float*, int);
+double ternvl_read(const float*, int64_t, int);
+}
+
+namespace {
+
+void require(bool is_true, const char* what) {
+  if (is_true) return;
+  std::fprintf(stderr, "driver: %s\n", what);
+  std::exit(2);
+}
+
+constexpr int SIZES[] = {1, 2, 3, 5, 7, 16, 31, 33, 64, 100};
+constexpr int ROWS[] = {1, 2, 5, 7, 15, 31};
+
+void element_by_element() {
+  for (int64_t n : {1, 2, 3, 5, 7, 31, 33, 1025, 20001}) {
+    const Buffer<float> x("map.x", n), y("map.y", n);
+    ternvl_silu(x.data(), y.data(), n, 2);
+    ternvl_gelu(x.data(), y.data(), n, 2);
+    ternvl_read(x.data(), n, 2);
+  }
+  for (int64_t tokens : {1, 3, 33})
+    for (int d : {2, 6, 64}) {
+      const Buffer<float> x("rotate.x", tokens * 3 * d), cos("rotate.cos", tokens * d), sin("rotate.sin", tokens * d);
+      ternvl_rotate(x.data(), 3 * d, cos.data(), sin.data(), tokens, 3, d, 2);
+    }
+}
+
+template <typename T>
+void linear(int64_t n, int64_t k, int64_t m, int threads) {
+  const int64_t panels = panels_of(n), ldx = k + 3;
+  const Buffer<T> weight("linear.weight", n * k), packed("linear.panels", panels * k * NR);
+  const Buffer<float> x("linear.x", (m - 1) * ldx + k), bias("linear.bias", n), y("linear.y", m * n);
+  if constexpr (sizeof(T) == 2) weight.under(0x3f80);  // bfloat16 below 1
+  ternvl_pack_linear(weight.data(), sizeof(T), n, k, packed.data(), threads);
+  ternvl_linear(x.data(), m, k, ldx, packed.data(), sizeof(T), n, bias.data(), y.data(), threads);
+}
+
+// All ways through a stage whose weights are there already.
+void run(const Stage& stage, int64_t m, int threads) {
+  const int64_t outputs = stage.after == SWIGLU ? stage.n / 2 : stage.n, ldx = stage.k + 1;
+  const Buffer<float> x("stage.x", (m - 1) * ldx + stage.k), residual("stage.residual", m * outputs);
+  const Buffer<float> y("stage.y", m * outputs), plain("stage.plain", m * stage.n), rows("stage.rows", m * stage.k);
+  ternvl_stage(&stage, x.data(), m, ldx, nullptr, y.data(), outputs, threads, false);
+  ternvl_stage(&stage, x.data(), m, ldx, residual.data(), residual.data(), outputs, threads, false);  // in place
+  ternvl_stage(&stage, x.data(), m, ldx, nullptr, plain.data(), stage.n, threads, true);
+  ternvl_stage_outputs(&stage, plain.data(), m, residual.data(), y.data(), outputs, threads);
+  if (stage.before != NO_NORM) ternvl_stage_inputs(&stage, x.data(), m, ldx, rows.data(), threads);
+}
+
+void stage(int64_t n, int64_t k, Format format, Before before, After after, bool has_more, int threads) {
+  Stage made{};
+  made.n = n, made.k = k, made.eps = 1e-6f, made.format = format, made.before = before, made.after = after;
+  const bool is_float = format == FLOAT32 || format == BFLOAT16;
+  const int64_t padded = num_panels(made) * NR, groups = (k + 31) / 32, in_panels = is_float ? n : padded;
+  const Buffer<float> scales("stage.scales", padded), bias("stage.bias", in_panels), smoothing("stage.smoothing", k);
+  const Buffer<float> norm_weight("stage.norm_weight", k), norm_bias("stage.norm_bias", k);
+  const Buffer<int32_t> offsets("stage.offsets", padded);
+  const Buffer<int8_t> whole("stage.whole", padded * k);
+  const Buffer<uint16_t> shorts("stage.shorts", padded * (is_float ? k : groups));
+  const Buffer<float> weight("stage.weight", is_float ? n * k : 1);
+  const int64_t floats = panels_of(n) * NR * k, bytes = padded * ((k + 3) / 4 * 4), halves = padded / NR * groups * 288;
+  const Buffer<float> float_panels("stage.float_panels", floats);
+  const Buffer<uint16_t> short_panels("stage.short_panels", floats);
+  const Buffer<int8_t> int8_panels("stage.int8_panels", bytes);
+  const Buffer<uint8_t> int4_panels("stage.int4_panels", halves);
+  shorts.under(0x3f80);
+  if (format == FLOAT32) ternvl_pack_linear(weight.data(), 4, n, k, float_panels.data(), threads);
+  if (format == BFLOAT16) ternvl_pack_linear(shorts.data(), 2, n, k, short_panels.data(), threads);
+  if (format == INT8) ternvl_pack_int8(whole.data(), padded, k, int8_panels.data(), offsets.data(), threads);
+  if (format == INT4) {
+    whole.under(16);
+    for (int64_t i = 0; i < padded * k; ++i) whole[i] = int8_t(whole[i] - 8);
+    ternvl_pack_int4(whole.data(), shorts.data(), padded, k, int4_panels.data(), threads);
+  }
+  const void* panels[] = {float_panels.data(), short_panels.data(), int8_panels.data(), int4_panels.data()};
+  made.panels = panels[format];
+  made.scales = format == INT8 ? scales.data() : nullptr;
+  made.offsets = format == INT8 ? offsets.data() : nullptr;
+  made.bias = has_more ? bias.data() : nullptr;
+  made.smoothing = has_more && !is_float ? smoothing.data() : nullptr;
+  made.norm_weight = before != NO_NORM ? norm_weight.data() : nullptr;
+  made.norm_bias = before == LAYER_NORM ? norm_bias.data() : nullptr;
+  for (int64_t m : ROWS) run(made, m, threads);
+}
+
+void products() {
+  for (int64_t n : SIZES)
+    for (int64_t k : {1, 3, 7, 32, 33, 100, 1025}) {
+      const int threads = 1 + (n + k) % 2;
+      linear<float>(n, k, 1 + n % 13, threads);
+      linear<uint16_t>(n, k, 1 + k % 13, threads);
+    }
+  int turn = 0;
+  for (int64_t n : SIZES)
+    for (int64_t k : SIZES)
+      for (Format format : {FLOAT32, BFLOAT16, INT8, INT4})
+        for (After after : {NOTHING, GELU, SWIGLU}) {
+          if (after == SWIGLU && n % 2) continue;
+          const Before before = Before(++turn % 3);
+          stage(n, k, format, before, after, turn % 2, 1 + turn / 2 % 2);
+        }
+  for (Format format : {FLOAT32, BFLOAT16, INT8, INT4}) stage(34, 1025, format, LAYER_NORM, SWIGLU, true, 2);
+}
+
+// Two sequences side by side: one of `length` positions of which `queries` are asked, one of a single position.
+struct Sequences {
+  int64_t length, queries, block_size, width, blocks, tokens;
+  Buffer<int32_t> tables, starts, lengths;
+  Buffer<int64_t> slots;
+
+  Sequences(int64_t length, int64_t queries, int64_t block_size)
+      : length(length), queries(queries), block_size(block_size), width((length + block_size - 1) / block_size),
+        blocks(width + 1), tokens(queries + 1), tables("tables", 2 * width), starts("starts", 3), lengths("lengths", 2),
+        slots("slots", length + 1) {
+    for (int64_t i = 0; i < width; ++i) tables[i] = int32_t(width - i), tables[width + i] = -1;
+    tables[width] = 0;
+    starts[0] = 0, starts[1] = int32_t(queries), starts[2] = int32_t(tokens);
+    lengths[0] = int32_t(length), lengths[1] = 1;
+    for (int64_t i = 0; i < length; ++i) slots[i] = tables[i / block_size] * block_size + i % block_size;
+    slots[length] = 0;
+  }
+};
+
+void attention(int64_t length, int64_t queries, int key_heads, int group, int d, int block_size, int threads) {
+  const Sequences s(length, queries, block_size);
+  const int heads = key_heads * group;
+  const int64_t size = s.blocks * key_heads * block_size * d, stride = (heads + 2 * key_heads) * d;
+  const int64_t rows = (length + 1) * key_heads * d;
+  const Buffer<float> keys("attention.keys", size), values("attention.values", size), k("attention.k", rows);
+  const Buffer<float> v("attention.v", rows), q("attention.q", (s.tokens - 1) * stride + heads * d);
+  const Buffer<float> out("attention.out", s.tokens * heads * d);
+  require(ternvl_write_kv(keys.data(), values.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
+                          length + 1, s.blocks, key_heads, d, block_size, threads),
+          "keys and values were not written");
+  require(ternvl_paged_attention(q.data(), stride, keys.data(), values.data(), s.tables.data(), s.width,
+                                 s.starts.data(), s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d,
+                                 block_size, out.data(), threads),
+          "nothing was attended to");
+  s.slots[0] = s.blocks * block_size;
+  require(!ternvl_write_kv(keys.data(), values.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
+                           length + 1, s.blocks, key_heads, d, block_size, threads),
+          "a slot that is not there was written");
+}
+
+void attention_int8(int64_t length, int64_t queries, int key_heads, int group, int d, bool causal, int threads) {
+  const Sequences s(length, queries, 16);
+  const int heads = key_heads * group;
+  const int64_t stride = (heads + 2 * key_heads) * d, rows = (length + 1) * key_heads * d;
+  const Buffer<uint8_t> cache("attention_int8.cache", s.blocks * key_heads * (32 * d + 128));
+  const Buffer<float> k("attention_int8.k", rows), v("attention_int8.v", rows);
+  const Buffer<float> q("attention_int8.q", (s.tokens - 1) * stride + heads * d);
+  const Buffer<float> out("attention_int8.out", s.tokens * heads * d);
+  require(ternvl_write_kv_int8(cache.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
+                               length + 1, s.blocks, key_heads, d, threads),
+          "keys and values were not written in 8 bits");
+  require(ternvl_attention_int8(q.data(), stride, cache.data(), s.tables.data(), s.width, s.starts.data(),
+                                s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d, causal, out.data(),
+                                threads),
+          "nothing was attended to in 8 bits");
+  s.tables[0] = int32_t(s.blocks);
+  require(!ternvl_attention_int8(q.data(), stride, cache.data(), s.tables.data(), s.width, s.starts.data(),
+                                 s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d, causal, out.data(),
+                                 threads),
+          "a block that is not there was read");
+}
+
+void attentions() {
+  for (int64_t length : {1, 2, 3, 5, 7, 31, 33, 64, 130, 1025}) {
+    const int64_t some = length > 200 ? 3 : length;
+    for (int threads : {1, 2}) {
+      for (int d : {1, 5, 16, 33}) attention(length, some, 2, 3, d, 7, threads);
+      attention(length, some, 1, 7, 64, 16, threads);
+      attention(length, 1, 1, 2, 32, 32, threads);
+      for (int d : {16, 48, 64}) {
+        attention_int8(length, some, 2, 3, d, true, threads);
+        attention_int8(length, some, 1, 1, d, false, threads);
+      }
+      attention_int8(length, 1, 1, 7, 64, true, threads);
+    }
+  }
+  attention(2100, 2, 1, 2, 16, 16, 4);  // more threads than items: partitions are shared
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1) short_buffer = argv[1];
+  element_by_element();
+  products();
+  attentions();
+  std::puts("all kernels ran");
+}

@@ -1,0 +1,77 @@
+"""The kernels under sanitizers: no access out of bounds and no undefined operation, at odd sizes.
+
+`sanitizer/driver.cpp` calls them in a process of its own, over buffers of exactly the size they may touch.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ternvl.errors import ConfigError
+from ternvl.kernels import build, loader
+
+DRIVER = Path(__file__).parent / "sanitizer" / "driver.cpp"
+FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-w")
+SHORT = ("linear.x", "stage.int8_panels", "stage.int4_panels", "stage.y", "attention.out", "attention_int8.cache")
+
+
+def isas() -> list[str]:
+    """The least and the best instruction set of this machine."""
+    try:
+        loaded = loader.load("auto")
+    except ConfigError:
+        loaded = None
+    return ["portable"] if loaded is None else list(dict.fromkeys(["portable", loaded.isa]))
+
+
+def run(command: Sequence[str], options: str = "detect_leaks=0") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": options})
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The driver, linked with the kernels, by instruction set."""
+    try:
+        compiler = [*build.find_compiler(), *build.COMMON_FLAGS, "-fopenmp", *FLAGS]
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("sanitizer")
+    (folder / "nothing.cpp").write_text("int main() {}\n")
+    if run([*compiler, str(folder / "nothing.cpp"), "-o", str(folder / "nothing")]).returncode:
+        pytest.skip("the compiler has no sanitizers")
+
+    def compile(isa: str, source: Path) -> str:
+        target = folder / f"{isa}-{source.stem}.o"
+        done = run([*compiler, *build.FLAGS[isa], f"-I{build.SOURCES}", "-c", str(source), "-o", str(target)])
+        assert done.returncode == 0, done.stderr
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            isa: [pool.submit(compile, isa, source) for source in (*sorted(build.SOURCES.glob("*.cpp")), DRIVER)]
+            for isa in isas()
+        }
+        for isa, objects in jobs.items():
+            done = run([*compiler, *(job.result() for job in objects), "-o", str(folder / isa)])
+            assert done.returncode == 0, done.stderr
+    return {isa: folder / isa for isa in jobs}
+
+
+def test_the_kernels_stay_within_their_buffers(drivers: dict[str, Path]) -> None:
+    for isa, driver in drivers.items():
+        done = run([str(driver)])
+        assert (done.returncode, done.stdout) == (0, "all kernels ran\n"), f"{isa}: {done.stderr[:4000]}"
+
+
+def test_a_buffer_that_is_one_element_short_is_found(drivers: dict[str, Path]) -> None:
+    driver = str(list(drivers.values())[-1])
+    for name in SHORT:
+        done = run([driver, name], "detect_leaks=0:symbolize=0")
+        assert done.returncode, f"{name}: nothing was found"
+        assert "AddressSanitizer" in done.stderr, f"{name}: {done.stderr[:4000]}"
