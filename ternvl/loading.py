@@ -19,7 +19,7 @@ from ternvl.model import quantized_file, weights
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.samples import build, samples
+from ternvl.prompt.samples import build, digest, samples
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,8 +111,7 @@ def load_quantized(
     `anew` converts although it is there. With `must_keep` a cache that cannot be written raises ConfigError, before the
     conversion. Raises ConfigError for an unknown scheme or unusable samples, CheckpointError.
     """
-    calibrated_on, name = samples(calibration)
-    path = quantized_file.path_for(folder, scheme, name)
+    path = quantized_file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
             return Quantized(*quantized_file.load(path, config), path, is_new=False)
@@ -126,7 +125,7 @@ def load_quantized(
         progress,
         lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
     )
-    prompts = [build(builder, sample) for sample in calibrated_on]
+    prompts = [build(builder, sample) for sample in samples(calibration)]
     reports = with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
     try:
         quantized_file.save(model, reports, path)

@@ -112,12 +112,11 @@ def stages(model: nn.Module) -> Iterator[tuple[str, Stage]]:
 
 
 def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
-    """What is tried for a stage, in order. Pixels and the vision tower never have 4 bits; the head has 8, since an
-    error there is an error of the answer."""
+    """What is tried for a stage, in order. Pixels and the vision tower never have 4 bits."""
     if "patch_embedding" in name:
         return ()
-    is_layer = name.startswith("language_model.model.layers.")
-    return (Format.INT4, Format.INT8) if scheme == "int4" and is_layer else (Format.INT8,)
+    is_language = name.startswith("language_model.")
+    return (Format.INT4, Format.INT8) if scheme == "int4" and is_language else (Format.INT8,)
 
 
 def record(

@@ -66,7 +66,7 @@ def test_quantize_names_what_does_not_fit(
 ) -> None:
     monkeypatch.setitem(BOUNDS, Format.INT4, 1e-6)
     _, out, _ = run(capsys, "quantize", folder, "--quantization", "int4")
-    assert re.search(r"In 8 bits, since 4 did not fit: 8: language_model\.model\.layers\.0\.qkv \(\d\.\d%\), ", out)
+    assert re.search(r"In 8 bits, since 4 did not fit: 9: language_model\.model\.layers\.0\.qkv \(\d\.\d%\), ", out)
     monkeypatch.setitem(BOUNDS, Format.INT8, 1e-6)
     _, out, _ = run(capsys, "quantize", folder)
     assert re.search(r"Left unquantised: 17: vision_model\.encoder\.layers\.0\.qkv \(\d\.\d%\), ", out)

@@ -28,7 +28,31 @@ bool ternvl_write_kv_int8(uint8_t*, const int64_t*, const float*, int64_t, const
                           int, int);
 bool ternvl_attention_int8(const float*, int64_t, const uint8_t*, const int32_t*, int64_t, const int32_t*,
                            const int32_t*, int64_t, int64_t, int64_t, int, int, int, bool, float*, int);
+void ternvl_tile_attention(const float*, int64_t, int64_t, int, int, float*, int);
 double ternvl_read(const float*, int64_t, int);
+
+// Of decoder.cpp.
+struct Layer {
+  const Stage *qkv, *o, *gate_up, *down;
+};
+struct Decoder {
+  const Layer* layers;
+  int64_t num_layers;
+  int32_t heads, key_heads, d;
+};
+struct Cache {
+  float *keys, *values;
+  uint8_t* bytes;
+  int64_t layer_size, num_blocks;
+  int32_t block_size;
+};
+struct Step {
+  const int64_t* slots;
+  const int32_t *tables, *query_starts, *lengths;
+  const float *cos, *sin;
+  int64_t num_tokens, num_sequences, table_width;
+};
+bool ternvl_decode(const Decoder*, const Cache*, const Step*, float*, int);
 }
 
 namespace {
@@ -78,40 +102,50 @@ void run(const Stage& stage, int64_t m, int threads) {
   if (stage.before != NO_NORM) ternvl_stage_inputs(&stage, x.data(), m, ldx, rows.data(), threads);
 }
 
-void stage(int64_t n, int64_t k, Format format, Before before, After after, bool has_more, int threads) {
-  Stage made{};
-  made.n = n, made.k = k, made.eps = 1e-6f, made.format = format, made.before = before, made.after = after;
-  const bool is_float = format == FLOAT32 || format == BFLOAT16;
-  const int64_t padded = num_panels(made) * NR, groups = (k + 31) / 32, in_panels = is_float ? n : padded;
-  const Buffer<float> scales("stage.scales", padded), bias("stage.bias", in_panels), smoothing("stage.smoothing", k);
-  const Buffer<float> norm_weight("stage.norm_weight", k), norm_bias("stage.norm_bias", k);
-  const Buffer<int32_t> offsets("stage.offsets", padded);
-  const Buffer<int8_t> whole("stage.whole", padded * k);
-  const Buffer<uint16_t> shorts("stage.shorts", padded * (is_float ? k : groups));
-  const Buffer<float> weight("stage.weight", is_float ? n * k : 1);
-  const int64_t floats = panels_of(n) * NR * k, bytes = padded * ((k + 3) / 4 * 4), halves = padded / NR * groups * 288;
-  const Buffer<float> float_panels("stage.float_panels", floats);
-  const Buffer<uint16_t> short_panels("stage.short_panels", floats);
-  const Buffer<int8_t> int8_panels("stage.int8_panels", bytes);
-  const Buffer<uint8_t> int4_panels("stage.int4_panels", halves);
-  shorts.under(0x3f80);
-  if (format == FLOAT32) ternvl_pack_linear(weight.data(), 4, n, k, float_panels.data(), threads);
-  if (format == BFLOAT16) ternvl_pack_linear(shorts.data(), 2, n, k, short_panels.data(), threads);
-  if (format == INT8) ternvl_pack_int8(whole.data(), padded, k, int8_panels.data(), offsets.data(), threads);
-  if (format == INT4) {
-    whole.under(16);
-    for (int64_t i = 0; i < padded * k; ++i) whole[i] = int8_t(whole[i] - 8);
-    ternvl_pack_int4(whole.data(), shorts.data(), padded, k, int4_panels.data(), threads);
+// A stage and what it points to. With `has_more` there is a bias, and smoothing where there can be.
+struct Made {
+  bool is_float;
+  int64_t padded, groups, floats;
+  Buffer<float> scales, bias, smoothing, norm_weight, norm_bias, weight, float_panels;
+  Buffer<int32_t> offsets;
+  Buffer<int8_t> whole, int8_panels;
+  Buffer<uint16_t> shorts, short_panels;
+  Buffer<uint8_t> int4_panels;
+  Stage stage;
+
+  Made(int64_t n, int64_t k, Format format, Before before, After after, bool has_more, int threads)
+      : is_float(format == FLOAT32 || format == BFLOAT16),
+        padded(NR * (after == SWIGLU ? 2 * panels_of(n / 2) : panels_of(n))), groups((k + 31) / 32),
+        floats(panels_of(n) * NR * k), scales("stage.scales", padded), bias("stage.bias", is_float ? n : padded),
+        smoothing("stage.smoothing", k), norm_weight("stage.norm_weight", k), norm_bias("stage.norm_bias", k),
+        weight("stage.weight", n * k), float_panels("stage.float_panels", floats), offsets("stage.offsets", padded),
+        whole("stage.whole", padded * k), int8_panels("stage.int8_panels", padded * ((k + 3) / 4 * 4)),
+        shorts("stage.shorts", is_float ? n * k : padded * groups), short_panels("stage.short_panels", floats),
+        int4_panels("stage.int4_panels", padded / NR * groups * 288), stage() {
+    stage.n = n, stage.k = k, stage.eps = 1e-6f, stage.format = format, stage.before = before, stage.after = after;
+    shorts.under(0x3f80);
+    if (format == FLOAT32) ternvl_pack_linear(weight.data(), 4, n, k, float_panels.data(), threads);
+    if (format == BFLOAT16) ternvl_pack_linear(shorts.data(), 2, n, k, short_panels.data(), threads);
+    if (format == INT8) ternvl_pack_int8(whole.data(), padded, k, int8_panels.data(), offsets.data(), threads);
+    if (format == INT4) {
+      whole.under(16);
+      for (int64_t i = 0; i < padded * k; ++i) whole[i] = int8_t(whole[i] - 8);
+      ternvl_pack_int4(whole.data(), shorts.data(), padded, k, int4_panels.data(), threads);
+    }
+    const void* panels[] = {float_panels.data(), short_panels.data(), int8_panels.data(), int4_panels.data()};
+    stage.panels = panels[format];
+    stage.scales = format == INT8 ? scales.data() : nullptr;
+    stage.offsets = format == INT8 ? offsets.data() : nullptr;
+    stage.bias = has_more ? bias.data() : nullptr;
+    stage.smoothing = has_more && !is_float ? smoothing.data() : nullptr;
+    stage.norm_weight = before != NO_NORM ? norm_weight.data() : nullptr;
+    stage.norm_bias = before == LAYER_NORM ? norm_bias.data() : nullptr;
   }
-  const void* panels[] = {float_panels.data(), short_panels.data(), int8_panels.data(), int4_panels.data()};
-  made.panels = panels[format];
-  made.scales = format == INT8 ? scales.data() : nullptr;
-  made.offsets = format == INT8 ? offsets.data() : nullptr;
-  made.bias = has_more ? bias.data() : nullptr;
-  made.smoothing = has_more && !is_float ? smoothing.data() : nullptr;
-  made.norm_weight = before != NO_NORM ? norm_weight.data() : nullptr;
-  made.norm_bias = before == LAYER_NORM ? norm_bias.data() : nullptr;
-  for (int64_t m : ROWS) run(made, m, threads);
+};
+
+void stage(int64_t n, int64_t k, Format format, Before before, After after, bool has_more, int threads) {
+  const Made made(n, k, format, before, after, has_more, threads);
+  for (int64_t m : ROWS) run(made.stage, m, threads);
 }
 
 void products() {
@@ -195,6 +229,41 @@ void attention_int8(int64_t length, int64_t queries, int key_heads, int group, i
           "a block that is not there was read");
 }
 
+void tile_attention(int64_t tiles, int64_t length, int heads, int d, int threads) {
+  const Buffer<float> qkv("tile_attention.qkv", tiles * length * 3 * heads * d);
+  const Buffer<float> out("tile_attention.out", tiles * length * heads * d);
+  ternvl_tile_attention(qkv.data(), tiles, length, heads, d, out.data(), threads);
+}
+
+// Two layers over a sequence of `length` tokens and one of a single token, whose keys and values are all new.
+void decode(int64_t length, Format format, bool is_int8, int threads) {
+  constexpr int HEADS = 6, KEY_HEADS = 2, D = 16, HIDDEN = 33, INNER = 31;
+  const Sequences s(length, length, 16);
+  const Made qkv((HEADS + 2 * KEY_HEADS) * D, HIDDEN, format, RMS_NORM, NOTHING, true, threads);
+  const Made o(HIDDEN, HEADS * D, format, NO_NORM, NOTHING, false, threads);
+  const Made gate_up(2 * INNER, HIDDEN, format, RMS_NORM, SWIGLU, false, threads);
+  const Made down(HIDDEN, INNER, format, NO_NORM, NOTHING, false, threads);
+  const Layer layer{&qkv.stage, &o.stage, &gate_up.stage, &down.stage}, layers[] = {layer, layer};
+  const int64_t floats = s.blocks * KEY_HEADS * 16 * D, bytes = s.blocks * KEY_HEADS * (32 * D + 128);
+  const Buffer<float> keys("decode.keys", 2 * floats), values("decode.values", 2 * floats);
+  const Buffer<uint8_t> cache("decode.cache", 2 * bytes);
+  const Buffer<float> cos("decode.cos", s.tokens * D), sin("decode.sin", s.tokens * D), x("decode.x", s.tokens * HIDDEN);
+  const Decoder decoder{layers, 2, HEADS, KEY_HEADS, D};
+  const Cache held = is_int8 ? Cache{nullptr, nullptr, cache.data(), bytes, s.blocks, 16}
+                             : Cache{keys.data(), values.data(), nullptr, floats, s.blocks, 16};
+  const Step step{s.slots.data(), s.tables.data(), s.starts.data(), s.lengths.data(), cos.data(), sin.data(),
+                  s.tokens,       2,               s.width};
+  require(ternvl_decode(&decoder, &held, &step, x.data(), threads), "nothing was decoded");
+  s.slots[0] = -1;
+  require(!ternvl_decode(&decoder, &held, &step, x.data(), threads), "a slot that is not there was decoded to");
+}
+
+void decodes() {
+  for (int64_t length : {1, 2, 3, 17, 33})
+    for (Format format : {FLOAT32, BFLOAT16, INT8, INT4})
+      for (bool is_int8 : {false, true}) decode(length, format, is_int8, 1 + length % 2);
+}
+
 void attentions() {
   for (int64_t length : {1, 2, 3, 5, 7, 31, 33, 64, 130, 1025}) {
     const int64_t some = length > 200 ? 3 : length;
@@ -207,8 +276,11 @@ void attentions() {
         attention_int8(length, some, 1, 1, d, false, threads);
       }
       attention_int8(length, 1, 1, 7, 64, true, threads);
+      if (length <= 200) tile_attention(2, length, 1, 64, threads);
+      if (length <= 200) tile_attention(1, length, 3, 48, threads);
     }
   }
+  tile_attention(1, 1025, 1, 16, 2);
   attention(2100, 2, 1, 2, 16, 16, 4);  // more threads than items: partitions are shared
 }
 
@@ -219,5 +291,6 @@ int main(int argc, char** argv) {
   element_by_element();
   products();
   attentions();
+  decodes();
   std::puts("all kernels ran");
 }
