@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,8 +199,11 @@ def test_a_fused_model_is_what_its_plain_one_is(adapters: list[Adapter]) -> None
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 13}, {"num_blocks": 60, "max_model_len": 150}])
-def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, int], adapters: list[Adapter]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"max_num_batched_tokens": 13}, {"num_blocks": 60, "max_model_len": 150}, {"kv_cache_dtype": "int8"}]
+)
+def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, Any], adapters: list[Adapter]) -> None:
+    """Alone, a request without an adapter takes the native decoder's way; in company it does not."""
     model, rng = fused_model(scheme), random.Random(7)
     requests = [
         Request(
@@ -211,7 +215,9 @@ def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, int], adapt
         for number, prompt in enumerate(prompts(5))
         for again in range(4)
     ]
-    alone = make_engine(model, enable_prefix_caching=False, image_cache_memory=0)
+    cache = {"kv_cache_dtype": "int8", "block_size": 16} if "kv_cache_dtype" in options else {}
+    options = options | cache
+    alone = make_engine(model, enable_prefix_caching=False, image_cache_memory=0, **cache)
     single = {each.id: run(alone, [each])[each.id] for each in requests}
     together = run(make_engine(model, **options), requests)
     for name, answer in together.items():
@@ -219,6 +225,22 @@ def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, int], adapt
         assert answer.logprobs == single[name].logprobs
     texts = {tuple(answer.token_ids) for answer in together.values()}
     assert len(texts) > len(requests) // 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_engine_computes_the_same(scheme: str, adapters: list[Adapter]) -> None:
+    """Over its paged cache, where layers are one native call without adapters."""
+    model = fused_model(scheme)
+    engine = make_engine(model)
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)
+    for number, prompt in enumerate(prompts(9)):
+        for adapter in adapters:
+            answer = run(engine, [Request(f"r{number}", prompt, params, adapter=adapter)])[f"r{number}"]
+            wanted = logits(model, prompt, adapter)[-1].log_softmax(0)
+            drawn = answer.logprobs[0].logprob
+            assert abs(drawn - float(wanted[answer.token_ids[0]])) < (1e-4 if scheme == "none" else 0.05)
+            if adapter.name in ("a0", "a3", "a4"):
+                assert (model(prompt)[-1].log_softmax(0) - wanted).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
