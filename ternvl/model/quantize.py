@@ -37,6 +37,8 @@ _FEW, _MANY = (64, 256), (256, 1024)
 each other's errors on them."""
 _HELD_OUT = 5
 """Of a stage in 4 bits, one row in so many is not compensated for, and its error is measured on these."""
+_INPUTS_A_ROW = 4
+"""With more inputs than so many for each row, compensation would fit the rows alone, slowly: it is not tried."""
 _SMOOTHINGS = (0.5, 0.75)
 
 M = TypeVar("M", bound=nn.Module)
@@ -236,17 +238,23 @@ def _int8_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
 def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
     layer = _layer(plain)
     is_held_out = torch.arange(len(rows)) % _HELD_OUT == 0
-    held_out, compensated = rows[is_held_out], rows[~is_held_out] if len(rows) > 1 else rows
+    held_out, seen = rows[is_held_out], rows[~is_held_out] if len(rows) > 1 else rows
     wanted = plain.product(held_out)
-    stage = pack_int4(layer, importance=compensated.square().mean(dim=0))
-    yield "int4", stage, relative_error(stage.product(held_out), wanted)
-    for strength in (None, *_SMOOTHINGS):
-        smoothing = None if strength is None else smoothing_of(layer.weight, largest, strength)
-        stage = pack_int4(layer, smoothing, compensate=compensated)
-        error = relative_error(stage.product(held_out), wanted)
-        yield f"int4, {'' if strength is None else f'smoothed by {strength}, '}compensated", stage, error
-        if error <= BOUNDS[Format.INT4]:
-            return  # smoothing is work at each call
+
+    def made(label: str, smoothing: Tensor | None, compensate: bool) -> Try:
+        inputs = seen if smoothing is None else seen * smoothing
+        importance = inputs.square().mean(dim=0)
+        stage = pack_int4(layer, smoothing, importance, compensate=seen if compensate else None)
+        return label, stage, relative_error(stage.product(held_out), wanted)
+
+    can_compensate = len(seen) * _INPUTS_A_ROW >= rows.shape[1]
+    tries = [made("int4", None, False)] + ([made("int4, compensated", None, True)] if can_compensate else [])
+    yield from tries
+    if min(error for _, _, error in tries) <= BOUNDS[Format.INT4]:
+        return  # smoothing is work at each call
+    for strength in _SMOOTHINGS:
+        label = f"int4, smoothed by {strength}{', compensated' if can_compensate else ''}"
+        yield made(label, smoothing_of(layer.weight, largest, strength), can_compensate)
 
 
 def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:

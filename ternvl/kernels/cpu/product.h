@@ -129,7 +129,8 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
                   call.m, steps, MOST, group};
   char* scratch = memory + bytes + scales + totals;
   const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
-  const int64_t units = std::min<int64_t>(num_pairs, 8 * call.num_threads);  // some threads may be disturbed
+  // Threads may be disturbed, so that shares are dealt out as they go; where there are many rows each takes long.
+  const int64_t units = std::min<int64_t>(num_pairs, (call.m > FEW_ROWS ? 64 : 8) * call.num_threads);
   const Finish finish{stage, call};
 #pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
   {
