@@ -2,12 +2,16 @@
 
     python scripts/examples.py
 
-writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, and `docs/endpoints.md`.
+writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in the README
+what the example of adapters prints.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,9 @@ REQUESTS: dict[str, Any] = {
 }
 
 NOTES = {
+    "/v1/load_lora_adapter": "`lora_name` and `lora_path`; see [lora.md](lora.md), also for who may.",
+    "/v1/unload_lora_adapter": "`lora_name`, and `abort` to give up who uses it; see [lora.md](lora.md).",
+    "/v1/upload_lora_adapter": "A form with `lora_name` and the two files; see [lora.md](lora.md).",
     "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
     "/v1/completions": """\
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and the
@@ -94,8 +101,14 @@ hub name that it was loaded by; the `model` of every answer says which that is."
 }
 
 
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+_ADAPTERS = re.compile(
+    r"(<!-- adapters:begin -->\n```python\n(.*?)```\n\n```text\n).*?(```\n<!-- adapters:end -->)", re.DOTALL
+)
+
+
 def main() -> None:
-    """Writes both files."""
+    """Writes the files."""
     llm = LLM()
     REQUESTS["/detokenize"]["tokens"] = [llm.tokenizer.encode_text(letter)[0] for letter in "Paris"]
     config = ServerConfig(port=0, log_level="error")
@@ -113,10 +126,24 @@ def main() -> None:
     text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
     (ROOT / "ternvl/server/examples.json").write_text(text, encoding="utf-8")
     (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(with_adapters(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_adapters(readme: str) -> str:
+    """The README with what its example of adapters prints; `picture` is the first one that it shows."""
+    example, picture = _ADAPTERS.search(readme), _PICTURE.search(readme)
+    assert example is not None
+    assert picture is not None
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(example[2], {"picture": picture[0]})
+    return _ADAPTERS.sub(lambda found: found[1] + printed.getvalue() + found[3], readme)
 
 
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
-    """The example of an operation; none where its answer is a document."""
+    """The example of an operation; none where its answer is a document, or it needs an adapter."""
+    if operation.path.endswith("_lora_adapter"):
+        return {}
     if operation.request:
         body = REQUESTS[operation.path]
         answer = http.post(operation.path, json=body)

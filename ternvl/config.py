@@ -14,6 +14,9 @@ OFFICIAL_SYSTEM_MESSAGE = (
 """Default system message of the official template `internvl2_5` (OpenGVLab/InternVL, conversation.py)."""
 
 
+LORA_DTYPES = ("auto", "float32", "bfloat16")
+
+
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
     """An InternViT of the 300M kind: LayerNorm, fused qkv with bias, layer scale, class token."""
@@ -147,6 +150,14 @@ class EngineConfig:
         default=256, metadata={"help": "Requests that may wait; beyond it a request is refused with 429."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of requests that bring none."})
+    max_loras: int = field(
+        default=8, metadata={"help": "LoRA adapters in memory; the one longest unused is read again when it is wanted."}
+    )
+    max_lora_rank: int = field(default=64, metadata={"help": "Rank that a LoRA adapter may have."})
+    lora_dtype: str = field(
+        default="auto",
+        metadata={"help": "How LoRA adapters are kept: auto (as in their files), float32, or bfloat16 (half of it)."},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,22 @@ class ServerConfig:
         repr=False,
         metadata={"help": "Key that clients must send as a bearer token.", "env": "TERNVL_API_KEY"},
     )
+    admin_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Key for loading, unloading and uploading LoRA adapters.", "env": "TERNVL_ADMIN_KEY"},
+    )
+    lora: tuple[str, ...] = field(
+        default=(), metadata={"help": "A LoRA adapter as NAME=PATH, the folder that PEFT saved (repeatable)."}
+    )
+    lora_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Folder of LoRA adapters, each in a folder of its name; takes uploads."},
+    )
+    allow_lora_upload: bool = field(
+        default=False, metadata={"help": "Take LoRA adapters over HTTP; needs --lora-dir and --admin-key."}
+    )
+    max_lora_bytes: int = field(default=512 * 1024**2, metadata={"help": "Bytes an uploaded LoRA adapter may have."})
     strict: bool = field(default=False, metadata={"help": "Refuse requests with unknown fields."})
     allowed_origins: tuple[str, ...] = field(
         default=(), metadata={"help": "Web origins whose pages may call the server, or * for all (repeatable)."}

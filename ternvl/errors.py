@@ -3,8 +3,11 @@
 TernvlError
 ├── ConfigError            a setting that cannot be
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
+├── DataError              a file of training data with lines that cannot be learned from
 ├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
 │   ├── ImageError         an image that cannot be fetched, decoded or accepted
+│   ├── AdapterError       a LoRA adapter that cannot be loaded
+│   │   └── UnknownAdapterError  an adapter that is not there (HTTP 404)
 │   └── ContextLengthError a prompt (and answer) longer than the context
 ├── OverloadedError        the queue is full (HTTP 429)
 ├── UnavailableError       draining or not ready (HTTP 503)
@@ -30,6 +33,14 @@ class CheckpointError(TernvlError):
     """A model folder that cannot be loaded."""
 
 
+class DataError(TernvlError):
+    """A file of training data with bad lines. `problems` are (line number, what is wrong with it), all of them."""
+
+    def __init__(self, message: str, problems: tuple[tuple[int, str], ...]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 class RequestError(TernvlError):
     """A request that breaks a rule. `param` is the offending field, `code` a machine-readable name."""
 
@@ -47,6 +58,21 @@ class ImageError(RequestError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.too_large = too_large
+
+
+class AdapterError(RequestError):
+    """A LoRA adapter that cannot be loaded. `code` is "invalid_adapter", "adapter_file_missing", "unsupported_adapter",
+    "base_model_mismatch" or "lora_rank_too_large"."""
+
+    def __init__(self, message: str, *, code: str = "invalid_adapter", param: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+
+
+class UnknownAdapterError(AdapterError):
+    """An adapter that is not loaded, or is not any more."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, code="model_not_found", param=param)
 
 
 class ContextLengthError(RequestError):

@@ -17,9 +17,10 @@ import torch
 from rich.progress import Progress
 
 from ternvl.config import EngineConfig, ImageLimits
+from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
-from ternvl.errors import CheckpointError, ConfigError, RequestError
+from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
 from ternvl.loading import check_name, load_model
 from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
@@ -175,7 +176,17 @@ class LLM:
         self.engine: Engine | ReferenceEngine = kind(
             model, engine_config, stop_ids=self.tokenizer.stop_ids, grammars=self.grammars
         )
+        self.adapters = AdapterPool(model.config, engine_config, base=name, device=model.device)
         self._request_numbers = count()
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Let a LoRA adapter be chosen by `name`: a folder with `adapter_config.json` and `adapter_model.safetensors`,
+        as PEFT saves them. One that had the name is replaced. Raises AdapterError for one that cannot be used."""
+        self.adapters.load(name, Path(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter away. Raises UnknownAdapterError for a name that is not loaded."""
+        self.adapters.unload(name)
 
     def default_params(self) -> SamplingParams:
         """The checkpoint's own sampling defaults; greedy where its generation configuration does not sample."""
@@ -196,6 +207,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`.
@@ -213,7 +225,7 @@ class LLM:
             replace(one, grammar=tool_grammar(tools, tool_choice, parallel=parallel_tool_calls, answer=one.grammar))
             for one in self._params_of(prompts, params)
         ]
-        outputs = self.generate(prompts, constrained, progress=progress)
+        outputs = self.generate(prompts, constrained, adapter=adapter, progress=progress)
         return [_with_calls(output, tool_names(shown)) for output in outputs] if shown else outputs
 
     def generate(
@@ -221,17 +233,21 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer prompts, all batched through one engine; outputs are in the prompts' order.
 
         `params` are for all prompts or one each; None takes `default_params`. Answer i of `params.n` has the seed
-        `params.seed` + i. `progress` shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be
-        answered and EngineError where the engine fails; nothing of the call is then left behind.
+        `params.seed` + i. `adapter` names the LoRA adapter of all prompts or of each, None for the model alone.
+        `progress` shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be answered,
+        UnknownAdapterError, and EngineError where the engine fails; nothing of the call is then left behind.
         """
         prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
+        names = self._adapters_of(prompts, adapter)
         answers = [
-            self._answers(prompt, one) for prompt, one in zip(prompts, self._params_of(prompts, params), strict=True)
+            self._answers(prompt, one, name)
+            for prompt, one, name in zip(prompts, self._params_of(prompts, params), names, strict=True)
         ]
         self._run([answer for group in answers for answer in group], progress=progress)
         return [
@@ -249,7 +265,17 @@ class LLM:
             raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
         return params
 
-    def _answers(self, prompt: Prompt, params: SamplingParams) -> list[_Answer]:
+    def _adapters_of(
+        self, prompts: Sequence[Prompt], adapter: str | Sequence[str | None] | None
+    ) -> Sequence[str | None]:
+        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != len(prompts):
+            raise ConfigError(f"There are {len(names)} adapters for {len(prompts)} prompts.")
+        for name in {*names} - {None}:
+            self.adapters.known(str(name))
+        return names
+
+    def _answers(self, prompt: Prompt, params: SamplingParams, adapter: str | None) -> list[_Answer]:
         """The `n` answers of one prompt, still empty."""
         ids = [f"llm-{next(self._request_numbers)}" for _ in range(params.n)]
         seeds = [None if params.seed is None else params.seed + index for index in range(params.n)]
@@ -258,6 +284,7 @@ class LLM:
                 Request(name, prompt, replace(params, seed=seed), sibling_of=ids[0] if index else None),
                 index,
                 self.tokenizer,
+                adapter,
             )
             for index, (name, seed) in enumerate(zip(ids, seeds, strict=True))
         ]
@@ -269,16 +296,35 @@ class LLM:
             task = bar.add_task("Answering", total=len(answers)) if bar else None
             try:
                 while pending or alive:
-                    while pending and not self.engine.is_full:
-                        answer = pending.popleft()
-                        self.engine.add(answer.request)
-                        alive[answer.request.id] = answer
+                    while pending and not self.engine.is_full and self._begin(pending[0], alive):
+                        pending.popleft()
                     num_ended = self._step(alive)
                     if bar and task is not None:
                         bar.advance(task, num_ended)
             finally:
-                for request_id in alive:
-                    self.engine.abort(request_id)
+                for request_id in list(alive):
+                    self._end(request_id, alive)
+
+    def _begin(self, answer: _Answer, alive: dict[str, _Answer]) -> bool:
+        """Hand an answer's request to the engine. False where its adapter has to wait for others to leave memory."""
+        request = answer.request
+        if answer.adapter is not None:
+            try:
+                answer.entry = self.adapters.acquire(answer.adapter)
+            except OverloadedError:
+                if alive:
+                    return False
+                raise
+            request = replace(request, adapter=answer.entry.adapter)
+        alive[request.id] = answer
+        self.engine.add(request)
+        return True
+
+    def _end(self, request_id: str, alive: dict[str, _Answer]) -> None:
+        answer = alive.pop(request_id)
+        self.engine.abort(request_id)  # a stop string ends what the engine would go on with
+        if answer.entry is not None:
+            self.adapters.release(answer.entry)
 
     def _step(self, alive: dict[str, _Answer]) -> int:
         """One engine step; answers that end leave `alive`. Returns how many did."""
@@ -287,16 +333,17 @@ class LLM:
             answer = alive[output.request_id]
             answer.take(output)
             if answer.finish_reason is not None:
-                self.engine.abort(output.request_id)  # a stop string ends what the engine would go on with
-                del alive[output.request_id]
+                self._end(output.request_id, alive)
         return before - len(alive)
 
 
 class _Answer:
     """One request's answer as it grows."""
 
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, adapter: str | None) -> None:
         self.request = request
+        self.adapter = adapter
+        self.entry: Entry | None = None
         self.finish_reason: FinishReason | None = None
         self._index = index
         params = request.params

@@ -18,6 +18,8 @@ from ternvl.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ternvl.model.lora import Adapter
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended. The server turns `STOP` into "tool_calls" where calls were parsed."""
@@ -246,6 +248,8 @@ class Request:
     """Requests share cached work only with those of the same salt."""
     sibling_of: str | None = None
     """Id of an earlier request with the very same prompt, whose keys and values this one goes on from."""
+    adapter: Adapter | None = None
+    """LoRA adapter that it is answered with; None for the model alone."""
 
 
 @dataclass(frozen=True, slots=True)

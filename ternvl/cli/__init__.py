@@ -1,4 +1,4 @@
-"""The command line: `ternvl serve | chat | run | quantize | verify | models | bench`."""
+"""The command line: `ternvl serve | chat | run | quantize | verify | finetune | lora | models | bench`."""
 
 from ternvl.cli.app import app, main
 

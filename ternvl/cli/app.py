@@ -14,6 +14,7 @@ import typer
 
 from ternvl import __version__
 from ternvl.cli.bench import bench
+from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import with_flags
 from ternvl.cli.quantization import quantize, verify
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
@@ -142,6 +143,12 @@ def run(
     for path in image or []:
         conversation.attach(path)
     answer(conversation, question, as_json=json)
+
+
+app.command(epilog="Example: [bold]ternvl finetune --data train.jsonl --images photos --output my-adapter[/bold]")(
+    finetune
+)
+app.add_typer(lora, name="lora")
 
 
 @app.command()

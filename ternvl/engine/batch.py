@@ -5,13 +5,15 @@ Shapes: T tokens, S sequences, W blocks of the longest table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ternvl.engine.schedule import Chunk, Schedule
+from ternvl.model.lora import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Batch:
     images: tuple[ImageRows, ...]
     sampled_rows: Tensor
     """Rows whose logits are wanted, `Chunk.num_sampled_rows` of each of `Schedule.sampling`, in its order."""
+    adapters: tuple[Span, ...]
+    """Rows that have an adapter."""
+    sampled_adapters: tuple[Span, ...]
+    """The same of the rows of logits."""
 
 
 def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch:
@@ -76,6 +82,18 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         sampled_rows=tensor(
             [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled(chunk, stop)]
         ),
+        adapters=_spans(chunks, [chunk.num_tokens for chunk in chunks]),
+        sampled_adapters=_spans(chunks, [chunk.num_sampled_rows for chunk in chunks]),
+    )
+
+
+def _spans(chunks: Sequence[Chunk], counts: Sequence[int]) -> tuple[Span, ...]:
+    """Which of the rows have an adapter, where chunk i is counts[i] of them."""
+    stops = list(accumulate(counts))
+    return tuple(
+        (chunk.sequence.request.adapter, stop - count, stop)
+        for chunk, count, stop in zip(chunks, counts, stops, strict=True)
+        if count and chunk.sequence.request.adapter is not None
     )
 
 

@@ -1,8 +1,9 @@
 """Names of what a block of the KV cache holds, so that equal content is computed once.
 
-A block's key hashes its parent's key, its tokens and the images that stand in it; the first parent hashes the cache
-salt. A key therefore stands for the whole prefix up to its block's end: two images of equal size, or two tenants with
-different salts, never share a block, and nobody can make two prefixes collide.
+A block's key hashes its parent's key, its tokens and the images that stand in it; the first parent hashes the content
+of the adapter and the cache salt. A key therefore stands for the whole prefix up to its block's end: two images of
+equal size, or two tenants with different salts or adapters, never share a block, and nobody can make two prefixes
+collide.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ternvl.types import ImageSpan, Request
 
@@ -21,7 +23,8 @@ class BlockKeys:
         """`block_size` is in tokens."""
         self._images = request.prompt.images
         self._block_size = block_size
-        self._root = hashlib.sha256(b"ternvl prefix\0" + request.cache_salt.encode()).digest()
+        adapter = b"\0" if request.adapter is None else b"\1" + request.adapter.digest  # no salt can look like either
+        self._root = hashlib.sha256(b"ternvl prefix" + adapter + request.cache_salt.encode()).digest()
         self._keys: list[bytes] = []
 
     def first(self, count: int, token_ids: Sequence[int]) -> list[bytes]:
@@ -41,6 +44,18 @@ class BlockKeys:
             if image.start < stop and image.stop > start:
                 digest.update(_identity(image, start))
         return digest.digest()
+
+
+def with_own_images(request: Request) -> Request:
+    """The request; where its adapter changes how images are seen, with digests that no other adapter's images have."""
+    adapter = request.adapter
+    if adapter is None or not adapter.touches_images or not request.prompt.images:
+        return request
+    digest = adapter.digest
+    images = tuple(
+        replace(image, digest=hashlib.sha256(digest + image.digest).digest()) for image in request.prompt.images
+    )
+    return replace(request, prompt=replace(request.prompt, images=images))
 
 
 def _identity(image: ImageSpan, start: int) -> bytes:

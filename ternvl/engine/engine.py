@@ -19,6 +19,7 @@ import torch
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
+from ternvl.engine.block_keys import with_own_images
 from ternvl.engine.block_pool import BlockPool
 from ternvl.engine.draw import draw
 from ternvl.engine.image_cache import ImageCache
@@ -28,7 +29,7 @@ from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.validate import check_params, check_prompt
-from ternvl.errors import EngineError, RequestError
+from ternvl.errors import EngineError, OverloadedError, RequestError
 from ternvl.model.fused import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
@@ -140,7 +141,7 @@ class Engine:
         check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         seed = request.params.seed
         sequence = EngineSequence(
-            request,
+            with_own_images(request),
             arrival=self._num_added,
             seed=derive_seed(self.config.seed, self._num_added) if seed is None else seed,
             stop_ids=self.stop_ids,
@@ -149,7 +150,12 @@ class Engine:
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
             matcher=new_matcher(self.grammars, request.params),
         )
-        self.scheduler.add(sequence)
+        self.runner.adopt(request.adapter)
+        try:
+            self.scheduler.add(sequence)
+        except OverloadedError:
+            self.runner.let_go(request.adapter)
+            raise
         self._sequences[request.id] = sequence
         self._num_added += 1
 
@@ -158,7 +164,7 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self.scheduler.finish(sequence, FinishReason.ABORT)
-            del self._sequences[request_id]
+            self._forget(sequence)
             self.runner.retain(self.scheduler.images.digests)
 
     @torch.inference_mode()
@@ -194,7 +200,7 @@ class Engine:
     def _output(self, chunk: Chunk, drawn: list[Drawn]) -> TokenOutput:
         sequence = chunk.sequence
         if sequence.finish_reason:
-            del self._sequences[sequence.id]
+            self._forget(sequence)
         kept = drawn[: sequence.num_tokens - chunk.start - chunk.num_own_tokens]
         self._num_generated_tokens += len(kept)
         logprobs = tuple(each.logprobs for each in kept if each.logprobs is not None)
@@ -202,6 +208,10 @@ class Engine:
         return TokenOutput(
             sequence.id, token_ids, sequence.finish_reason, logprobs, num_cached_tokens=sequence.num_cached_tokens or 0
         )
+
+    def _forget(self, sequence: EngineSequence) -> None:
+        del self._sequences[sequence.id]
+        self.runner.let_go(sequence.request.adapter)
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)

@@ -6,6 +6,7 @@ No cache, no batching, no chunks. The engine must give the same tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from ternvl.config import EngineConfig
@@ -13,6 +14,7 @@ from ternvl.engine.engine import EngineStats, failure, new_matcher
 from ternvl.engine.validate import check_config, check_params, check_prompt
 from ternvl.errors import OverloadedError
 from ternvl.model.internvl import InternVL
+from ternvl.model.lora import Adapter, attach
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput
@@ -28,6 +30,7 @@ def generate(
     request_id: str = "",
     default_seed: int = 0,
     matcher: Matcher | None = None,
+    adapter: Adapter | None = None,
 ) -> Iterator[TokenOutput]:
     """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none, `matcher`
     follows their grammar."""
@@ -37,7 +40,8 @@ def generate(
     room = min(params.max_tokens or max_model_len, max(1, max_model_len - prompt.num_tokens))
     output_ids: list[int] = []
     while len(output_ids) < room:
-        logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
+        with _adapted(model, adapter):
+            logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
         allowed = fill_masks([matcher], model.config.language.vocab_size)[0] if matcher else None
         drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops, allowed)])[0]
         if drawn.token_id in stops:
@@ -50,6 +54,21 @@ def generate(
         yield TokenOutput(request_id, (drawn.token_id,), reason, (drawn.logprobs,) if drawn.logprobs else ())
         if reason:
             return
+
+
+@contextmanager
+def _adapted(model: InternVL, adapter: Adapter | None) -> Iterator[None]:
+    """While it is open, all that the model computes is with an adapter."""
+    if adapter is None:
+        yield
+        return
+    bank = attach(model)
+    bank.install(adapter)
+    try:
+        with bank.active([(adapter, 0, 1)], 1):
+            yield
+    finally:
+        bank.release(adapter)
 
 
 class ReferenceEngine:
@@ -98,6 +117,7 @@ class ReferenceEngine:
             request_id=request.id,
             default_seed=derive_seed(self.config.seed, self._num_added),
             matcher=matcher,
+            adapter=request.adapter,
         )
         self._num_added += 1
         self._num_prompt_tokens += request.prompt.num_tokens

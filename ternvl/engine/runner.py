@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ternvl.engine.batch import Batch
 from ternvl.engine.schedule import TileWork
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, copy_blocks, make_cache
+from ternvl.model.lora import Adapter, AdapterBank, Span, attach
 
 
 class Runner:
@@ -26,6 +29,8 @@ class Runner:
         language = model.config.language
         self.cache = make_cache(language, num_blocks, block_size, dtype=cache_dtype, device=self.device)
         self._features: dict[bytes, Tensor] = {}  # by image: [N, M, C], rows filled as tiles are encoded
+        self.adapters: AdapterBank | None = None
+        """None until there is a first adapter: a model that never has one stays as it is."""
 
     @property
     def image_digests(self) -> set[bytes]:
@@ -37,7 +42,13 @@ class Runner:
         if not work:
             return
         pixels = torch.cat([_pixels(each) for each in work]).to(self.device)
-        features = torch.split(self.model.encode_tiles(pixels), [each.count for each in work])
+        stops = accumulate(each.count for each in work)
+        spans = [
+            (each.sequence.request.adapter, stop - each.count, stop) for each, stop in zip(work, stops, strict=True)
+        ]
+        with self._adapted(spans, len(pixels)):
+            encoded = self.model.encode_tiles(pixels)
+        features = torch.split(encoded, [each.count for each in work])
         for each, rows in zip(work, features, strict=True):
             empty = rows.new_empty(each.image.num_tiles, *rows.shape[1:])
             kept = self._features.setdefault(each.image.digest, empty)
@@ -53,8 +64,25 @@ class Runner:
             embeddings[rows.start : rows.start + rows.count] = features[rows.first : rows.first + rows.count]
         if len(embeddings):
             attention = PagedAttention(self.cache, batch.slots, batch.block_tables, batch.query_starts, batch.lengths)
-            embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
-        return self.model.logits(embeddings[batch.sampled_rows])
+            with self._adapted(batch.adapters, len(embeddings)):
+                embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
+        with self._adapted(batch.sampled_adapters, len(batch.sampled_rows)):
+            return self.model.logits(embeddings[batch.sampled_rows])
+
+    def adopt(self, adapter: Adapter | None) -> None:
+        """A sequence with this adapter is here, until `let_go`."""
+        if adapter is not None:
+            self.adapters = self.adapters or attach(self.model)
+            self.adapters.install(adapter)
+
+    def let_go(self, adapter: Adapter | None) -> None:
+        """A sequence with this adapter is gone."""
+        if adapter is not None:
+            assert self.adapters is not None
+            self.adapters.release(adapter)
+
+    def _adapted(self, spans: Sequence[Span], num_units: int) -> AbstractContextManager[None]:
+        return self.adapters.active(spans, num_units) if self.adapters else nullcontext()
 
     def retain(self, digests: AbstractSet[bytes]) -> None:
         """Forget the features of all other images."""

@@ -106,6 +106,13 @@ class Service:
         for stream in tuple(self._open):
             self._give_up(stream, UnavailableError("The server is stopping and gave this request up."))
 
+    def give_up_if(self, concerns: Callable[[Request], bool], error: TernvlError) -> None:
+        """Give up the requests that are concerned, with those they were submitted with: their readers get the error at
+        once."""
+        for stream in tuple(self._open):
+            if any(map(concerns, stream.requests)):
+                self._give_up(stream, error)
+
     def check_room(self, num_requests: int) -> None:
         """Raises what `submit` would raise now for so many requests: a look before their prompts are built."""
         if self._closing or not self._thread.is_alive():

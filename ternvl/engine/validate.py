@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ternvl.config import EngineConfig, ModelConfig
+from ternvl.config import LORA_DTYPES, EngineConfig, ModelConfig
 from ternvl.errors import ConfigError, ContextLengthError, RequestError
 from ternvl.types import Prompt, SamplingParams
 
@@ -19,6 +19,8 @@ _AT_LEAST = {
     "num_speculative_tokens": 1,
     "max_queue": 1,
     "seed": None,
+    "max_loras": 1,
+    "max_lora_rank": 1,
 }
 SPECULATIONS = ("auto", "ngram", "off")
 KV_CACHE_DTYPES = ("auto", "model", "int8")
@@ -39,6 +41,8 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
     if config.speculation not in SPECULATIONS:
         raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
+    if config.lora_dtype not in LORA_DTYPES:
+        raise ConfigError(f"lora_dtype is {config.lora_dtype!r}, but must be one of {', '.join(LORA_DTYPES)}.")
     if config.kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ConfigError(
             f"kv_cache_dtype is {config.kv_cache_dtype!r}, but must be one of {', '.join(KV_CACHE_DTYPES)}."

@@ -24,13 +24,14 @@ from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
 from ternvl.model.attention import Attention
+from ternvl.model.fused_lora import FusedModule, Part
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 from ternvl.model.vision import VisionLayer
 
 
-class FusedDecoderLayer(nn.Module):
+class FusedDecoderLayer(FusedModule):
     """A `DecoderLayer`."""
 
     STAGES = LAYER
@@ -60,15 +61,25 @@ class FusedDecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """[T, C] -> [T, C]."""
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)  # [T, H + 2 K, D]
+        heads = self.run("qkv", x).view(x.shape[0], -1, self.head_dim)  # [T, H + 2 K, D]
         rotate(heads[:, : self.num_heads + self.num_kv_heads], *rotary)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        x = self.o(attention(self.layer, q, k, v).flatten(1), x)
-        return self.down(self.gate_up(x), x)  # type: ignore[no-any-return]
+        x = self.run("o", attention(self.layer, q, k, v).flatten(1), x)
+        return self.run("down", self.run("gate_up", x), x)
+
+    def parts(self) -> dict[str, list[Part]]:
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        width, half = self.down.out_features, self.gate_up.num_outputs
+        return {
+            "qkv": [Part("self_attn.q_proj", q), Part("self_attn.k_proj", kv), Part("self_attn.v_proj", kv)],
+            "o": [Part("self_attn.o_proj", width)],
+            "gate_up": [Part("mlp.gate_proj", half), Part("mlp.up_proj", half)],
+            "down": [Part("mlp.down_proj", width)],
+        }
 
 
 class FusedDecoder(Decoder):
-    """A `Decoder` of fused layers. Over a paged cache all layers are one native call."""
+    """A `Decoder` of fused layers. Over a paged cache all layers are one native call, save in runs with adapters."""
 
     def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer], *, caches_in_int8: bool = False) -> None:
         """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
@@ -81,7 +92,8 @@ class FusedDecoder(Decoder):
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """[T, C] -> [T, C]."""
         loaded = library() if x.is_cpu and x.dtype == torch.float32 else None
-        if loaded is None or not isinstance(attention, PagedAttention):
+        is_adapted = any(layer.is_adapted for layer in self.layers)
+        if loaded is None or is_adapted or not isinstance(attention, PagedAttention):
             return super().run_layers(x, rotary, attention)
         cache = attention.cache
         return self.native.run(
@@ -98,7 +110,7 @@ class FusedDecoder(Decoder):
         return NativeDecoder(layers, **sizes)
 
 
-class FusedVisionLayer(nn.Module):
+class FusedVisionLayer(FusedModule):
     """A `VisionLayer`."""
 
     STAGES = ("qkv", "proj", "fc1", "fc2")
@@ -106,12 +118,24 @@ class FusedVisionLayer(nn.Module):
     proj: Stage
     fc1: Stage
     fc2: Stage
+    ls1: Tensor
+    ls2: Tensor
+    """[C] each, which the weights of `proj` and `fc2` hold already; what adapters add to these is not scaled yet."""
 
-    def __init__(self, config: VisionConfig, *, attends_in_int8: bool = False, **stages: Stage) -> None:
+    def __init__(
+        self,
+        config: VisionConfig,
+        scales: tuple[Tensor, Tensor] | None = None,
+        *,
+        attends_in_int8: bool = False,
+        **stages: Stage,
+    ) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.can_attend_in_int8 = config.hidden_size // config.num_heads % BLOCK == 0
         self.attends_in_int8 = attends_in_int8
+        for name, scale in zip(("ls1", "ls2"), scales or torch.empty(2, config.hidden_size), strict=True):
+            self.register_buffer(name, scale.detach().float())
         for name in self.STAGES:
             setattr(self, name, stages[name])
 
@@ -119,6 +143,7 @@ class FusedVisionLayer(nn.Module):
     def from_layer(cls, config: VisionConfig, module: VisionLayer) -> FusedVisionLayer:
         return cls(
             config,
+            (module.ls1, module.ls2),
             qkv=_stage([module.attn.qkv], _norm(module.norm1)),
             proj=_stage([module.attn.proj], scale=module.ls1),
             fc1=_stage([module.mlp.fc1], _norm(module.norm2), After.GELU),
@@ -128,14 +153,22 @@ class FusedVisionLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, L, C] -> [N, L, C]."""
         rows = x.flatten(0, 1)  # [N * L, C]
-        qkv = self.heads(x)
-        attended = tile_attention(qkv) if self.attends_in_int8 else exact_attention(qkv)
-        rows = self.proj(attended.reshape(rows.shape), rows)
-        return self.fc2(self.fc1(rows), rows).view_as(x)  # type: ignore[no-any-return]
+        attended = tile_attention(self.heads(x)) if self.attends_in_int8 else exact_attention(self.heads(x))
+        rows = self.run("proj", attended.reshape(rows.shape), rows)
+        return self.run("fc2", self.run("fc1", rows), rows).view_as(x)
+
+    def parts(self) -> dict[str, list[Part]]:
+        width = self.proj.out_features
+        return {
+            "qkv": [Part("attn.qkv", self.qkv.out_features)],
+            "proj": [Part("attn.proj", width, self.ls1)],
+            "fc1": [Part("mlp.fc1", self.fc1.out_features)],
+            "fc2": [Part("mlp.fc2", width, self.ls2)],
+        }
 
     def heads(self, x: Tensor) -> Tensor:
         """[N, L, C] -> queries, keys and values [N, L, 3, H, D]."""
-        return self.qkv(x.flatten(0, 1)).view(*x.shape[:2], 3, self.num_heads, -1)  # type: ignore[no-any-return]
+        return self.run("qkv", x.flatten(0, 1)).view(*x.shape[:2], 3, self.num_heads, -1)
 
 
 def exact_attention(qkv: Tensor) -> Tensor:
@@ -168,7 +201,7 @@ class FusedPatches(nn.Module):
         return self.product(patches).view(tiles, rows, columns, -1).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
-class FusedProjector(nn.Module):
+class FusedProjector(FusedModule):
     """`mlp1`."""
 
     STAGES = ("fold", "out")
@@ -186,7 +219,10 @@ class FusedProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C / ratio^2] -> [..., hidden size]."""
-        return self.out(self.fold(x.flatten(0, -2))).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        return self.run("out", self.run("fold", x.flatten(0, -2))).view(*x.shape[:-1], -1)
+
+    def parts(self) -> dict[str, list[Part]]:
+        return {"fold": [Part("1", self.fold.out_features)], "out": [Part("3", self.out.out_features)]}
 
 
 def fuse(model: InternVL) -> None:
@@ -233,7 +269,7 @@ def assemble(
     for i in range(config.vision.num_layers):
         path = f"vision_model.encoder.layers.{i}"
         vision.encoder.layers[i] = FusedVisionLayer(
-            config.vision, attends_in_int8=path in int8_attention, **of(FusedVisionLayer, path)
+            config.vision, None, attends_in_int8=path in int8_attention, **of(FusedVisionLayer, path)
         )
     model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
     layers = [

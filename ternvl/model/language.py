@@ -129,3 +129,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether a checkpoint has made them one after all."""
+        return self.lm_head.weight is self.model.embed_tokens.weight

@@ -28,7 +28,7 @@ from ternvl.model.fused import assemble, caches_in_int8
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import StageReport, stages, vision_layers
 
-VERSION = 4
+VERSION = 5
 """Of the layout of the file; another one is never read."""
 _PART = 2**25
 """Bytes that are read in one go."""

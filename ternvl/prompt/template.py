@@ -97,8 +97,13 @@ def _turn(message: Message, first_image: int) -> Iterator[Piece]:
             yield f"Image-{index + 1}: "
         yield ImageSlot(index)
         yield "\n"
+    yield turn_text(message)
+
+
+def turn_text(message: Message) -> str:
+    """What a turn says: its text, then its tool calls."""
     calls = [head(call.name) + call.arguments + TAIL for call in message.tool_calls]
-    yield "\n".join([message.text] * bool(message.text) + calls)
+    return "\n".join([message.text] * bool(message.text) + calls)
 
 
 def _tool_responses(messages: Sequence[Message]) -> Iterator[Piece]:

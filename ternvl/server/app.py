@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ternvl.config import ServerConfig
+from ternvl.server import lora
 from ternvl.server.auth import BearerAuth
 from ternvl.server.chat import complete
 from ternvl.server.completions import completions
@@ -67,6 +68,9 @@ def _routes() -> list[Route]:
         "/v1/responses": responses,
         "/v1/messages": messages,
         "/v1/messages/count_tokens": count_tokens,
+        "/v1/load_lora_adapter": lora.load,
+        "/v1/unload_lora_adapter": lora.unload,
+        "/v1/upload_lora_adapter": lora.upload,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
     }
@@ -100,8 +104,8 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 expose_headers=[IGNORED_FIELDS],
             )
         )
-    if config.api_key:
-        middleware.append(Middleware(BearerAuth, api_key=config.api_key))
+    if config.api_key or config.admin_key:
+        middleware.append(Middleware(BearerAuth, api_key=config.api_key, admin_key=config.admin_key))
     paths = frozenset(route.path for route in _routes())
     measured = Middleware(Measured, metrics=serving.metrics, paths=paths)
     return [measured, *middleware, Middleware(Gated, gate=serving.gate)]

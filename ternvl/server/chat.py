@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ternvl.model.lora import Adapter
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
@@ -151,7 +152,7 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str, *, spli
     Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
     """
     llm = serving.llm
-    model = serving.resolve(request.model)
+    choice = serving.choose(request.model, request.lora)
     meter = serving.metrics.meter()
     params = replace(to_params(request, llm), grammar=to_grammar(request))
     serving.check_cost(request.num_answers, params.max_tokens)
@@ -159,18 +160,21 @@ async def answer(serving: Serving, request: ChatRequest, answer_id: str, *, spli
     grammar = await serving.compile(params.grammar, deadline=deadline)
     building = partial(build, llm, request)
     prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
-    requests = to_requests(answer_id, prompt, params, request)
     names = tool_names(to_tools(request))
     is_free = params.grammar is None or params.grammar.kind == "tools"
-    deltas = generate(
-        serving.service,
-        requests,
-        llm.tokenizer,
-        tool_names=names,
-        split_reasoning=split_reasoning and is_free,
-        deadline=deadline,
-    )
-    return Answering(model, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
+
+    def begin(adapter: Adapter | None) -> AsyncGenerator[Delta]:
+        return generate(
+            serving.service,
+            to_requests(answer_id, prompt, params, request, adapter),
+            llm.tokenizer,
+            tool_names=names,
+            split_reasoning=split_reasoning and is_free,
+            deadline=deadline,
+        )
+
+    deltas = serving.adapters.answer(choice.adapter, begin)
+    return Answering(choice.name, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
 
 
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ternvl.errors import RequestError
+from ternvl.model.lora import Adapter
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server import logprobs
 from ternvl.server.endpoint import openai_form, read, send, serving_of
@@ -171,7 +172,7 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
     Answer j to prompt i is choice `i * n + j`. Raises the errors of `ternvl.errors`, and HTTPError for a model that is
     not served.
     """
-    model, tokenizer, n = serving.resolve(request.model), serving.llm.tokenizer, request.num_answers
+    choice, tokenizer, n = serving.choose(request.model, request.lora), serving.llm.tokenizer, request.num_answers
     meter, deadline = serving.metrics.meter(), serving.deadline()
     params = to_params(request, serving.llm)
     serving.check_cost(len(request.prompts) * n, params.max_tokens)
@@ -182,14 +183,18 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
     choices = [_Choice(echo=echo) for echo in echoes for _ in range(n)]
     num_prompt_tokens = sum(prompt.num_tokens for prompt in prompts)
     completion = _Completion(
-        answer_id, model, serving.fingerprint, tokenizer, num_prompt_tokens, choices, params.logprobs is not None
+        answer_id, choice.name, serving.fingerprint, tokenizer, num_prompt_tokens, choices, params.logprobs is not None
     )
-    requests = [
-        each
-        for index, prompt in enumerate(prompts)
-        for each in to_requests(f"{answer_id}-{index}", prompt, params, request)
-    ]
-    deltas = generate(serving.service, requests, tokenizer, deadline=deadline)
+
+    def begin(adapter: Adapter | None) -> AsyncGenerator[Delta]:
+        requests = [
+            each
+            for index, prompt in enumerate(prompts)
+            for each in to_requests(f"{answer_id}-{index}", prompt, params, request, adapter)
+        ]
+        return generate(serving.service, requests, tokenizer, deadline=deadline)
+
+    deltas = serving.adapters.answer(choice.adapter, begin)
     async with aclosing(meter.watch(deltas, num_prompt_tokens)) as watched:
         async for delta in watched:
             chunk = completion.to_chunk(delta)

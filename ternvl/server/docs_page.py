@@ -41,7 +41,8 @@ def _section(document: dict[str, Any], path: str, method: str, told: dict[str, A
     html += f"<p>{escape(told['summary'])}</p>"
     body = next(iter(told.get("requestBody", {}).get("content", {}).values()), None)
     if body:
-        html += _fields(document, body["schema"]) + f"<h3>Request</h3>{_code(body['example'])}"
+        html += _fields(document, body["schema"])
+        html += f"<h3>Request</h3>{_code(body['example'])}" if "example" in body else ""
     answer = next(iter(told["responses"]["200"]["content"].values()))
     if "example" in answer:
         html += f"<h3>Answer</h3>{_code(answer['example'])}"

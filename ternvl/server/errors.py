@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.errors import ImageError, OverloadedError, RequestError, RequestTimeoutError, UnavailableError
+from ternvl.errors import (
+    ImageError,
+    OverloadedError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnknownAdapterError,
+)
 
 logger = logging.getLogger("ternvl.server")
 
@@ -80,6 +87,8 @@ def to_http(error: BaseException) -> HTTPError:
     match error:
         case HTTPError():
             return error
+        case UnknownAdapterError():
+            return HTTPError(404, str(error), error.param, error.code)
         case RequestError():
             status = 413 if isinstance(error, ImageError) and error.too_large else 400
             return HTTPError(status, str(error), error.param, error.code)

@@ -16,12 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from ternvl import __version__
 from ternvl.server.completions import CompletionRequest
 from ternvl.server.docs_page import render
+from ternvl.server.lora import LoadRequest, UnloadRequest, UploadForm
 from ternvl.server.messages_schema import Conversation, MessagesRequest
 from ternvl.server.responses_schema import ResponseRequest
 from ternvl.server.schemas import ChatRequest
 from ternvl.server.tokens import DetokenizeRequest, TokenizeRequest
 
 JSON = "application/json"
+FORM = "multipart/form-data"
 REFERENCE = "#/components/schemas/{model}"
 
 _ERRORS = {
@@ -29,6 +31,7 @@ _ERRORS = {
     401: "The key is missing or wrong.",
     404: "The model is not served.",
     408: "The body did not arrive in time.",
+    403: "Adapters are not loaded, unloaded or uploaded here.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
     429: "Too much work is waiting; Retry-After says when to ask again.",
@@ -48,6 +51,7 @@ class Operation:
     request: type[BaseModel] | None = None
     streams: bool = False
     media_type: str = JSON
+    takes: str = JSON
 
     @property
     def name(self) -> str:
@@ -60,6 +64,9 @@ OPERATIONS = (
     Operation("post", "/v1/responses", "OpenAI's Responses, without state.", ResponseRequest, streams=True),
     Operation("post", "/v1/messages", "Anthropic's Messages.", MessagesRequest, streams=True),
     Operation("post", "/v1/messages/count_tokens", "Counts the tokens of a conversation.", Conversation),
+    Operation("post", "/v1/load_lora_adapter", "Loads a LoRA adapter from a folder.", LoadRequest),
+    Operation("post", "/v1/unload_lora_adapter", "Unloads a LoRA adapter.", UnloadRequest),
+    Operation("post", "/v1/upload_lora_adapter", "Stores and loads a LoRA adapter.", UploadForm, takes=FORM),
     Operation("post", "/tokenize", "The token ids of a text or a conversation.", TokenizeRequest),
     Operation("post", "/detokenize", "The text of token ids.", DetokenizeRequest),
     Operation("get", "/v1/models", "The served models."),
@@ -121,7 +128,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         description["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     if operation.request:
         schema = {"$ref": REFERENCE.format(model=operation.request.__name__)}
-        content = {JSON: {"schema": schema} | ({"example": example["request"]} if example else {})}
+        content = {operation.takes: {"schema": schema} | ({"example": example["request"]} if example else {})}
         description["requestBody"] = {"required": True, "content": content}
     return description
 

@@ -14,7 +14,7 @@ from ternvl.server.metrics import CONTENT_TYPE
 async def models(request: Request) -> Response:
     """`GET /v1/models`."""
     serving = serving_of(request)
-    return JSONResponse({"object": "list", "data": [serving.model_card(name) for name in serving.names]})
+    return JSONResponse({"object": "list", "data": serving.model_cards()})
 
 
 async def model(request: Request) -> Response:

@@ -7,6 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from ternvl.engine.validate import check_params
+from ternvl.model.lora import Adapter
 from ternvl.server.sampling_fields import SamplingFields
 from ternvl.types import Prompt, Request, SamplingParams
 
@@ -42,9 +43,12 @@ def to_params(request: SamplingFields, llm: LLM) -> SamplingParams:
     return params
 
 
-def to_requests(answer_id: str, prompt: Prompt, params: SamplingParams, request: SamplingFields) -> list[Request]:
+def to_requests(
+    answer_id: str, prompt: Prompt, params: SamplingParams, request: SamplingFields, adapter: Adapter | None = None
+) -> list[Request]:
     """One request a choice. Choice i has seed + i; without a seed the engine gives each its own."""
-    first = Request(f"{answer_id}-0", prompt, params, request.priority or 0, request.cache_salt or "")
+    salt = request.cache_salt or ""
+    first = Request(f"{answer_id}-0", prompt, params, request.priority or 0, salt, adapter=adapter)
     seed = request.seed
     seeds = [None if seed is None else (seed + index) % 2**63 for index in range(request.num_answers)]
     return [

@@ -39,6 +39,7 @@ class DrawingFields(Schema):
     """What the requests of all endpoints that answer have in common."""
 
     model: str | None = None
+    lora: NonEmpty | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None

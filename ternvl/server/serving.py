@@ -8,14 +8,17 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ternvl import __version__
 from ternvl.config import ServerConfig
+from ternvl.engine.adapters import Entry
 from ternvl.engine.service import Service
 from ternvl.errors import RequestError, RequestTimeoutError
+from ternvl.server.adapters import Adapters, card
 from ternvl.server.errors import HTTPError
 from ternvl.server.gate import Gate
 from ternvl.server.metrics import Metrics
@@ -43,11 +46,22 @@ _SETTLED = 1.0
 _GRACE = 1.0
 """Seconds in which a request that was given up tells its client so."""
 
+_SHOWN_NAMES = 20
+
 T = TypeVar("T")
 
 logger = logging.getLogger("ternvl.server")
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What answers a request."""
+
+    name: str
+    """As answers call it: a name of the model, or the adapter's."""
+    adapter: str | None
 
 
 class Serving:
@@ -61,6 +75,7 @@ class Serving:
         self.metrics = Metrics(self.service.engine.stats)
         self.names = config.served_model_name or (_public_name(llm.name),)
         self.aliases = ALIASES | {llm.name} if _is_hub_name(llm.name) else ALIASES
+        self.adapters = Adapters(llm.adapters, self.service, config, {*self.names, *self.aliases})
         self.created = int(time.time())
         self.fingerprint = _fingerprint(llm)
         self._builders = ThreadPoolExecutor(config.prompt_workers, thread_name_prefix="prompt")
@@ -80,6 +95,7 @@ class Serving:
             self._preparing.cancel()
         self._builders.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
+        self.adapters.close()
         await self.service.close()
 
     async def drain(self) -> None:
@@ -99,13 +115,27 @@ class Serving:
         seconds = self.config.request_timeout
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
+    def choose(self, model: str | None, lora: str | None = None) -> Choice:
+        """What answers a request for a model, or an adapter in its place, and for the adapter `lora`.
+
+        Raises HTTPError 404 for a name that is not served, UnknownAdapterError for an adapter that is not loaded,
+        RequestError for two different ones.
+        """
+        name = self.resolve(model)
+        adapter = name if self.adapters.pool.has(name) else None
+        if lora is None:
+            return Choice(name, adapter)
+        if adapter not in (None, lora):
+            raise RequestError(f"model is the adapter {adapter} and lora another; one answers.", param="lora")
+        return Choice(self.adapters.pool.known(lora).name, lora)
+
     def resolve(self, model: str | None) -> str:
-        """The name of the model that answers; HTTPError 404 for a name that is not served."""
-        if model in self.names:
+        """The name of the model or the adapter that answers; HTTPError 404 for a name that is not served."""
+        if model in self.names or (model is not None and self.adapters.pool.has(model)):
             return str(model)
         if model is None or model in self.aliases:
             return self.names[0]
-        served = ", ".join(self.names)
+        served = ", ".join([*self.names, *(entry.name for entry in self.adapters.pool.entries)][:_SHOWN_NAMES])
         message = f"The model {model[:100]!r} is not served here; served: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 
@@ -138,8 +168,19 @@ class Serving:
             return None
         return await _in_thread(self._compilers, partial(self.llm.grammars.compile, grammar), deadline)
 
+    def model_cards(self) -> list[dict[str, Any]]:
+        """What `GET /v1/models` lists: the model under its names, then its adapters."""
+        cards = [self.model_card(name) for name in self.names]
+        return cards + [self.adapter_card(entry) for entry in self.adapters.pool.entries]
+
+    def adapter_card(self, entry: Entry) -> dict[str, Any]:
+        """An adapter, as `GET /v1/models` has it."""
+        return card(entry, self.names[0], self.llm.engine.config.max_model_len)
+
     def model_card(self, name: str) -> dict[str, Any]:
         """One element of `GET /v1/models`."""
+        if self.adapters.pool.has(name):
+            return self.adapter_card(self.adapters.pool.known(name))
         card = {"id": name, "object": "model", "created": self.created, "owned_by": "ternvl"}
         return card | {"max_model_len": self.llm.engine.config.max_model_len}
 

@@ -12,6 +12,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_body_bytes": (1, inf),
+    "max_lora_bytes": (1, inf),
     "max_concurrent_requests": (1, inf),
     "max_answer_tokens": (1, inf),
     "prompt_workers": (1, inf),
@@ -35,5 +36,14 @@ def check_config(config: ServerConfig) -> None:
         raise ConfigError(f"log_level is {config.log_level!r}; it must be one of {', '.join(LOG_LEVELS)}.")
     if config.api_key == "":
         raise ConfigError("api_key is empty; give a key, or leave it out to serve without one.")
+    if config.admin_key == "":
+        raise ConfigError("admin_key is empty; give a key, or leave it out.")
+    if config.admin_key is not None and config.admin_key == config.api_key:
+        raise ConfigError("admin_key is the same as api_key; clients would have the rights of administrators.")
+    if config.allow_lora_upload and (config.lora_dir is None or config.admin_key is None):
+        raise ConfigError("allow_lora_upload needs --lora-dir, to store what comes, and --admin-key, to say who may.")
+    for given in config.lora:
+        if not all(given.partition("=")):
+            raise ConfigError(f"lora is {given!r}; it must be NAME=PATH.")
     if not all(config.served_model_name):
         raise ConfigError("served_model_name is empty; a model needs a name.")

@@ -60,8 +60,7 @@ def image_prompt(rng: random.Random, tiles: Iterable[int], *, gap: int = 3, conf
 
 def make_engine(model: InternVL, *, num_blocks: int = 200, block_size: int = 4, **options: Any) -> Engine:
     """An engine whose context is what its blocks hold, or what the model knows, unless it is given."""
-    weight = model.language_model.lm_head.weight
-    memory = num_blocks * block_bytes(model.config.language, block_size, weight.dtype)
+    memory = num_blocks * block_bytes(model.config.language, block_size, model.dtype)
     options = {
         "max_model_len": min(num_blocks * block_size, model.config.language.max_position_embeddings),
         "max_num_seqs": min(16, options.get("max_num_batched_tokens", 16)),

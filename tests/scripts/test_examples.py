@@ -46,10 +46,21 @@ def test_the_answer_is_real(http: httpx.Client, name: str) -> None:
     assert lasting(answer) == expected
 
 
-def test_the_page_shows_every_example() -> None:
+@pytest.fixture(scope="module")
+def script() -> Any:
     spec = importlib.util.spec_from_file_location("examples", ROOT / "scripts" / "examples.py")
     assert spec
     assert spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_readme_shows_what_its_adapters_answer(script: Any) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert '"objects": ["red circle", "blue square"]' in readme
+    assert script.with_adapters(readme) == readme
+
+
+def test_the_page_shows_every_example(script: Any) -> None:
     assert script.page(EXAMPLES) == (ROOT / "docs/endpoints.md").read_text(encoding="utf-8")

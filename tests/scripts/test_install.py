@@ -141,5 +141,5 @@ def test_an_interpreter_that_is_missing_or_too_old_is_refused(checkout: Checkout
 def test_an_unknown_extra_is_refused(checkout: Checkout) -> None:
     refused = checkout.install("tests")
     assert refused.returncode == 1
-    assert refused.stderr == "ternvl: there is no extra named 'tests'; there are test, dev and training.\n"
+    assert refused.stderr == "ternvl: there is no extra named 'tests'; there are test, dev, finetune and training.\n"
     assert checkout.calls() == []

@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -28,13 +29,20 @@ def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
         assert requirement.specifier.contains(version_of[canonicalize_name(requirement.name)]), requirement
 
 
-def test_the_package_imports_nothing_that_it_does_not_require() -> None:
+def imports_of(paths: Iterable[Path]) -> set[str]:
     imported = set()
-    for path in (ROOT / "ternvl").rglob("*.py"):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported.add(node.module.split(".")[0])
+    return imported - set(sys.stdlib_module_names) - {"ternvl"}
+
+
+def test_the_package_imports_nothing_that_it_does_not_require() -> None:
+    training = set((ROOT / "ternvl" / "finetune").rglob("*.py"))
     required = set().union(*(MODULES_OF.get(requirement.name, {requirement.name}) for requirement in REQUIRED))
-    assert imported - set(sys.stdlib_module_names) - {"ternvl"} <= required
+    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training) <= required
+    extra = {Requirement(line).name for line in PROJECT["optional-dependencies"]["finetune"]}
+    assert imports_of(training) <= required | extra

@@ -1,0 +1,70 @@
+"""What an adapter changes, and how much."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ternvl.kernels.lora import Weights
+from ternvl.model import checkpoint, lora_files, weights
+from ternvl.model.lora import Adapter
+
+
+def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
+    """The adapter in a folder as values for JSON; `modules` has one row for each kind of module.
+
+    With `model`, its base, `relative` is the norm of the change over that of the matrix it is added to. Raises
+    AdapterError for an adapter that cannot be read or does not fit the model, CheckpointError for such a model.
+    """
+    settings = lora_files.read_settings(folder, str(folder))
+    found, norms = _read(folder, model)
+    kinds: dict[str, list[str]] = {}
+    for name in found.modules:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".N.", name), []).append(name)
+    parts = [part for each in found.modules.values() for part in each]
+    return {
+        "adapter": str(folder),
+        "base": settings.base,
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "scale": parts[0].scale,
+        "num_parameters": sum(part.rank * (part.num_rows + part.num_inputs) for part in parts),
+        "num_bytes": (folder / lora_files.WEIGHTS).stat().st_size,
+        "modules": [_row(kind, [(found.modules[n], norms.get(n)) for n in names]) for kind, names in kinds.items()],
+    }
+
+
+def _read(folder: Path, model: str | None) -> tuple[Adapter, dict[str, float]]:
+    """The adapter, and the norms of the matrices that it changes."""
+    if model is None:
+        return lora_files.read(folder, str(folder), None), {}
+    home = checkpoint.resolve(model)
+    config = checkpoint.load_config(home)
+    found = lora_files.read(folder, str(folder), lora_files.linears(config))
+    loaded = weights.load(home, config, dtype=getattr(torch, config.dtype))
+    return found, {name: loaded.get_parameter(f"{name}.weight").float().norm().item() for name in found.modules}
+
+
+def _row(kind: str, members: list[tuple[tuple[Weights, ...], float | None]]) -> dict[str, Any]:
+    norms = [math.hypot(*map(_norm, parts)) for parts, _ in members]
+    first = members[0][0]
+    row = {
+        "module": kind,
+        "count": len(members),
+        "shape": [sum(part.num_rows for part in first), first[0].num_inputs],
+        "norm_mean": sum(norms) / len(norms),
+        "norm_max": max(norms),
+    }
+    relative = [norm / base for norm, (_, base) in zip(norms, members, strict=True) if base]
+    return row | ({"relative_mean": sum(relative) / len(relative)} if relative else {})
+
+
+def _norm(part: Weights) -> float:
+    """Frobenius norm of the delta, which is not formed for it: |BA|^2 = sum of (B'B) * (AA')."""
+    a, b = part.matrices()
+    square = ((b.T @ b) * (a @ a.T)).sum()
+    return part.scale * math.sqrt(max(0.0, square.item()))

@@ -1,0 +1,50 @@
+"""An adapter and its base as one checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from ternvl.errors import CheckpointError, ConfigError
+from ternvl.model import checkpoint, lora_files, weights
+from ternvl.model.internvl import InternVL
+from ternvl.model.lora import Adapter
+
+_TOKENIZER = ("tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+
+
+def merge(model: str | None, adapter: Path, out: Path) -> int:
+    """Write the merged checkpoint in the original layout, in the base's type, with its tokenizer.
+
+    Returns how many matrices differ from the base. Raises CheckpointError for a model that cannot be read, AdapterError
+    for an adapter that cannot be read or does not fit it, ConfigError where `out` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not an empty folder; choose another for the merged checkpoint.")
+    folder = checkpoint.resolve(model)
+    config = checkpoint.load_config(folder)
+    found = lora_files.read(adapter, str(adapter), lora_files.linears(config), base=str(model or folder.name))
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    loaded = weights.load(folder, config, dtype=dtype)
+    merge_into(loaded, found)
+    weights.save(loaded, out, dtype=dtype)
+    for pattern in _TOKENIZER:
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, out / path.name)
+    return len(found.modules)
+
+
+@torch.no_grad()
+def merge_into(model: InternVL, adapter: Adapter) -> None:
+    """Add each delta to its matrix of a plain model, computed in float32. Raises CheckpointError, before anything is
+    changed, for a head that is the embeddings, too."""
+    head = "language_model.lm_head"
+    if head in adapter.modules and model.language_model.is_tied:
+        raise CheckpointError(f"The adapter {adapter.name} changes {head}, which here is the embeddings, too.")
+    for name, parts in adapter.modules.items():
+        weight = model.get_parameter(f"{name}.weight")
+        for part in parts:
+            rows = weight[part.first : part.first + part.num_rows]
+            rows.copy_(rows.float() + part.delta().to(rows.device))

@@ -1,0 +1,84 @@
+"""What a training run may be told. Free of torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+from ternvl.errors import ConfigError
+from ternvl.finetune.targets import TARGETS
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What the adapter is. A value out of its range raises ConfigError."""
+
+    rank: int = field(default=16, metadata={"help": "Rank of the adapter's matrices."})
+    alpha: float = field(default=32.0, metadata={"help": "Scale: the change is multiplied by alpha / rank."})
+    dropout: float = field(default=0.0, metadata={"help": "Share of the adapter's inputs dropped while it trains."})
+    rslora: bool = field(default=False, metadata={"help": "Multiply by alpha / sqrt(rank) instead."})
+    target: tuple[str, ...] = field(
+        default=("language",), metadata={"help": f"What is adapted: {', '.join(TARGETS)} (repeatable)."}
+    )
+
+    def __post_init__(self) -> None:
+        _check(self, rank=(1, 4096), alpha=(1e-6, inf), dropout=(0, 0.99))
+        unknown = [name for name in self.target if name not in TARGETS]
+        if unknown or not self.target:
+            given = ", ".join(self.target) or "empty"
+            raise ConfigError(f"target is {given}, but must be one or more of {', '.join(TARGETS)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How it learns. A value out of its range raises ConfigError."""
+
+    lr: float = field(default=4e-5, metadata={"help": "Highest learning rate; it rises at first, then falls to 0."})
+    epochs: float = field(default=1.0, metadata={"help": "Times that all of the data is gone through."})
+    max_steps: int | None = field(default=None, metadata={"help": "Steps after which it ends in any case."})
+    batch_size: int = field(default=16, metadata={"help": "Conversations a step learns from."})
+    pack_tokens: int = field(
+        default=4096,
+        metadata={
+            "help": "Tokens computed at once: a step's conversations are packed into runs of so many, "
+            "and their gradients added up."
+        },
+    )
+    max_length: int = field(default=8192, metadata={"help": "Tokens a conversation may have."})
+    warmup: float = field(default=0.03, metadata={"help": "Share of the steps in which the rate rises."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's weights (AdamW)."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which larger gradients are cut."})
+    gradient_checkpointing: bool = field(
+        default=True, metadata={"help": "Compute layers twice and keep less: slower, much less memory."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of the frozen weights: auto, bfloat16, float32; auto is bfloat16 where the "
+                  "machine computes in it."},
+    )  # fmt: skip
+    eval_share: float = field(default=0.05, metadata={"help": "Share of the data held out to evaluate with."})
+    eval_every: int | None = field(
+        default=None, metadata={"help": "Steps between evaluations; by default a tenth of all."}
+    )
+    patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better loss after which training stops early."}
+    )
+    save_every: int = field(default=50, metadata={"help": "Steps between checkpoints that --resume goes on from."})
+    seed: int = field(default=0, metadata={"help": "Of the adapter's first weights, the split and the order."})
+
+    def __post_init__(self) -> None:
+        _check(
+            self, lr=(1e-12, 1), epochs=(1e-6, 1e6), max_steps=(1, inf), batch_size=(1, inf), pack_tokens=(1, inf),
+            max_length=(2, inf), warmup=(0, 1), weight_decay=(0, 1), max_grad_norm=(1e-6, inf), eval_share=(0, 0.9),
+            eval_every=(1, inf), patience=(1, inf), save_every=(1, inf), seed=(0, 2**63 - 1),
+        )  # fmt: skip
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(f"dtype is {self.dtype!r}, but must be auto, bfloat16 or float32.")
+
+
+def _check(config: AdapterConfig | TrainingConfig, **ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            rule = f"at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{name} is {value}, but must be {rule}.")

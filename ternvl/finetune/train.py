@@ -1,0 +1,188 @@
+"""`ternvl finetune`: from a data file to an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from ternvl.config import ImageLimits
+from ternvl.errors import ConfigError
+from ternvl.finetune import dataset, durable
+from ternvl.finetune.adapter import Adapter, require
+from ternvl.finetune.data import DataFile
+from ternvl.finetune.dataset import Dataset
+from ternvl.finetune.features import Features
+from ternvl.finetune.forward import checkpoint_layers
+from ternvl.finetune.run_log import RunLog, plot, read_rows
+from ternvl.finetune.settings import AdapterConfig, TrainingConfig
+from ternvl.finetune.trainer import Trainer
+from ternvl.model import checkpoint, weights
+from ternvl.model.internvl import InternVL
+from ternvl.prompt.build import PromptBuilder
+from ternvl.prompt.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """What one call of the command is told."""
+
+    model: str | None
+    data: Path
+    images: Path | None
+    eval_data: Path | None
+    output: Path
+    """Folder of the adapter; what the run leaves besides lies in `run/` below it."""
+    adapter: AdapterConfig
+    training: TrainingConfig
+    device: str = "auto"
+    max_dynamic_patch: int | None = None
+    resume: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return self.output / "run"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+
+def train(run: Run, console: Console) -> dict[str, Any]:
+    """Trains, writes the adapter, and gives a summary: steps, seconds, losses, peak_memory in bytes.
+
+    Raises ConfigError for settings that cannot be, DataError for data that cannot be learned from.
+    """
+    for module in ("peft", "matplotlib"):
+        require(module)
+    _check_output(run)
+    device = _device(run.device)
+    folder = checkpoint.resolve(run.model)
+    config = checkpoint.load_config(folder)
+    limits = ImageLimits(max_images=1024, allow_local_media=run.images)
+    builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, run.max_dynamic_patch)
+    learned, held_out = _datasets(run, builder, console)
+    model = weights.load(folder, config, dtype=_dtype(run.training.dtype, device)).to(device)
+    trainer = _trainer(run, model, str(run.model or folder.name), learned, held_out)
+    _remember(run, folder.name, learned, held_out)
+    if run.resume and run.checkpoint.exists():
+        trainer.load(run.checkpoint)
+        console.print(f"Going on after step {trainer.progress.step}.", highlight=False)
+    metrics = run.folder / "metrics.jsonl"
+    with RunLog(metrics, trainer.num_steps, first_step=trainer.progress.step, console=console) as log:
+        trainer.run(run.checkpoint, log)
+    trainer.adapter.save(run.output, trainer.result())
+    return _finish(run, trainer, read_rows(metrics))
+
+
+def _check_output(run: Run) -> None:
+    """Nothing is overwritten."""
+    if (run.output / "adapter_config.json").exists() and not run.checkpoint.exists():
+        raise ConfigError(f"{run.output} holds an adapter already; choose another folder.")
+    if not run.resume and run.output.exists() and (not run.output.is_dir() or any(run.output.iterdir())):
+        raise ConfigError(f"{run.output} is not an empty folder; --resume goes on with a run that was begun there.")
+
+
+def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Dataset, Dataset | None]:
+    """What is learned, and what is held out."""
+    with _bar("Checking data", console) as progress:
+        learned = dataset.read(DataFile(run.data, run.images), builder, run.training.max_length, progress)
+        if run.eval_data is not None:
+            file = DataFile(run.eval_data, run.images)
+            return learned, dataset.read(file, builder, run.training.max_length, progress)
+    if run.training.eval_share == 0:
+        if run.training.patience is not None:
+            raise ConfigError("patience is given, but nothing is held out to evaluate with: eval-share is 0.")
+        return learned, None
+    return learned.split(run.training.eval_share, run.training.seed)
+
+
+@contextlib.contextmanager
+def _bar(title: str, console: Console) -> Any:
+    """A function that shows how much of the work is done."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _remember(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -> None:
+    """Write `run/config.json`, or compare with it: a run goes on only as it was begun. Raises ConfigError."""
+    settings = {
+        "model": str(run.model or base),
+        "max_dynamic_patch": run.max_dynamic_patch,
+        **dataclasses.asdict(run.adapter),
+        **dataclasses.asdict(run.training),
+        "data": learned.file.digest,
+        "eval_data": None if run.eval_data is None or held_out is None else held_out.file.digest,
+    }
+    settings["target"] = list(run.adapter.target)
+    path = run.folder / "config.json"
+    if not (run.resume and path.exists()):
+        durable.write_json(path, settings)
+        return
+    begun = checkpoint.read_object(path).values
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise ConfigError(f"The run in {run.output} was begun with {name} {begun.get(name)!r}, not {value!r}.")
+
+
+def _trainer(run: Run, model: InternVL, name: str, learned: Dataset, held_out: Dataset | None) -> Trainer:
+    adapter = Adapter(model, run.adapter, base=name, seed=run.training.seed)
+    if run.training.gradient_checkpointing:
+        checkpoint_layers(model)
+    features = Features(model, is_trained=bool({"vision", "projector"} & {*run.adapter.target}))
+    return Trainer(adapter, features, learned, held_out, run.training)
+
+
+def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    plot(rows, run.folder / "loss.png")
+    progress = trainer.progress
+    summary = {
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "loss": next(row["loss"] for row in reversed(rows) if "loss" in row),
+        "eval_loss": progress.best_loss if progress.best else None,
+        "best_step": progress.best_step if progress.best else progress.step,
+        "trained_parameters": sum(parameter.numel() for parameter in trainer.adapter.parameters),
+        "peak_memory": peak_memory(),
+    }
+    durable.write_json(run.folder / "summary.json", summary)
+    run.checkpoint.unlink(missing_ok=True)
+    return summary
+
+
+def peak_memory() -> int:
+    """The most bytes of memory this process has had; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
+        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where there are instructions for it."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32

@@ -1,0 +1,180 @@
+"""What adapters add to a module's output, `out += scale * B (A x)`, for many rows and many adapters in one call: native
+where it can be, else in plain torch.
+
+A row's bits follow from its own input and its adapter alone; a row without one is not touched. The arithmetic is told
+in `cpu/lora.cpp`.
+
+Shapes: T rows of x, K inputs, N outputs, R rank; panels as in `reference.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ternvl.kernels import dispatch, reference
+from ternvl.kernels.loader import library
+from ternvl.kernels.native import Int, Int64, Library, Pointer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """What one adapter adds to (some rows of) one module."""
+
+    a: Tensor
+    """Panels of A [R, K], float32 or bfloat16."""
+    b: Tensor
+    """Panels of B [N, R], of the same type."""
+    rank: int
+    num_rows: int
+    """N, of B."""
+    scale: float
+    first: int = 0
+    """Output of the module that row 0 of B adds to: more than 0 where the module stacks several matrices."""
+
+    @classmethod
+    def pack(cls, a: Tensor, b: Tensor, scale: float, first: int = 0) -> Weights:
+        """A [R, K] and B [N, R], float32 or bfloat16."""
+        assert a.dtype == b.dtype
+        assert a.dtype in (torch.float32, torch.bfloat16), a.dtype
+        assert a.shape[0] == b.shape[1], (a.shape, b.shape)
+        pack = dispatch.pack if a.is_cpu else reference.pack
+        return cls(pack(a), pack(b), a.shape[0], b.shape[0], scale, first)
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.a.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of both matrices."""
+        return self.a.nbytes + self.b.nbytes
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A [R, K] and B [N, R] as float32."""
+        return reference.unpack(self.a, self.rank).float(), reference.unpack(self.b, self.num_rows).float()
+
+    def delta(self) -> Tensor:
+        """scale * B A as float32 [N, K]: what merging adds to the module's weight."""
+        a, b = self.matrices()
+        return self.scale * (b @ a)
+
+
+class _Entry(ctypes.Structure):
+    _fields_ = (
+        ("a", Pointer), ("b", Pointer), ("size", Int64), ("rank", Int64), ("rows", Int64), ("first", Int64),
+        ("scale", ctypes.c_double),
+    )  # fmt: skip
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = (("slot", Int64), ("start", Int64), ("stop", Int64))
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (("table", Pointer), ("slots", Int64), ("out", Pointer), ("stride", Int64))
+
+
+_ARGUMENTS = (Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Int)
+
+
+class Segments:
+    """Which rows of a run have which adapter: `(slot, start, stop)`, counted in units of equally many rows."""
+
+    def __init__(self, spans: Sequence[tuple[int, int, int]], num_units: int) -> None:
+        """A run has `num_units` in all: its tokens, or its tiles, each of which is as many rows as a module makes of
+        it. Spans do not overlap."""
+        assert all(0 <= start < stop <= num_units for _, start, stop in spans), (spans, num_units)
+        self.spans = tuple(spans)
+        self.num_units = num_units
+        self.library = (
+            library() if spans else None
+        )  # asked for once a run, as are the threads: a run calls hundreds of times
+        self.num_threads = torch.get_num_threads()
+        self.array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
+
+
+class Table:
+    """The weights for one module, by the adapters' slots."""
+
+    def __init__(self) -> None:
+        self.weights: list[Weights | None] = []
+        self.array = (_Entry * 0)()
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.weights)
+
+    def put(self, slot: int, weights: Weights | None) -> None:
+        """Set a slot's weights, or none. Not while rows of the slot are computed."""
+        if slot >= len(self.weights):
+            missing = max(slot + 1, 2 * len(self.weights)) - len(self.weights)
+            self.weights += [None] * missing
+            grown = (_Entry * len(self.weights))()
+            ctypes.memmove(grown, self.array, ctypes.sizeof(self.array))
+            self.array = grown
+        self.weights[slot] = weights
+        if weights is None:
+            self.array[slot] = _Entry()
+        else:
+            self.array[slot] = _Entry(
+                weights.a.data_ptr(), weights.b.data_ptr(), weights.a.itemsize, weights.rank, weights.num_rows,
+                weights.first, weights.scale,
+            )  # fmt: skip
+
+
+Target = tuple[Table, Tensor]
+"""A module's weights, and its output [T, N], which may be some columns of a wider tensor."""
+
+
+def add(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+    """Add to the outputs of modules what the segments' adapters make of their common input x [T, K], in place.
+
+    T is a multiple of `segments.num_units`.
+    """
+    is_served = x.is_cpu and x.dtype == torch.float32
+    if is_served and segments.library is not None and all(out.dtype == torch.float32 for _, out in targets):
+        _add(segments.library, targets, segments, x)
+    else:
+        add_reference(targets, segments, x)
+
+
+def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+    """`add` in plain torch, on any device and in any floating type."""
+    for table, out in targets:
+        unit = _rows_a_unit(segments, x, out)
+        for slot, start, stop in segments.spans:
+            weights = table.weights[slot] if slot < len(table.weights) else None
+            if weights is None:
+                continue
+            a = reference.unpack(weights.a, weights.rank).to(x.dtype)
+            b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
+            added = (x[start * unit : stop * unit] @ a.T * weights.scale) @ b.T
+            out[start * unit : stop * unit, weights.first : weights.first + weights.num_rows] += added
+
+
+def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+    x = x if x.stride(1) == 1 else x.contiguous()
+    jobs, unit = (_Job * len(targets))(), 1
+    for job, (table, out) in zip(jobs, targets, strict=True):
+        unit = _rows_a_unit(segments, x, out)
+        job.table, job.slots = ctypes.addressof(table.array), len(table.weights)
+        job.out, job.stride = out.data_ptr(), out.stride(0)
+        assert out.stride(1) == 1
+    function = library.function("ternvl_lora_add", *_ARGUMENTS)
+    function(
+        *(jobs, len(targets), segments.array, len(segments.spans), unit),
+        *(x.data_ptr(), x.stride(0), x.shape[1], segments.num_threads),
+    )
+
+
+def _rows_a_unit(segments: Segments, x: Tensor, out: Tensor) -> int:
+    num_rows = x.shape[0]
+    assert num_rows == out.shape[0]
+    assert num_rows % segments.num_units == 0, (num_rows, segments.num_units)
+    return num_rows // segments.num_units

@@ -1,0 +1,211 @@
+"""Reading adapters as PEFT saves them: `adapter_config.json` and `adapter_model.safetensors` in one folder.
+
+Only safetensors are read: a pickle runs whatever code it holds. Nothing here needs the engine's thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ternvl.config import ModelConfig
+from ternvl.errors import AdapterError
+from ternvl.kernels.lora import Weights
+from ternvl.model.internvl import InternVL
+from ternvl.model.lora import Adapter
+from ternvl.model.lora_config import LoRASettings, check_base, parse
+from ternvl.model.lora_names import Place, place
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_CONFIG_BYTES = 1_000_000
+_Pairs = dict[tuple[str, int | None], dict[str, tuple[str, Place, Tensor]]]
+"""By module and third, by side: the key, what it says, the tensor."""
+
+
+def read(
+    folder: Path,
+    name: str,
+    shapes: Mapping[str, tuple[int, int]] | None,
+    *,
+    base: str = "",
+    max_rank: int | None = None,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+) -> Adapter:
+    """The adapter in a folder, for a model called `base` whose linear layers have these `shapes`, packed for `device`;
+    None for whatever model it fits.
+
+    `dtype` is what the matrices are kept in: "float32", "bfloat16", or "auto": the file's, with float16 as float32.
+    Raises AdapterError, which names the adapter and the first things that are wrong: files that are missing or broken,
+    kinds of adapters that are not served, a rank above `max_rank`, tensors that the model has no module for or one of
+    another shape.
+    """
+    config_bytes = _bytes(folder / CONFIG, name)
+    data = _bytes(folder / WEIGHTS, name)
+    settings = parse(_object(config_bytes, name), name)
+    check_base(settings, base, name)
+    pairs = _pairs(_tensors(data, name), name)
+    _check(pairs, settings, _shapes_of(pairs) if shapes is None else shapes, name, max_rank)
+    modules: dict[str, list[Weights]] = {}
+    for (module, third), sides in sorted(pairs.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
+        modules.setdefault(module, []).append(_packed(sides, settings, third, dtype, device))
+    digest = hashlib.sha256(len(config_bytes).to_bytes(8, "big") + config_bytes)
+    digest.update(data)
+    return Adapter(name, digest.digest(), {module: tuple(weights) for module, weights in modules.items()})
+
+
+def read_settings(folder: Path, name: str) -> LoRASettings:
+    """What the adapter in a folder says of itself. Raises AdapterError."""
+    return parse(_object(_bytes(folder / CONFIG, name), name), name)
+
+
+def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The modules that may have adapters, in the original layout, with the shapes [N, K] of their weights."""
+    with torch.device("meta"):
+        model = InternVL(config)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: (module.out_features, module.in_features) for name, module in found.items()}
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        if path.name == CONFIG and path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise AdapterError(f"The {CONFIG} of the adapter {name} has more than {_MAX_CONFIG_BYTES} bytes.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        message = f"The adapter {name} has no {path.name}: {path.parent} must hold {CONFIG} and {WEIGHTS}."
+        raise AdapterError(message, code="adapter_file_missing") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise AdapterError(f"The {path.name} of the adapter {name} cannot be read: {reason}.") from None
+
+
+def _object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"The {CONFIG} of the adapter {name} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"The {CONFIG} of the adapter {name} must hold a JSON object.")
+    return values
+
+
+def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        message = f"The {WEIGHTS} of the adapter {name} is not a whole safetensors file: {error}."
+        raise AdapterError(message) from None
+    if not tensors:
+        raise AdapterError(f"The {WEIGHTS} of the adapter {name} holds no tensor.")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            raise AdapterError(f"The adapter {name} has {key} of the type {tensor.dtype}, which is not read.")
+    return tensors
+
+
+def _pairs(tensors: Mapping[str, Tensor], name: str) -> _Pairs:
+    pairs: _Pairs = {}
+    strange = []
+    for key, tensor in tensors.items():
+        where = place(key)
+        if where is None:
+            strange.append(key)
+            continue
+        sides = pairs.setdefault((where.module, where.third), {})
+        if where.side in sides:
+            raise AdapterError(f"The adapter {name} names one matrix twice: {sides[where.side][0]} and {key}.")
+        sides[where.side] = (key, where, tensor)
+    if twice := sorted(module for module, third in pairs if third is not None and (module, None) in pairs):
+        raise AdapterError(f"The adapter {name} changes {twice[0]} as a whole and in parts.")
+    if strange:
+        message = f"The adapter {name} holds {_listed(strange)}; only lora_A and lora_B of linear layers are served."
+        raise AdapterError(message, code="unsupported_adapter")
+    return pairs
+
+
+def _shapes_of(pairs: _Pairs) -> dict[str, tuple[int, int]]:
+    """The shapes that an adapter's modules must have, so far as each of their parts can be placed."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for (module, third), sides in pairs.items():
+        sizes = {side: tensor.shape if tensor.ndim == 2 else (0, 0) for side, (_, _, tensor) in sides.items()}
+        (rows, _), (_, inputs) = sizes.get("B", (0, 0)), sizes.get("A", (0, 0))
+        shapes[module] = (rows if third is None else 3 * rows, inputs)
+    return shapes
+
+
+def _check(
+    pairs: _Pairs, settings: LoRASettings, shapes: Mapping[str, tuple[int, int]], name: str, max_rank: int | None
+) -> None:
+    keys = {module: next(iter(sides.values()))[0] for module, sides in pairs.items()}
+    unknown = [keys[module, third] for module, third in pairs if module not in shapes]
+    single = [key for sides in pairs.values() if len(sides) == 1 for key, _, _ in sides.values()]
+    known = {where: sides for where, sides in pairs.items() if where[0] in shapes and len(sides) == 2}
+    misshapen = [
+        text
+        for (module, third), sides in known.items()
+        for text in _misshapen(sides, settings, shapes[module], 1 if third is None else 3)
+    ]
+    faults = [
+        (unknown, "for which it has no module"),
+        (misshapen, "of another shape"),
+        (single, "without its other half"),
+    ]
+    text = "; ".join(f"{len(names)} {fault}: {_listed(names)}" for names, fault in faults if names)
+    if text:
+        origin = f" It was trained on {settings.base[:200]}." if settings.base else ""
+        message = f"The adapter {name} does not fit the model. Tensors {text}.{origin}"
+        raise AdapterError(message, code="invalid_adapter" if single and not unknown else "base_model_mismatch")
+    _check_values(known, name, max_rank)
+
+
+def _misshapen(
+    sides: Mapping[str, tuple[str, Place, Tensor]], settings: LoRASettings, shape: tuple[int, int], parts: int
+) -> list[str]:
+    rank = settings.rank_of(sides["A"][1].trained)
+    wanted = {"A": [rank, shape[1]], "B": [shape[0] // parts, rank]}
+    return [
+        f"{key} {list(tensor.shape)} for {wanted[side]}"
+        for side, (key, _, tensor) in sides.items()
+        if list(tensor.shape) != wanted[side]
+    ]
+
+
+def _check_values(pairs: _Pairs, name: str, max_rank: int | None) -> None:
+    highest = max(sides["A"][2].shape[0] for sides in pairs.values())
+    if max_rank is not None and highest > max_rank:
+        message = f"The adapter {name} has the rank {highest}, but at most {max_rank} is allowed (--max-lora-rank)."
+        raise AdapterError(message, code="lora_rank_too_large")
+    for sides in pairs.values():
+        for key, _, tensor in sides.values():
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"The adapter {name} has values in {key} that are no numbers.")
+
+
+def _packed(
+    sides: Mapping[str, tuple[str, Place, Tensor]],
+    settings: LoRASettings,
+    third: int | None,
+    dtype: str,
+    device: torch.device | None,
+) -> Weights:
+    (_, where, a), (_, _, b) = sides["A"], sides["B"]
+    is_short = dtype == "bfloat16" or (dtype == "auto" and a.dtype == b.dtype == torch.bfloat16)
+    storage = torch.bfloat16 if is_short else torch.float32
+    first = b.shape[0] * third if third else 0
+    place = device or torch.device("cpu")
+    return Weights.pack(a.to(place, storage), b.to(place, storage), settings.scale_of(where.trained), first)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,149 @@
+"""The adapters of a server: chosen by requests, loaded and unloaded while it runs, off the engine's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from ternvl.config import ServerConfig
+from ternvl.engine.adapters import AdapterPool, Entry
+from ternvl.engine.service import Service
+from ternvl.errors import AdapterError, ConfigError, UnavailableError
+from ternvl.model.lora import Adapter
+from ternvl.server.adapter_store import AdapterStore
+from ternvl.server.generation import Delta
+
+T = TypeVar("T")
+
+logger = logging.getLogger("ternvl.server")
+
+_LOADERS = 2
+"""Adapters that are read at the same time."""
+
+_POLL_SECONDS = 0.02
+
+
+class Adapters:
+    """What the endpoints ask of adapters."""
+
+    def __init__(self, pool: AdapterPool, service: Service, config: ServerConfig, model_names: Collection[str]) -> None:
+        """`model_names` are the model's own, which no adapter may have. Reads those that `config` names; raises
+        ConfigError for a folder that is none, AdapterError for one of `--lora` that cannot be used."""
+        self.pool = pool
+        self._service = service
+        self._model_names = frozenset(model_names)
+        self._store = AdapterStore(config.lora_dir) if config.lora_dir else None
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="adapters")
+        self._load_configured(config)
+
+    def _load_configured(self, config: ServerConfig) -> None:
+        if self._store is not None:
+            self._store.remove_stale()
+            for name, folder in self._store.folders().items():
+                try:
+                    self._load(name, folder)
+                except AdapterError as error:
+                    logger.warning("An adapter of %s is left out: %s", self._store.root, error)
+        for given in config.lora:
+            name, _, path = given.partition("=")
+            self._load(name, Path(path).expanduser())
+
+    def close(self) -> None:
+        """Begin no further loads."""
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+
+    def answer(
+        self, name: str | None, begin: Callable[[Adapter | None], AsyncGenerator[Delta]]
+    ) -> AsyncGenerator[Delta]:
+        """The deltas that `begin` gives with an adapter, which is in memory for as long as they last.
+
+        Raises, at the first delta, what `AdapterPool.acquire` raises, and later UnavailableError where the adapter is
+        unloaded with an order to give its users up.
+        """
+        return begin(None) if name is None else self._answer(name, begin)
+
+    async def _answer(
+        self, name: str, begin: Callable[[Adapter | None], AsyncGenerator[Delta]]
+    ) -> AsyncGenerator[Delta]:
+        entry = self.pool.acquire_resident(name) or await self._acquire(name)
+        try:
+            if entry.is_given_up:
+                raise _gone(name)
+            async with aclosing(begin(entry.adapter)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.pool.release(entry)
+
+    async def _acquire(self, name: str) -> Entry:
+        future = self._loaders.submit(self.pool.acquire, name)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                future.add_done_callback(self._release_result)
+            raise
+
+    def _release_result(self, future: Future[Entry]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.pool.release(future.result())
+
+    async def load(self, name: str, folder: Path) -> Entry:
+        """Let an adapter be chosen; streams go on meanwhile. Raises AdapterError."""
+        return await self._in_thread(partial(self._load, name, folder))
+
+    async def upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> Entry:
+        """Store an adapter's files for good, and let it be chosen. Raises AdapterError, and ConfigError without a
+        folder to store it in."""
+        return await self._in_thread(partial(self._upload, name, config, weights))
+
+    async def unload(self, name: str, *, give_up: bool) -> int:
+        """Take an adapter away; returns when nobody uses it any more, and how many did. Those who do go on to their
+        end, or, with `give_up`, end with UnavailableError now. Raises UnknownAdapterError."""
+        entry = self.pool.unload(name, give_up=give_up)
+        num_users, adapter = entry.num_users, entry.adapter
+        if give_up and adapter is not None:
+            self._service.give_up_if(lambda request: request.adapter is adapter, _gone(name))
+        while entry.num_users:
+            await asyncio.sleep(_POLL_SECONDS)
+        return num_users
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loaders, work)
+
+    def _load(self, name: str, folder: Path) -> Entry:
+        self._check_name(name)
+        return self.pool.load(name, folder)
+
+    def _upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> Entry:
+        if self._store is None:
+            raise ConfigError("lora_dir is not set, so uploads have no place.")
+        self._check_name(name)
+        with self._store.incoming(config, weights) as incoming:
+            adapter = self.pool.read(name, incoming)
+            before = self.pool.known(name).folder if self.pool.has(name) else None
+            folder = self._store.commit(incoming, name)
+        entry = self.pool.register(adapter, folder)
+        if before is not None:
+            self._store.discard(before)
+        return entry
+
+    def _check_name(self, name: str) -> None:
+        if name in self._model_names:
+            raise AdapterError(f"{name} is a name of the model itself; an adapter needs another.", param="lora_name")
+
+
+def card(entry: Entry, parent: str, max_model_len: int) -> dict[str, Any]:
+    """An adapter as an element of `GET /v1/models`."""
+    shown = {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "ternvl"}
+    return shown | {"max_model_len": max_model_len, "parent": parent}
+
+
+def _gone(name: str) -> UnavailableError:
+    return UnavailableError(f"The adapter {name} was unloaded, and this request given up.")

@@ -1,0 +1,162 @@
+"""The adapters of ternvl-nano: their data, and the commands that train and score them.
+
+    python -m training.adapters                    # both: draws data, trains, scores, puts them into the package
+    python -m training.adapters french --data-only
+    python -m training.adapters --score 123        # only score those in the package, on scenes of another seed
+
+Scenes are drawn as for the model itself, from seeds of their own; those that are scored are from yet another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from training import tasks
+from training.scenes import Item, Scene, draw, random_scene
+
+HOME = Path(__file__).parent.parent / "ternvl" / "embedded" / "adapters"
+NUM_TRAIN, NUM_TEST = 3_000, 300
+TRAIN_SEED, TEST_SEED = 30_000_000, 40_000_000
+
+_NOUNS = {
+    "circle": "un cercle", "square": "un carré", "triangle": "un triangle", "star": "une étoile",
+    "diamond": "un losange", "cross": "une croix", "ring": "un anneau", "heart": "un cœur",
+}  # fmt: skip
+_FRENCH = {
+    "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "orange": "orange", "purple": "violet",
+    "pink": "rose", "brown": "marron", "black": "noir", "white": "blanc", "gray": "gris", "cyan": "cyan",
+}  # fmt: skip
+_FEMININE = {
+    "vert": "verte", "bleu": "bleue", "violet": "violette", "noir": "noire", "blanc": "blanche", "gris": "grise",
+}  # fmt: skip
+_NUMBERS = ("aucun objet", "un objet", "deux objets", "trois objets")
+_QUESTIONS = ("Décris l'image.", "Que vois-tu ?", "Que montre cette image ?")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One adapter: what it says of a scene, and how it is trained."""
+
+    turn: Callable[[random.Random, Scene], tuple[str, str]]
+    """Question and answer."""
+    options: tuple[str, ...]
+    """Of `ternvl finetune`."""
+
+
+def phrase(item: Item) -> str:
+    """ "une étoile bleue", "un cœur marron"."""
+    noun, color = _NOUNS[item.shape], _FRENCH[item.color]
+    return f"{noun} {_FEMININE.get(color, color) if noun.startswith('une') else color}"
+
+
+def french(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    """A description, or how many there are, asked in English or in French."""
+    if rng.random() < 0.15:
+        question = rng.choice(("How many objects are there?", "How many shapes are there?", "Combien d'objets ?"))
+        return question, f"Il y a {_NUMBERS[len(scene.items)]}."
+    parts = [phrase(item) for item in scene.in_reading_order()]
+    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " et " + parts[-1]
+    return rng.choice((*tasks.DESCRIBE, *_QUESTIONS)), tasks.sentence(text)
+
+
+def inventory(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    """What is there as JSON, in reading order."""
+    objects = [str(item) for item in scene.in_reading_order()]
+    return rng.choice(tasks.DESCRIBE), json.dumps({"count": len(objects), "objects": objects})
+
+
+_OPTIONS = (
+    "--rank", "8", "--alpha", "16", "--batch-size", "16", "--dtype", "float32",
+    "--no-gradient-checkpointing", "--eval-share", "0.02", "--target", "language", "--target", "head",
+)  # fmt: skip
+RECIPES = {
+    "french": Recipe(french, (*_OPTIONS, "--lr", "2.5e-3", "--epochs", "3")),
+    "inventory": Recipe(inventory, (*_OPTIONS, "--lr", "2e-3", "--epochs", "1.5")),
+}
+
+
+def write_data(
+    name: str, folder: Path, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, test_seed: int = TEST_SEED
+) -> None:
+    """`train.jsonl` and `test.jsonl` in OpenAI's form, and the pictures they name."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for part, seed, count in (("train", TRAIN_SEED, num_train), ("test", test_seed, num_test)):
+        rng = random.Random(f"{seed} {name}")
+        lines = []
+        for number in range(count):
+            scene = random_scene(rng, 1 + number % 3)
+            image = f"{part}-{number:05}.png"
+            draw(scene).save(folder / "images" / image)
+            lines.append(json.dumps(_line(image, *RECIPES[name].turn(rng, scene)), ensure_ascii=False))
+        (folder / f"{part}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _line(image: str, question: str, answer: str) -> dict[str, object]:
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def train_command(name: str, folder: Path) -> list[str]:
+    """The arguments of `ternvl` that train an adapter."""
+    data = ["--data", str(folder / "train.jsonl"), "--images", str(folder / "images")]
+    return ["finetune", *data, "--output", str(folder / "adapter"), *RECIPES[name].options]
+
+
+def score_command(name: str, folder: Path) -> list[str]:
+    """The arguments of `ternvl` that score the base and the adapter in the package."""
+    data = ["--data", str(folder / "test.jsonl"), "--images", str(folder / "images")]
+    return ["lora", "eval", *data, "--adapter", str(HOME / name)]
+
+
+def install(name: str, folder: Path) -> None:
+    """Put the adapter into the package, its tensors in bfloat16 as the model's are."""
+    (HOME / name).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "adapter" / "adapter_config.json", HOME / name / "adapter_config.json")
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    short = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+    save_file(short, HOME / name / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def run(arguments: list[str]) -> None:
+    """Show and run a command of `ternvl`."""
+    print("ternvl " + " ".join(arguments), flush=True)
+    subprocess.run([sys.executable, "-m", "ternvl", *arguments], check=True)
+
+
+def main() -> None:
+    """Make adapters."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"By default all: {', '.join(RECIPES)}.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/adapters"), help="Where data and runs go.")
+    parser.add_argument("--data-only", action="store_true", help="Only draw the data.")
+    parser.add_argument("--score", type=int, metavar="SEED", help="Train nothing: score the package's adapters.")
+    args = parser.parse_args()
+    if unknown := set(args.names) - RECIPES.keys():
+        parser.error(f"there is no recipe for {', '.join(unknown)}")
+    for name in args.names or RECIPES:
+        folder = args.runs / name
+        if args.score is not None:
+            folder = args.runs / f"{name}-{args.score}"
+            write_data(name, folder, num_train=0, test_seed=args.score)
+            run(score_command(name, folder))
+            continue
+        write_data(name, folder)
+        if not args.data_only:
+            run(train_command(name, folder))
+            install(name, folder)
+            run(score_command(name, folder))
+
+
+if __name__ == "__main__":
+    main()
