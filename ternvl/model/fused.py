@@ -20,6 +20,7 @@ from ternvl.kernels.attention_int8 import BLOCK, tile_attention
 from ternvl.kernels.decoder import LAYER, NativeDecoder
 from ternvl.kernels.linear import WideEmbedding
 from ternvl.kernels.loader import library
+from ternvl.kernels.norm import rms_norm
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack
@@ -29,6 +30,9 @@ from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 from ternvl.model.vision import VisionLayer
+
+_LEAST_ANGLES = 1024
+"""Positions that the first table of angles has."""
 
 
 class FusedDecoderLayer(FusedModule):
@@ -85,9 +89,10 @@ class FusedDecoder(Decoder):
         """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
         nn.Module.__init__(self)
         self.caches_in_int8 = caches_in_int8
-        self.config, self.norm = decoder.config, decoder.norm
+        self.config, self.norm = decoder.config, FusedRMSNorm(decoder.norm)  # type: ignore[assignment]
         self.embed_tokens = WideEmbedding(decoder.embed_tokens)  # type: ignore[assignment]
         self.layers = nn.ModuleList(layers)
+        self._angles: tuple[Tensor, Tensor] | None = None
 
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """[T, C] -> [T, C]."""
@@ -101,6 +106,14 @@ class FusedDecoder(Decoder):
             *(attention.slots, attention.block_tables, attention.query_starts, attention.lengths),
         )
 
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As a `Decoder` has it, out of a table, which grows."""
+        needed = int(positions.max()) + 1
+        if self._angles is None or len(self._angles[0]) < needed:
+            self._angles = super().rotary(torch.arange(max(_LEAST_ANGLES, 2 ** (needed - 1).bit_length())))
+        cos, sin = self._angles
+        return cos[positions], sin[positions]
+
     @cached_property
     def native(self) -> NativeDecoder:
         """All layers as one. It points into their tensors, which stay where they are."""
@@ -108,6 +121,18 @@ class FusedDecoder(Decoder):
         layers = [[getattr(layer, name) for name in LAYER] for layer in self.layers]
         sizes = {"heads": language.num_heads, "key_heads": language.num_kv_heads, "head_size": language.head_dim}
         return NativeDecoder(layers, **sizes)
+
+
+class FusedRMSNorm(nn.Module):
+    """An `RMSNorm` in one call."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, C] -> [T, C]."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 class FusedVisionLayer(FusedModule):

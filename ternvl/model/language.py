@@ -111,9 +111,13 @@ class Decoder(nn.Module):
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """embeddings [T, C], positions [T] -> [T, C]."""
-        cos, sin = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = self.rotary(positions)
         rotary = (cos.to(embeddings.dtype), sin.to(embeddings.dtype))
         return self.norm(self.run_layers(embeddings, rotary, attention))  # type: ignore[no-any-return]
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for positions [T]: two [T, 1, D] in float32."""
+        return rotary_table(positions, self.config.head_dim, self.config.rope_theta)
 
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """[T, C] -> [T, C]; `rotary` is what `rotary_table` gives, in the type of x."""

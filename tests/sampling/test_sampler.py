@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ternvl.errors import RequestError
-from ternvl.sampling.sampler import Draw, NonFiniteLogitsError, argmax, derive_seed, sample, uniform
+from ternvl.sampling.sampler import Draw, NonFiniteLogitsError, derive_seed, sample, uniform
 from ternvl.types import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -212,17 +212,3 @@ def test_params_take_numpy_numbers_lists_and_one_stop_string() -> None:
     assert type(given.seed) is int
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
     assert SamplingParams(stop=None).stop == ()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [61, 1024, 1025, 1535, 5000])
-def test_argmax_is_torchs_and_of_equals_the_lowest(size: int) -> None:
-    generator = torch.Generator().manual_seed(size)
-    logits = torch.randint(0, 50, (200, size), generator=generator).float()  # full of equals
-    logits[1] = -torch.inf
-    logits[1, -1] = 0
-    logits[2, :] = -torch.inf
-    wanted = torch.tensor([row.tolist().index(max(row.tolist())) for row in logits])
-    assert torch.equal(argmax(logits), wanted)
-    single = torch.randn(300, size, generator=generator)
-    assert torch.equal(argmax(single), single.argmax(dim=-1))
-    assert torch.equal(argmax(single[:, 1:]), single[:, 1:].argmax(dim=-1))

@@ -53,6 +53,13 @@ EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t 
   float_stage(*stage, call);
 }
 
+// Root-mean-square norm of rows [m, k].
+EXPORT void ternvl_rms_norm(const float* x, int64_t m, int64_t k, const float* weight, float eps, float* out,
+                            int num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
+  for (int64_t i = 0; i < m; ++i) rms_norm(x + i * k, weight, eps, k, out + i * k);
+}
+
 // What comes before the product alone: x [m, k] normed -> out [m, k]. There is a norm.
 EXPORT void ternvl_stage_inputs(const Stage* stage, const float* x, int64_t m, int64_t ldx, float* out,
                                 int num_threads) {
