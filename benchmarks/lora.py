@@ -101,6 +101,9 @@ def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
 
 def _twin(model: InternVL) -> InternVL:
     """The same model with modules of its own over the same tensors."""
+    for module in model.modules():
+        for pointers in ("description", "native"):  # made anew when they are asked for
+            module.__dict__.pop(pointers, None)
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
@@ -275,7 +278,7 @@ def main() -> int:
     parser.add_argument("question", choices=("cost", "mixed", "churn", "kills"))
     parser.add_argument("model", nargs="?", help="folder of the checkpoint for `cost`")
     parser.add_argument("--count", type=int, help="steps, requests, adapters or kills")
-    parser.add_argument("--quantization", default="none", help="of the base, in `mixed`")
+    parser.add_argument("--quantization", default="none", help="of the base, in `cost` and `mixed`")
     args = parser.parse_args()
     llm = LLM(args.model, quantization=args.quantization, max_model_len=2048)
     with tempfile.TemporaryDirectory() as scratch:
