@@ -25,7 +25,9 @@ from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
 from ternvl.model.attention import Attention
 from ternvl.model.cache_errors import MeasuredAttention
-from ternvl.model.fused import FusedDecoder, FusedVisionLayer, exact_attention, fuse
+from ternvl.model.fused import fuse
+from ternvl.model.fused_language import FusedDecoder
+from ternvl.model.fused_vision import FusedVisionLayer, exact_attention
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
 

@@ -1,0 +1,30 @@
+"""Stages from a model's layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ternvl.kernels.stage import After, Norm, Stage
+from ternvl.kernels.stage_formats import Layer, pack
+from ternvl.model.language import RMSNorm
+
+
+def stage_of(
+    linears: list[nn.Linear], norm: Norm | None = None, after: After = After.NOTHING, scale: Tensor | None = None
+) -> Stage:
+    """A stage of layers that have the same input, one after the other; `scale` [N] is multiplied into the weights."""
+    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat([each.float() for each in biases])
+    if scale is not None:
+        weight = weight.float() * scale.float()[:, None]
+        bias = None if bias is None else bias * scale.float()
+    return pack(Layer(weight.to(torch.float32) if weight.dtype == torch.float16 else weight, bias, norm, after))
+
+
+def norm_of(module: nn.Module) -> Norm:
+    """What a stage needs to know of a norm."""
+    assert isinstance(module, RMSNorm | nn.LayerNorm)
+    bias = None if isinstance(module, RMSNorm) else module.bias
+    return Norm(module.weight, bias, module.eps)
