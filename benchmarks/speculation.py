@@ -184,6 +184,8 @@ def _run_rows(llm: LLM, count: int) -> float:
         lengths=torch.tensor([256 + count], dtype=torch.int32),
         images=(),
         sampled_rows=torch.arange(count),
+        adapters=(),
+        sampled_adapters=(),
     )
     start = time.perf_counter()
     engine.runner.run(batch)

@@ -75,7 +75,7 @@ struct Finish {
 // Where there are few rows, reading weights is the limit. They are asked for this many bytes ahead, and into the second
 // cache: the first has too few places for what is on its way. At the end of a pair of panels that is the next pair.
 constexpr int64_t AHEAD = 4096;
-constexpr int FEW_ROWS = 8;
+constexpr int FEW_ROWS = 14;
 
 inline void fetch(const void* from) { __builtin_prefetch(from, 0, 2); }
 
