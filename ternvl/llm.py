@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.progress import Progress
 
 from ternvl.config import EngineConfig, ImageLimits
@@ -21,7 +20,7 @@ from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
-from ternvl.loading import check_name, load_model
+from ternvl.loading import check_name, load_model, resolve_device
 from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
@@ -120,7 +119,7 @@ class LLM:
         config = checkpoint.load_config(folder)
         tokenizer = Tokenizer.from_folder(folder)
         builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
-        place = _device(device)
+        place = resolve_device(device)
         loaded = load_model(
             folder,
             config,
@@ -395,14 +394,3 @@ def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:
         if not isinstance(value, kind):
             raise RequestError(f"{rule}, not a value of type {type(value).__name__}.")
     return values
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
-        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
-    return device

@@ -85,6 +85,18 @@ def check_name(quantization: str) -> None:
         raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
 
 
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one. Raises ConfigError for one that cannot be had."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
+        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
+    return device
+
+
 class Quantized(NamedTuple):
     """A quantised model and where it is kept."""
 

@@ -108,9 +108,11 @@ def serve(
 
     with bind(server) as sock:
         logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-        llm = _load(model, loading, engine, images)
-        gc.freeze()
-        gc.enable()
+        try:
+            llm = _load(model, loading, engine, images)
+            gc.freeze()
+        finally:
+            gc.enable()
         if isinstance(llm.engine, Engine):
             typer.echo(_kv_cache(llm.engine))
         run(llm, server, sock)

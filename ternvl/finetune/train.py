@@ -23,6 +23,7 @@ from ternvl.finetune.forward import checkpoint_layers
 from ternvl.finetune.run_log import RunLog, plot, read_rows
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
 from ternvl.finetune.trainer import Trainer
+from ternvl.loading import resolve_device
 from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
@@ -62,7 +63,7 @@ def train(run: Run, console: Console) -> dict[str, Any]:
     for module in ("peft", "matplotlib"):
         require(module)
     _check_output(run)
-    device = _device(run.device)
+    device = resolve_device(run.device)
     folder = checkpoint.resolve(run.model)
     config = checkpoint.load_config(folder)
     limits = ImageLimits(max_images=1024, allow_local_media=run.images)
@@ -165,17 +166,6 @@ def peak_memory() -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
-        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
-    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,4 +1,5 @@
-"""A quantised model as one safetensors file, which is mapped into memory: nothing is computed or copied at start.
+"""A quantised model as one safetensors file. At start nothing is computed: what each token reads is copied into huge
+pages, the rest is mapped into memory.
 
 It belongs to one checkpoint, by the digest of its files, and lies in the user's cache.
 """
