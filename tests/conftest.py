@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import settings
+
+from ternvl.errors import ConfigError
+from ternvl.kernels.loader import library
 
 settings.register_profile("ternvl", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("ternvl")
+
+
+@pytest.fixture
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Chooses the kernels of a name, as `TERNVL_KERNELS` takes it; skips the test where they cannot be had."""
+
+    def use(name: str) -> None:
+        monkeypatch.setenv("TERNVL_KERNELS", name)
+        try:
+            loaded = library()
+        except ConfigError as error:
+            pytest.skip(str(error))
+        if loaded is None and name != "torch":
+            pytest.skip("there is no compiler")
+
+    return use

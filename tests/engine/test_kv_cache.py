@@ -1,6 +1,7 @@
 """What the KV cache holds, and a fused decoder over it: all layers in one call, and one after the other."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from ternvl.config import EngineConfig, LanguageConfig, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.errors import ConfigError
-from ternvl.kernels.loader import library
 from ternvl.model.fused_language import FusedDecoder
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
@@ -24,13 +24,8 @@ LENGTHS, COUNTS = [5, 70, 33], [1, 9, 33]
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512", "avx512vnni"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        if library() is None:
-            pytest.skip("there is no compiler")
-    except ConfigError as error:
-        pytest.skip(str(error))
+def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
+    use_kernels(request.param)
 
 
 def plain() -> InternVL:

@@ -1,11 +1,12 @@
 """Attention over 8-bit keys and values against float32, and against itself alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import (
     attention_int8,
     attention_int8_reference,
@@ -24,13 +25,8 @@ CASES = [(14, 2, 64, [5, 130, 64, 700], [1, 130, 17, 33]), (4, 2, 32, [33, 1], [
 
 
 @pytest.fixture(params=["torch", "portable", "avx2", "avx512", "avx512vnni"], autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        if library() is None and request.param != "torch":
-            pytest.skip("there is no compiler")
-    except ConfigError as error:
-        pytest.skip(str(error))
+def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> str:
+    use_kernels(request.param)
     return str(request.param)
 
 

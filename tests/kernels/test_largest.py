@@ -1,21 +1,16 @@
 """The largest of each row against torch's, with equals, infinities and what is no number."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from ternvl.errors import ConfigError
 from ternvl.kernels.largest import largest, largest_reference
-from ternvl.kernels.loader import library
 
 
 @pytest.fixture(params=["torch", "portable", "avx2", "avx512", "avx512vnni"], autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        if library() is None and request.param != "torch":
-            pytest.skip("there is no compiler")
-    except ConfigError as error:
-        pytest.skip(str(error))
+def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
+    use_kernels(request.param)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 31, 33, 1023, 1024, 1025, 5000])

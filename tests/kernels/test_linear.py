@@ -1,15 +1,14 @@
 """The packed linear layer and the activations, in every library that this CPU runs."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from ternvl.errors import ConfigError
 from ternvl.kernels import dispatch, reference
 from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, SiLU
-from ternvl.kernels.loader import library
 
 FLOAT32_TOLERANCE = 2e-6  # of the sum of the products' sizes: roundings of a chain of float32
 ACTIVATION_TOLERANCE = 2e-6
@@ -19,15 +18,9 @@ ROWS = [1, 2, 3, 5, 6, 7, 12, 13, 31, 40, 150]
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"], autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        loaded = library()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    if loaded is None:
-        pytest.skip("there is no compiler")
-    return loaded.isa
+def isa(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> str:
+    use_kernels(request.param)
+    return str(request.param)
 
 
 def layer(n: int, k: int, storage: torch.dtype, *, bias: bool) -> tuple[PackedLinear, nn.Linear]:

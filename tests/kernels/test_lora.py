@@ -1,13 +1,12 @@
 """What adapters add, in every library that this CPU runs and in plain torch."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from ternvl.errors import ConfigError
-from ternvl.kernels.loader import library
 from ternvl.kernels.lora import Segments, Table, Weights, add, add_reference
 
 TOLERANCE = 5e-6  # of the sum of the products' sizes
@@ -15,15 +14,9 @@ SIZES = [(1, 1, 1), (15, 3, 2), (16, 8, 16), (33, 321, 17), (130, 66, 64)]  # N,
 
 
 @pytest.fixture(params=["torch", "portable", "avx2", "avx512"], autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        loaded = library()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    if loaded is None and request.param != "torch":
-        pytest.skip("there is no compiler")
-    return request.param
+def isa(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> str:
+    use_kernels(request.param)
+    return str(request.param)
 
 
 def weights(n: int, k: int, rank: int, storage: torch.dtype, *, scale: float = 0.5, first: int = 0) -> Weights:

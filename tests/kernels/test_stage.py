@@ -1,13 +1,12 @@
 """Stages against their reference in plain torch, and against themselves: alone, in company and in parts."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from ternvl.errors import ConfigError
 from ternvl.kernels import reference_stage, stage_formats
-from ternvl.kernels.loader import library
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack, pack_int4, pack_int8, unpack
 
@@ -18,13 +17,8 @@ FLOAT32, QUANTISED = 5e-5, 2e-2  # an input next to the middle of two whole numb
 
 
 @pytest.fixture(params=ISAS, autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERNVL_KERNELS", request.param)
-    try:
-        if library() is None:
-            pytest.skip("there is no compiler")
-    except ConfigError as error:
-        pytest.skip(str(error))
+def isa(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
+    use_kernels(request.param)
 
 
 def layer(n: int, k: int, after: After, norm: str) -> Layer:

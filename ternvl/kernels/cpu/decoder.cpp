@@ -1,48 +1,10 @@
 // All layers of a decoder in one call: the stages, rotary positions and attention of this folder one after the other, so
 // with the bits that they have when they are called one by one.
 //
-// The structs are those of `ternvl/kernels/decoder.py`. T tokens, H query heads, K key heads, D head size.
-#include "stage.h"
+// T tokens, H query heads, K key heads, D head size.
+#include "decoder.h"
 
-EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const float*, float*, int64_t, int, bool);
-EXPORT void ternvl_rotate(float*, int64_t, const float*, const float*, int64_t, int, int, int);
-EXPORT bool ternvl_write_kv(float*, float*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t,
-                            int64_t, int, int, int, int);
-EXPORT bool ternvl_write_kv_int8(uint8_t*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t,
-                                 int64_t, int, int, int);
-EXPORT bool ternvl_paged_attention(const float*, int64_t, const float*, const float*, const int32_t*, int64_t,
-                                   const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int, int, int, int, float*,
-                                   int);
-EXPORT bool ternvl_attention_int8(const float*, int64_t, const uint8_t*, const int32_t*, int64_t, const int32_t*,
-                                  const int32_t*, int64_t, int64_t, int64_t, int, int, int, bool, float*, int);
-
-struct Layer {
-  const Stage *qkv, *o, *gate_up, *down;
-};
-
-struct Decoder {
-  const Layer* layers;
-  int64_t num_layers;
-  int32_t heads, key_heads, d;
-};
-
-// Of all layers one after the other: `keys` and `values`, or both in `bytes`.
-struct Cache {
-  float *keys, *values;
-  uint8_t* bytes;
-  int64_t layer_size;  // elements of a layer in each of them
-  int64_t num_blocks;
-  int32_t block_size;
-};
-
-struct Step {
-  const int64_t* slots;         // [T]
-  const int32_t* tables;        // [sequences, table_width]
-  const int32_t* query_starts;  // [sequences + 1]
-  const int32_t* lengths;       // [sequences]
-  const float *cos, *sin;       // [T, D]
-  int64_t num_tokens, num_sequences, table_width;
-};
+#include "kernels.h"
 
 namespace {
 

@@ -7,51 +7,21 @@
 #include <initializer_list>
 
 #include "buffer.h"
-#include "stage.h"
+#include "decoder.h"
+#include "kernels.h"
 
 extern "C" {
 void ternvl_silu(const float*, float*, int64_t, int);
 void ternvl_gelu(const float*, float*, int64_t, int);
-void ternvl_rotate(float*, int64_t, const float*, const float*, int64_t, int, int, int);
 void ternvl_pack_linear(const void*, int, int64_t, int64_t, void*, int);
 void ternvl_linear(const float*, int64_t, int64_t, int64_t, const void*, int, int64_t, const float*, float*, int);
 void ternvl_pack_int8(const int8_t*, int64_t, int64_t, int8_t*, int32_t*, int);
 void ternvl_pack_int4(const int8_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int);
-void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const float*, float*, int64_t, int, bool);
 void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
 void ternvl_stage_outputs(const Stage*, const float*, int64_t, const float*, float*, int64_t, int);
-bool ternvl_write_kv(float*, float*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t, int64_t, int,
-                     int, int, int);
-bool ternvl_paged_attention(const float*, int64_t, const float*, const float*, const int32_t*, int64_t, const int32_t*,
-                            const int32_t*, int64_t, int64_t, int64_t, int, int, int, int, float*, int);
-bool ternvl_write_kv_int8(uint8_t*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t, int64_t, int,
-                          int, int);
-bool ternvl_attention_int8(const float*, int64_t, const uint8_t*, const int32_t*, int64_t, const int32_t*,
-                           const int32_t*, int64_t, int64_t, int64_t, int, int, int, bool, float*, int);
 void ternvl_tile_attention(const float*, int64_t, int64_t, int, int, float*, int);
 double ternvl_read(const float*, int64_t, int);
 
-// Of decoder.cpp.
-struct Layer {
-  const Stage *qkv, *o, *gate_up, *down;
-};
-struct Decoder {
-  const Layer* layers;
-  int64_t num_layers;
-  int32_t heads, key_heads, d;
-};
-struct Cache {
-  float *keys, *values;
-  uint8_t* bytes;
-  int64_t layer_size, num_blocks;
-  int32_t block_size;
-};
-struct Step {
-  const int64_t* slots;
-  const int32_t *tables, *query_starts, *lengths;
-  const float *cos, *sin;
-  int64_t num_tokens, num_sequences, table_width;
-};
 bool ternvl_decode(const Decoder*, const Cache*, const Step*, float*, int);
 }
 
