@@ -102,7 +102,7 @@ def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
 def _twin(model: InternVL) -> InternVL:
     """The same model with modules of its own over the same tensors."""
     for module in model.modules():
-        for pointers in ("description", "native"):  # made anew when they are asked for
+        for pointers in ("description", "native", "adapted"):  # made anew when they are asked for
             module.__dict__.pop(pointers, None)
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ternvl.kernels.lora import Adapters, Segments, Targets
 from ternvl.kernels.native import Int, Int64, Library, Pointer
 from ternvl.kernels.stage import Stage
 
@@ -46,6 +47,10 @@ class _Step(ctypes.Structure):
     )
 
 
+class _Added(ctypes.Structure):
+    _fields_ = (("layers", Pointer), ("adapters", Adapters))
+
+
 class NativeDecoder:
     """Points into stages, which it keeps."""
 
@@ -68,13 +73,15 @@ class NativeDecoder:
         block_tables: Tensor,
         query_starts: Tensor,
         lengths: Tensor,
+        adapters: tuple[Targets, Segments] | None = None,
     ) -> Tensor:
         """x [T, C] float32 -> [T, C].
 
         `cache` is keys [layers, B, K, D, block size] and values [layers, B, K, block size, D] in float32, or one of
         bytes [layers, B, K, ...] as `attention_int8.py` has them. cos and sin are [T, 1, D]; `slots` [T] int64,
-        `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] int32 as `paged_attention` takes them. Raises
-        IndexError where one of them is not within the cache.
+        `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] int32 as `paged_attention` takes them. `adapters` are
+        the modules of all layers' stages, in order, and the tokens that have them. Raises IndexError where a slot or a
+        sequence is not within the cache.
         """
         x = x.clone(memory_format=torch.contiguous_format)
         tables, starts, ends = (each.int().contiguous() for each in (block_tables, query_starts, lengths))
@@ -83,8 +90,13 @@ class NativeDecoder:
         held = _Cache(*places, cache[0].stride(0), cache[0].shape[1], block_size)
         pointers = (each.data_ptr() for each in (slots, tables, starts, ends, cos, sin))
         step = _Step(*pointers, len(x), len(ends), tables.shape[1])
-        function = library.function("ternvl_decode", *[Pointer] * 4, Int, result=ctypes.c_bool)
-        structs = (ctypes.addressof(each) for each in (self._decoder, held, step))
+        added = None
+        if adapters is not None:
+            targets, segments = adapters
+            assert len(targets.array) == len(LAYER) * len(self._stages)
+            added = _Added(ctypes.addressof(targets.array), segments.native(len(x)))
+        function = library.function("ternvl_decode", *[Pointer] * 5, Int, result=ctypes.c_bool)
+        structs = (None if each is None else ctypes.addressof(each) for each in (self._decoder, held, step, added))
         if not function(*structs, x.data_ptr(), torch.get_num_threads()):
             raise IndexError(f"a slot or a sequence is not within {held.num_blocks} blocks of {block_size}")
         return x

@@ -77,10 +77,20 @@ class _Segment(ctypes.Structure):
 
 
 class _Job(ctypes.Structure):
-    _fields_ = (("table", Pointer), ("slots", Int64), ("out", Pointer), ("stride", Int64))
+    _fields_ = (("table", Pointer), ("slots", Int64), ("column", Int64))
 
 
-_ARGUMENTS = (Pointer, Int64, Pointer, Int64, Int64, Pointer, Int64, Int64, Int)
+class _Added(ctypes.Structure):
+    _fields_ = (("jobs", Pointer), ("num_jobs", Int64))
+
+
+class Adapters(ctypes.Structure):
+    """`Adapters` of `cpu/lora.h`."""
+
+    _fields_ = (("segments", Pointer), ("num_segments", Int64), ("unit", Int64))
+
+
+_ARGUMENTS = (*[Pointer] * 3, Int64, Int64, Pointer, Int64, Int)
 
 
 class Segments:
@@ -96,7 +106,16 @@ class Segments:
             library() if spans else None
         )  # asked for once a run, as are the threads: a run calls hundreds of times
         self.num_threads = torch.get_num_threads()
-        self.array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
+        self._array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
+
+    def rows_a_unit(self, num_rows: int) -> int:
+        """Of a module that makes this many rows of all units."""
+        assert num_rows % self.num_units == 0, (num_rows, self.num_units)
+        return num_rows // self.num_units
+
+    def native(self, num_rows: int) -> Adapters:
+        """What the native side reads, for a module with so many rows. It points into this object."""
+        return Adapters(ctypes.addressof(self._array), len(self.spans), self.rows_a_unit(num_rows))
 
 
 class Table:
@@ -128,26 +147,41 @@ class Table:
             )  # fmt: skip
 
 
-Target = tuple[Table, Tensor]
-"""A module's weights, and its output [T, N], which may be some columns of a wider tensor."""
+Target = tuple[Table, int]
+"""A module's weights, and the column where its outputs begin in those of all modules with the same input."""
 
 
-def add(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
-    """Add to the outputs of modules what the segments' adapters make of their common input x [T, K], in place.
+class Targets:
+    """The modules of several stages, for a native call over all of them. Tables that are put into are out of date."""
 
-    T is a multiple of `segments.num_units`.
+    def __init__(self, stages: Sequence[Sequence[Target]]) -> None:
+        self._tables = [table for targets in stages for table, _ in targets]  # which are pointed into
+        self._jobs = [_jobs(targets) for targets in stages]
+        added = (_Added(ctypes.addressof(jobs), len(jobs)) for jobs in self._jobs)
+        self.array = (_Added * len(stages))(*added)
+
+
+def _jobs(targets: Sequence[Target]) -> ctypes.Array[_Job]:
+    jobs = (_Job(ctypes.addressof(table.array), len(table.weights), column) for table, column in targets)
+    return (_Job * len(targets))(*jobs)
+
+
+def add(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
+    """Add to the outputs [T, N] of modules what the segments' adapters make of their common input x [T, K], in place.
+
+    T is a multiple of `segments.num_units`; `out` may be some columns of a wider tensor.
     """
-    is_served = x.is_cpu and x.dtype == torch.float32
-    if is_served and segments.library is not None and all(out.dtype == torch.float32 for _, out in targets):
-        _add(segments.library, targets, segments, x)
+    assert x.shape[0] == out.shape[0]
+    if x.is_cpu and segments.library is not None and x.dtype == out.dtype == torch.float32:
+        _add(segments.library, targets, segments, x, out)
     else:
-        add_reference(targets, segments, x)
+        add_reference(targets, segments, x, out)
 
 
-def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
     """`add` in plain torch, on any device and in any floating type."""
-    for table, out in targets:
-        unit = _rows_a_unit(segments, x, out)
+    unit = segments.rows_a_unit(x.shape[0])
+    for table, column in targets:
         for slot, start, stop in segments.spans:
             weights = table.weights[slot] if slot < len(table.weights) else None
             if weights is None:
@@ -155,26 +189,16 @@ def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor) -> N
             a = reference.unpack(weights.a, weights.rank).to(x.dtype)
             b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
             added = (x[start * unit : stop * unit] @ a.T * weights.scale) @ b.T
-            out[start * unit : stop * unit, weights.first : weights.first + weights.num_rows] += added
+            first = column + weights.first
+            out[start * unit : stop * unit, first : first + weights.num_rows] += added
 
 
-def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Tensor) -> None:
+def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
-    jobs, unit = (_Job * len(targets))(), 1
-    for job, (table, out) in zip(jobs, targets, strict=True):
-        unit = _rows_a_unit(segments, x, out)
-        job.table, job.slots = ctypes.addressof(table.array), len(table.weights)
-        job.out, job.stride = out.data_ptr(), out.stride(0)
-        assert out.stride(1) == 1
-    function = library.function("ternvl_lora_add", *_ARGUMENTS)
-    function(
-        *(jobs, len(targets), segments.array, len(segments.spans), unit),
-        *(x.data_ptr(), x.stride(0), x.shape[1], segments.num_threads),
+    assert out.stride(1) == 1
+    jobs, adapters = _jobs(targets), segments.native(x.shape[0])
+    added = _Added(ctypes.addressof(jobs), len(jobs))
+    library.function("ternvl_lora_add", *_ARGUMENTS)(
+        *(ctypes.addressof(added), ctypes.addressof(adapters), x.data_ptr(), x.stride(0), x.shape[1]),
+        *(out.data_ptr(), out.stride(0), segments.num_threads),
     )
-
-
-def _rows_a_unit(segments: Segments, x: Tensor, out: Tensor) -> int:
-    num_rows = x.shape[0]
-    assert num_rows == out.shape[0]
-    assert num_rows % segments.num_units == 0, (num_rows, segments.num_units)
-    return num_rows // segments.num_units

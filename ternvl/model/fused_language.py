@@ -19,7 +19,7 @@ from ternvl.kernels.norm import rms_norm
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Stage
 from ternvl.model.attention import Attention
-from ternvl.model.fused_lora import FusedModule, Part
+from ternvl.model.fused_lora import AdaptedLayers, FusedModule, Part
 from ternvl.model.fused_stages import norm_of, stage_of
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
@@ -76,7 +76,7 @@ class FusedDecoderLayer(FusedModule):
 
 
 class FusedDecoder(Decoder):
-    """A `Decoder` of fused layers. Over a paged cache all layers are one native call, save in runs with adapters."""
+    """A `Decoder` of fused layers. Over a paged cache all layers are one native call."""
 
     def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer], *, caches_in_int8: bool = False) -> None:
         """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
@@ -90,13 +90,13 @@ class FusedDecoder(Decoder):
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """[T, C] -> [T, C]."""
         loaded = library() if x.is_cpu and x.dtype == torch.float32 else None
-        is_adapted = any(layer.is_adapted for layer in self.layers)
-        if loaded is None or is_adapted or not isinstance(attention, PagedAttention):
+        if loaded is None or not isinstance(attention, PagedAttention):
             return super().run_layers(x, rotary, attention)
         cache = attention.cache
         return self.native.run(
             *(loaded, x, *rotary, cache.tensors, cache.block_size),
             *(attention.slots, attention.block_tables, attention.query_starts, attention.lengths),
+            self.adapted.now(),
         )
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +106,11 @@ class FusedDecoder(Decoder):
             self._angles = super().rotary(torch.arange(max(_LEAST_ANGLES, 2 ** (needed - 1).bit_length())))
         cos, sin = self._angles
         return cos[positions], sin[positions]
+
+    @cached_property
+    def adapted(self) -> AdaptedLayers:
+        """What adapters add."""
+        return AdaptedLayers(self.layers, LAYER)  # type: ignore[arg-type]
 
     @cached_property
     def native(self) -> NativeDecoder:

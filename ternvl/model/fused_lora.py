@@ -10,12 +10,13 @@ Shapes: M rows, N outputs, K inputs, F outputs after the activation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ternvl.kernels.lora import Segments, Target, Targets
 from ternvl.kernels.stage import Stage
 from ternvl.model.lora import AdapterBank
 
@@ -50,13 +51,10 @@ class FusedModule(nn.Module, ABC):
         }
         return [part.name for parts in self._parts.values() for part in parts]
 
-    @property
-    def is_adapted(self) -> bool:
-        """Whether adapters change anything in this run."""
-        return self.bank is not None and self.bank.any_active and any(map(self._is_adapted, self._parts))
-
-    def _is_adapted(self, stage: str) -> bool:
-        return any(self.bank.touches(part.name) for part in self._parts[stage]) if self.bank is not None else False
+    def targets(self, name: str) -> list[Target]:
+        """What installed adapters change of the stage `name`, none of whose parts is scaled."""
+        assert self.bank is not None
+        return self.bank.targets(_columns(self._parts[name]))
 
     def run(self, name: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The stage `name` of x [M, K] -> [M, F], with what adapters add in this run; `residual` [M, F] is added.
@@ -73,11 +71,39 @@ class FusedModule(nn.Module, ABC):
         return stage.outputs(sums, residual)
 
 
+class AdaptedLayers:
+    """What adapters add to the stages of modules, one after the other, for a native call over all of them."""
+
+    def __init__(self, modules: Iterable[FusedModule], stages: Sequence[str]) -> None:
+        """`stages` are those of each module. They have one bank."""
+        self._modules, self._stages = list(modules), stages
+        self._targets = Targets(())
+        self._version = -1
+
+    def now(self) -> tuple[Targets, Segments] | None:
+        """Of this run; None where no row has an adapter."""
+        bank = self._modules[0].bank
+        if bank is None or not bank.any_active:
+            return None
+        if self._version != bank.version:
+            self._targets = Targets([module.targets(name) for module in self._modules for name in self._stages])
+            self._version = bank.version
+        return self._targets, bank.segments
+
+
+def _columns(parts: Sequence[Part]) -> Iterator[tuple[str, int]]:
+    """Unscaled parts and where their outputs begin."""
+    first = 0
+    for part in parts:
+        if part.scale is None:
+            yield part.name, first
+        first += part.num_rows
+
+
 def _add(bank: AdapterBank, parts: Sequence[Part], rows: Tensor, sums: Tensor) -> None:
     """rows [M, K]; sums [M, N] are changed in place."""
+    bank.add_all(_columns(parts), rows, sums)
     outs = sums.split([part.num_rows for part in parts], dim=1)
-    plain = [(part.name, out) for part, out in zip(parts, outs, strict=True) if part.scale is None]
-    bank.add_all(rows, plain)
     for part, out in zip(parts, outs, strict=True):
         if part.scale is not None:
             added = torch.zeros_like(out)

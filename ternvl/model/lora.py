@@ -9,7 +9,7 @@ Shapes: T rows, K inputs, N outputs of a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from ternvl.kernels.lora import Segments, Table, Weights, add
+from ternvl.kernels.lora import Segments, Table, Target, Weights, add
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -86,7 +86,10 @@ class AdapterBank:
         """By the official name of each module that may have adapters; `attach` fills it."""
         self._tables: dict[str, list[Table]] = {}
         self._slots: dict[bytes, _Slot] = {}
-        self._segments = Segments((), 1)
+        self.segments = Segments((), 1)
+        """The rows of this run that have adapters."""
+        self.version = 0
+        """Another one whenever targets are others."""
         self._touched: frozenset[str] = _NOTHING
 
     @property
@@ -103,18 +106,22 @@ class AdapterBank:
         """Whether any adapter of this run changes the module with this official name."""
         return name in self._touched
 
+    def targets(self, columns: Iterable[tuple[str, int]]) -> list[Target]:
+        """What installed adapters change, of modules by name and the column where their outputs begin."""
+        return [(table, column) for name, column in columns for table in self._tables.get(name, ())]
+
     def add(self, name: str, x: Tensor, out: Tensor) -> None:
         """Add in place to `out` [T, N], a module's output, what this run's adapters make of its input x [T, K].
 
         `out` may be a slice of columns of a wider tensor. Rows without an adapter are not touched.
         """
-        self.add_all(x, ((name, out),))
+        self.add_all(((name, 0),), x, out)
 
-    def add_all(self, x: Tensor, outs: Sequence[tuple[str, Tensor]]) -> None:
-        """`add` for modules that have the same input, by name and output: one call is quicker than several."""
-        targets = [(table, out) for name, out in outs for table in self._tables.get(name, ())]
-        if targets:
-            add(targets, self._segments, x)
+    def add_all(self, columns: Iterable[tuple[str, int]], x: Tensor, out: Tensor) -> None:
+        """`add` for modules that have the same input and whose outputs lie side by side, as `targets` takes them: one
+        call is quicker than several."""
+        if targets := self.targets(columns):
+            add(targets, self.segments, x, out)
 
     def install(self, adapter: Adapter) -> None:
         """One user more. Raises LookupError for a module that this model's adapters are not added behind."""
@@ -126,6 +133,7 @@ class AdapterBank:
             raise LookupError(f"nothing is added behind {min(absent)}, which the adapter {adapter.name} changes")
         slot = _Slot(self._free_number(), adapter)
         self._slots[adapter.digest] = slot
+        self.version += 1
         for name, parts in adapter.modules.items():
             if name not in self._tables:
                 self._tables[name] = []
@@ -142,6 +150,7 @@ class AdapterBank:
         if slot.num_users:
             return
         del self._slots[adapter.digest]
+        self.version += 1
         for name, parts in slot.adapter.modules.items():
             for table, _ in zip(self._tables[name], parts, strict=False):
                 table.put(slot.number, None)
@@ -161,13 +170,13 @@ class AdapterBank:
         used = [(adapter, start, stop) for adapter, start, stop in spans if adapter is not None]
         if used:
             numbered = [(self._slots[adapter.digest].number, start, stop) for adapter, start, stop in used]
-            self._segments = Segments(_joined(numbered), num_units)
+            self.segments = Segments(_joined(numbered), num_units)
             self._touched = _NOTHING.union(*(adapter.modules for adapter, _, _ in used))
         try:
             yield
         finally:
             if used:
-                self._segments, self._touched = Segments((), 1), _NOTHING
+                self.segments, self._touched = Segments((), 1), _NOTHING
 
 
 def _joined(segments: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

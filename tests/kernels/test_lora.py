@@ -40,13 +40,13 @@ def test_it_is_the_product_and_its_rows_are_alone(storage: torch.dtype, isa: str
         one = weights(n, k, rank, storage)
         table, x, before = table_of(one), torch.randn(m, k), torch.randn(m, n)
         out = before.clone()
-        add([(table, out)], Segments([(0, 0, m)], m), x)
+        add([(table, 0)], Segments([(0, 0, m)], m), x, out)
         exact = before.double() + x.double() @ one.delta().double().T
         size = x.abs() @ one.delta().abs().T * rank + before.abs() + 1
         assert ((out - exact).abs() / size).max() < TOLERANCE, (n, k, rank, m)
         for row in {0, m // 2, m - 1} if isa != "torch" else ():
             alone = before[row : row + 1].clone()
-            add([(table, alone)], Segments([(0, 0, 1)], 1), x[row : row + 1])
+            add([(table, 0)], Segments([(0, 0, 1)], 1), x[row : row + 1], alone)
             assert torch.equal(alone[0], out[row]), (n, k, rank, m, row)
 
 
@@ -57,8 +57,8 @@ def test_each_segment_has_its_own_and_the_others_keep_their_bits(storage: torch.
     x, before = torch.randn(60, 24), torch.randn(60, 40)
     spans = [(0, 0, 3), (2, 3, 5), (1, 6, 9), (9, 9, 10), (3, 17, 20)]  # in units of 3 rows
     out, expected = before.clone(), before.clone()
-    add([(table, out)], Segments(spans, 20), x)
-    add_reference([(table, expected)], Segments(spans, 20), x)
+    add([(table, 0)], Segments(spans, 20), x, out)
+    add_reference([(table, 0)], Segments(spans, 20), x, expected)
     assert torch.allclose(out, expected, atol=1e-4)
     assert torch.equal(out[15:51], before[15:51])
     assert torch.equal(out[51:, 12:], before[51:, 12:])
@@ -72,9 +72,9 @@ def test_columns_of_a_wider_tensor_and_strided_inputs() -> None:
     x, wide = torch.randn(7, 64), torch.randn(7, 100)
     before = wide.clone()
     inputs, out = x[:, 2:62:2], wide[:, 40:70]
-    add([(table, out)], Segments([(0, 2, 6)], 7), inputs)
+    add([(table, 0)], Segments([(0, 2, 6)], 7), inputs, out)
     expected = before[:, 40:70].clone()
-    add_reference([(table, expected)], Segments([(0, 2, 6)], 7), inputs.contiguous())
+    add_reference([(table, 0)], Segments([(0, 2, 6)], 7), inputs.contiguous(), expected)
     assert torch.allclose(out, expected, atol=1e-5)
     untouched = torch.ones(7, 100, dtype=torch.bool)
     untouched[2:6, 45:65] = False
@@ -93,7 +93,7 @@ def test_threads_change_no_bit(isa: str) -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             results.append(torch.zeros(100, 600))
-            add([(table, results[-1])], Segments([(0, 0, 1), (1, 1, 99), (0, 99, 100)], 100), x)
+            add([(table, 0)], Segments([(0, 0, 1), (1, 1, 99), (0, 99, 100)], 100), x, results[-1])
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
@@ -106,9 +106,9 @@ def test_a_slot_is_emptied_and_used_again() -> None:
     table.put(5, other)
     assert len(table.weights) >= 6
     table.put(0, None)
-    add([(table, out)], Segments([(0, 0, 1)], 1), x)
+    add([(table, 0)], Segments([(0, 0, 1)], 1), x, out)
     assert not out.any()
-    add([(table, out)], Segments([(5, 0, 1)], 1), x)
+    add([(table, 0)], Segments([(5, 0, 1)], 1), x, out)
     assert torch.allclose(out, x @ other.delta().T, atol=1e-5)
     table.put(5, None)
     assert table.is_empty
@@ -119,7 +119,7 @@ def test_several_modules_with_one_input_are_as_each_alone() -> None:
     tables = [table_of(weights(n, 50, rank, torch.bfloat16)) for n, rank in ((40, 16), (7, 3), (100, 20))]
     x, wide, segments = torch.randn(9, 50), torch.randn(9, 147), Segments([(0, 1, 8)], 9)
     alone = [part.clone() for part in wide.split((40, 7, 100), 1)]
-    add(list(zip(tables, wide.split((40, 7, 100), 1), strict=True)), segments, x)
+    add(list(zip(tables, (0, 40, 47), strict=True)), segments, x, wide)
     for table, out in zip(tables, alone, strict=True):
-        add([(table, out)], segments, x)
+        add([(table, 0)], segments, x, out)
     assert torch.allclose(wide, torch.cat(alone, 1), atol=1e-5)

@@ -4,6 +4,8 @@
 // T tokens, H query heads, K key heads, D head size.
 #include "decoder.h"
 
+#include <algorithm>
+
 #include "kernels.h"
 
 namespace {
@@ -30,26 +32,49 @@ bool attend(const Decoder& decoder, const Cache& cache, const Step& step, int64_
                                 d, cache.block_size, out, threads);
 }
 
+// A stage with what adapters add between its product and what follows it. `rows` [T, K] and `sums` [T, N] are scratch.
+struct Adapted {
+  const Adapters* adapters;  // or null
+  float *rows, *sums;
+
+  void run(const Stage* stage, const Added* added, const float* x, int64_t tokens, const float* residual, float* y,
+           int64_t ldy, int threads) const {
+    if (!adapters || !touches(*added, *adapters))
+      return ternvl_stage(stage, x, tokens, stage->k, residual, y, ldy, threads, false);
+    if (stage->before != NO_NORM) {
+      ternvl_stage_inputs(stage, x, tokens, stage->k, rows, threads);
+      x = rows;
+    }
+    ternvl_stage(stage, x, tokens, stage->k, nullptr, sums, stage->n, threads, true);
+    ternvl_lora_add(added, adapters, x, stage->k, stage->k, sums, stage->n, threads);
+    ternvl_stage_outputs(stage, sums, tokens, residual, y, ldy, threads);
+  }
+};
+
 }  // namespace
 
-// x [T, hidden size] in place. Returns false where a slot, a table or a length is not within the cache.
-EXPORT bool ternvl_decode(const Decoder* decoder, const Cache* cache, const Step* step, float* x, int threads) {
+// x [T, hidden size] in place; `added` may be null. Returns false where a slot, a table or a length is not within the
+// cache.
+EXPORT bool ternvl_decode(const Decoder* decoder, const Cache* cache, const Step* step, const AddedToDecoder* added,
+                          float* x, int threads) {
   static thread_local Workspace workspace;
   const int64_t tokens = step->num_tokens, width = int64_t(decoder->heads) * decoder->d;
   const int64_t qkv_width = width + 2 * int64_t(decoder->key_heads) * decoder->d;
-  const int64_t inner = decoder->layers[0].gate_up->n / 2;
-  float* qkv = reinterpret_cast<float*>(workspace.get(4 * tokens * (qkv_width + width + inner) + 64));
-  float *attended = qkv + tokens * qkv_width, *gated = attended + tokens * width;
+  const int64_t hidden = decoder->layers[0].qkv->k, inner = decoder->layers[0].down->k;
+  const int64_t scratch = added ? hidden + std::max(2 * inner, std::max(qkv_width, hidden)) : 0;
+  float* qkv = reinterpret_cast<float*>(workspace.get(4 * tokens * (qkv_width + width + inner + scratch) + 64));
+  float *attended = qkv + tokens * qkv_width, *gated = attended + tokens * width, *rows = gated + tokens * inner;
+  const Adapted adapted{added ? &added->adapters : nullptr, rows, rows + tokens * hidden};
   for (int64_t i = 0; i < decoder->num_layers; ++i) {
     const Layer& layer = decoder->layers[i];
-    const int64_t hidden = layer.qkv->k;
-    ternvl_stage(layer.qkv, x, tokens, hidden, nullptr, qkv, qkv_width, threads, false);
+    const AddedToLayer more = added ? added->layers[i] : AddedToLayer{};
+    adapted.run(layer.qkv, &more.qkv, x, tokens, nullptr, qkv, qkv_width, threads);
     ternvl_rotate(qkv, qkv_width, step->cos, step->sin, tokens, decoder->heads + decoder->key_heads, decoder->d,
                   threads);
     if (!attend(*decoder, *cache, *step, i, qkv, attended, threads)) return false;
-    ternvl_stage(layer.o, attended, tokens, width, x, x, hidden, threads, false);
-    ternvl_stage(layer.gate_up, x, tokens, hidden, nullptr, gated, inner, threads, false);
-    ternvl_stage(layer.down, gated, tokens, inner, x, x, hidden, threads, false);
+    adapted.run(layer.o, &more.o, attended, tokens, x, x, hidden, threads);
+    adapted.run(layer.gate_up, &more.gate_up, x, tokens, nullptr, gated, inner, threads);
+    adapted.run(layer.down, &more.down, gated, tokens, x, x, hidden, threads);
   }
   return true;
 }

@@ -1,7 +1,7 @@
 // What a decoder is to the native side; `ternvl/kernels/decoder.py` has the same structs. D head size, T tokens.
 #pragma once
 
-#include "stage.h"
+#include "lora.h"
 
 struct Layer {
   const Stage *qkv, *o, *gate_up, *down;
@@ -29,4 +29,14 @@ struct Step {
   const int32_t* lengths;       // [sequences]
   const float *cos, *sin;       // [T, D]
   int64_t num_tokens, num_sequences, table_width;
+};
+
+// What adapters add in this step.
+struct AddedToLayer {
+  Added qkv, o, gate_up, down;
+};
+
+struct AddedToDecoder {
+  const AddedToLayer* layers;
+  Adapters adapters;
 };

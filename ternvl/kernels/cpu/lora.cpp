@@ -1,19 +1,16 @@
 // out += scale * B (A x) for the rows of x that have an adapter: the two thin products of LoRA, for many rows and many
-// adapters in one call.
+// adapters in one call. `lora.h` has what it is told.
 //
 // A [rank, k] and B [rows, rank] lie in panels of 16 outputs (linear.cpp): [ceil(rank / 16)][k][16] and
 // [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x is CHAINS chains of fma, input i
 // in chain i mod CHAINS, added up in a fixed order; an element of B h is one chain over the rank, added to `out` last. So
 // a row's result depends neither on the other rows nor on the threads.
+#include "lora.h"
+
 #include <algorithm>
 #include <vector>
 
-#include "simd.h"
-
 namespace {
-
-constexpr int NR = 16;      // outputs of a panel
-constexpr int NV = NR / W;  // vectors across a panel
 
 #if defined(__AVX512F__)
 constexpr int CHAINS = 4, MR = 4;
@@ -28,35 +25,12 @@ constexpr int CHAINS = 1, MR = 2;
 constexpr int64_t ROWS = 64;    // rows of an item: its panels are read once for all of them
 constexpr int64_t COLUMNS = 16; // panels of B that one thread takes at a time
 
-// What one adapter adds to one module. `a` is null where it adds nothing.
-struct Entry {
-  const void* a;
-  const void* b;
-  int64_t size;   // of an element, 2 or 4 bytes
-  int64_t rank;
-  int64_t rows;   // of B
-  int64_t first;  // column of `out` that row 0 of B adds to
-  double scale;
-};
-
-// One module: its entries by slot, and its output, whose rows are `ldo` apart.
-struct Job {
-  const Entry* table;
-  int64_t slots;
-  float* out;
-  int64_t ldo;
-};
-
-struct Segment {
-  int64_t slot, start, stop;
-};
-
 // Up to ROWS rows with the same adapter.
 struct Item {
-  const Job* job;
   const Entry* entry;
   int64_t row, count;
-  float* hidden;  // [count, padded rank]
+  int64_t column;  // of the output
+  float* hidden;   // [count, padded rank]
   int64_t stride;
 };
 
@@ -120,9 +94,11 @@ void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, f
     }
 }
 
-struct Call {
+struct Pass {
   const float* x;
   int64_t ldx, k;
+  float* out;
+  int64_t ldo;
 
   template <typename T>
   void shrink_unit(const Unit& unit) const {
@@ -149,37 +125,41 @@ struct Call {
       const int64_t columns = std::min<int64_t>(NR, entry.rows - p * NR);
       for (int64_t r = 0; r < item.count;) {
         const float* from = item.hidden + r * item.stride;
-        float* to = item.job->out + (item.row + r) * item.job->ldo + entry.first + p * NR;
+        float* to = out + (item.row + r) * ldo + item.column + p * NR;
         const bool whole = item.count - r >= MR;
-        (whole ? expand<MR, T> : expand<1, T>)(from, item.stride, entry.rank, panel, to, item.job->ldo, columns);
+        (whole ? expand<MR, T> : expand<1, T>)(from, item.stride, entry.rank, panel, to, ldo, columns);
         r += whole ? MR : 1;
       }
     }
   }
 };
 
-int64_t panels(int64_t count) { return (count + NR - 1) / NR; }
-
-void append_items(std::vector<Item>& items, const Job& job, const Segment* segments, int64_t count, int64_t unit) {
-  for (int64_t s = 0; s < count; ++s) {
-    const Segment& segment = segments[s];
-    if (segment.slot >= job.slots || !job.table[segment.slot].a) continue;
-    const Entry* entry = job.table + segment.slot;
-    for (int64_t row = segment.start * unit; row < segment.stop * unit; row += ROWS) {
-      const int64_t rows = std::min(ROWS, segment.stop * unit - row);
-      items.push_back({&job, entry, row, rows, nullptr, panels(entry->rank) * NR});
-    }
+void append_items(std::vector<Item>& items, const Job& job, const Adapters& adapters) {
+  for (int64_t s = 0; s < adapters.num_segments; ++s) {
+    const Segment& segment = adapters.segments[s];
+    const Entry* entry = entry_of(job, segment);
+    if (!entry) continue;
+    const int64_t stop = segment.stop * adapters.unit;
+    for (int64_t row = segment.start * adapters.unit; row < stop; row += ROWS)
+      items.push_back({entry, row, std::min(ROWS, stop - row), job.column + entry->first, nullptr,
+                       panels_of(entry->rank) * NR});
   }
 }
 
 }  // namespace
 
-// For each module that has the input x [.., k], and each segment: rows start * unit .. stop * unit, by the entry of the
-// segment's slot. Rows of x are `ldx` apart.
-EXPORT void ternvl_lora_add(const Job* jobs, int64_t num_jobs, const Segment* segments, int64_t count, int64_t unit,
-                            const float* x, int64_t ldx, int64_t k, int num_threads) {
+bool touches(const Added& added, const Adapters& adapters) {
+  for (int64_t j = 0; j < added.num_jobs; ++j)
+    for (int64_t s = 0; s < adapters.num_segments; ++s)
+      if (entry_of(added.jobs[j], adapters.segments[s])) return true;
+  return false;
+}
+
+// x [.., k] with rows `ldx` apart; `out` is the wide output that the jobs' columns count in, its rows `ldo` apart.
+EXPORT void ternvl_lora_add(const Added* added, const Adapters* adapters, const float* x, int64_t ldx, int64_t k,
+                            float* out, int64_t ldo, int num_threads) {
   std::vector<Item> items;
-  for (int64_t j = 0; j < num_jobs; ++j) append_items(items, jobs[j], segments, count, unit);
+  for (int64_t j = 0; j < added->num_jobs; ++j) append_items(items, added->jobs[j], *adapters);
   std::vector<Unit> shrinking, expanding;
   int64_t size = 0;
   for (const Item& item : items) size += item.count * item.stride;
@@ -188,24 +168,24 @@ EXPORT void ternvl_lora_add(const Job* jobs, int64_t num_jobs, const Segment* se
   for (Item& item : items) {
     item.hidden = hidden.data() + size;
     size += item.count * item.stride;
-    for (int64_t p = 0; p < panels(item.entry->rank); ++p) shrinking.push_back({&item, p, p + 1});
-    const int64_t last = panels(item.entry->rows);
+    for (int64_t p = 0; p < panels_of(item.entry->rank); ++p) shrinking.push_back({&item, p, p + 1});
+    const int64_t last = panels_of(item.entry->rows);
     for (int64_t p = 0; p < last; p += COLUMNS) expanding.push_back({&item, p, std::min(last, p + COLUMNS)});
   }
-  const Call call{x, ldx, k};
+  const Pass pass{x, ldx, k, out, ldo};
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1 && expanding.size() > 1)
   {
 #pragma omp for schedule(static)
     for (size_t i = 0; i < shrinking.size(); ++i)
       if (shrinking[i].item->entry->size == 2)
-        call.shrink_unit<uint16_t>(shrinking[i]);
+        pass.shrink_unit<uint16_t>(shrinking[i]);
       else
-        call.shrink_unit<float>(shrinking[i]);
+        pass.shrink_unit<float>(shrinking[i]);
 #pragma omp for schedule(static) nowait
     for (size_t i = 0; i < expanding.size(); ++i)
       if (expanding[i].item->entry->size == 2)
-        call.expand_unit<uint16_t>(expanding[i]);
+        pass.expand_unit<uint16_t>(expanding[i]);
       else
-        call.expand_unit<float>(expanding[i]);
+        pass.expand_unit<float>(expanding[i]);
   }
 }
