@@ -39,7 +39,7 @@ from ternvl import LLM
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora_files import linears
+from ternvl.model.lora_files import linears, read
 from ternvl.types import Prompt, Request, SamplingParams
 
 RANK = 16
@@ -71,15 +71,10 @@ def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
     in use equals, module for module; over one whose adapters are other engines' at this moment; and with adapters."""
     model = llm.engine.model
     never = _twin(model)
-    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     engines = {"never had one": _decoding(never, [None] * 8), "others have adapters": _decoding(model, [None] * 8)}
-    for name, dtype in kinds.items():
-        adapters = [
-            llm.adapters.read(
-                f"{name}{seed}", write_adapter(folder / f"{name}{seed}", llm.config, seed, dtype=dtype, size=0.1)
-            )
-            for seed in range(8)
-        ]
+    folders = [write_adapter(folder / f"a{seed}", llm.config, seed, size=0.1) for seed in range(8)]
+    for name in ("int8", "bfloat16", "float32"):
+        adapters = [read(each, each.name, linears(llm.config), dtype=name) for each in folders]
         engines[f"8 adapters, {name}"] = _decoding(model, adapters)
         engines[f"8 times one adapter, {name}"] = _decoding(model, adapters[:1] * 8)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}

@@ -14,7 +14,7 @@ OFFICIAL_SYSTEM_MESSAGE = (
 """Default system message of the official template `internvl2_5` (OpenGVLab/InternVL, conversation.py)."""
 
 
-LORA_DTYPES = ("auto", "float32", "bfloat16")
+LORA_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,10 @@ class EngineConfig:
     max_lora_rank: int = field(default=64, metadata={"help": "Rank that a LoRA adapter may have."})
     lora_dtype: str = field(
         default="auto",
-        metadata={"help": "How LoRA adapters are kept: auto (as in their files), float32, or bfloat16 (half of it)."},
+        metadata={
+            "help": "How LoRA adapters are kept: float32, bfloat16, int8, or auto, which is int8 beside a quantised model "
+            "and else as in their files."
+        },
     )
 
 

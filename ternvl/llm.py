@@ -175,7 +175,7 @@ class LLM:
         self.engine: Engine | ReferenceEngine = kind(
             model, engine_config, stop_ids=self.tokenizer.stop_ids, grammars=self.grammars
         )
-        self.adapters = AdapterPool(model.config, engine_config, base=name, device=model.device)
+        self.adapters = AdapterPool(model.config, self.engine.config, base=name, device=model.device)
         self._request_numbers = count()
 
     def load_adapter(self, name: str, path: str | Path) -> None:

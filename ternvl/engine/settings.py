@@ -29,9 +29,9 @@ def resolve(
     is_quantized: bool,
     caches_in_int8: bool,
 ) -> EngineConfig:
-    """`config` without None and "auto", its context within the model's. `dtype` is what the model computes in,
-    `caches_in_int8` whether 8 bits are enough for its keys and values. Raises ConfigError for settings that cannot work
-    together, with the numbers and what to change."""
+    """`config` without None and "auto", its context within the model's; a `lora_dtype` of "auto" is up to an adapter's
+    file. `dtype` is what the model computes in, `caches_in_int8` whether 8 bits are enough for its keys and values.
+    Raises ConfigError for settings that cannot work together, with the numbers and what to change."""
     check_config(config)
     on_cpu = device.type == "cpu"
     config = replace(
@@ -41,6 +41,7 @@ def resolve(
         max_num_batched_tiles=config.max_num_batched_tiles or (1 if on_cpu else 16),
         speculation=_speculation(config.speculation, on_cpu=on_cpu),
         kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_enough=caches_in_int8),
+        lora_dtype="int8" if config.lora_dtype == "auto" and is_quantized else config.lora_dtype,
     )
     _check_budget(config)
     dtype = cache_dtype(config, dtype)

@@ -31,7 +31,7 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
         "base": settings.base,
         "rank": settings.rank,
         "alpha": settings.alpha,
-        "scale": parts[0].scale,
+        "scale": parts[0].scales[0].item(),
         "num_parameters": sum(part.rank * (part.num_rows + part.num_inputs) for part in parts),
         "num_bytes": (folder / lora_files.WEIGHTS).stat().st_size,
         "modules": [_row(kind, [(found.modules[n], norms.get(n)) for n in names]) for kind, names in kinds.items()],
@@ -67,4 +67,4 @@ def _norm(part: Weights) -> float:
     """Frobenius norm of the delta, which is not formed for it: |BA|^2 = sum of (B'B) * (AA')."""
     a, b = part.matrices()
     square = ((b.T @ b) * (a @ a.T)).sum()
-    return part.scale * math.sqrt(max(0.0, square.item()))
+    return math.sqrt(max(0.0, square.item()))

@@ -1,4 +1,4 @@
-"""What adapters add to a module's output, `out += scale * B (A x)`, for many rows and many adapters in one call: native
+"""What adapters add to a module's output, `out += B (scales * A x)`, for many rows and many adapters in one call: native
 where it can be, else in plain torch.
 
 A row's bits follow from its own input and its adapter alone; a row without one is not touched. The arithmetic is told
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ternvl.kernels import dispatch, reference
 from ternvl.kernels.loader import library
-from ternvl.kernels.native import Int, Int64, Library, Pointer
+from ternvl.kernels.native import PANEL, Int, Int64, Library, Pointer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,24 +27,31 @@ class Weights:
     """What one adapter adds to (some rows of) one module."""
 
     a: Tensor
-    """Panels of A [R, K], float32 or bfloat16."""
+    """Panels of A [R, K], float32, bfloat16 or int8."""
     b: Tensor
     """Panels of B [N, R], of the same type."""
+    scales: Tensor
+    """[R] float32, padded with zeros to whole panels."""
     rank: int
     num_rows: int
     """N, of B."""
-    scale: float
     first: int = 0
     """Output of the module that row 0 of B adds to: more than 0 where the module stacks several matrices."""
 
     @classmethod
-    def pack(cls, a: Tensor, b: Tensor, scale: float, first: int = 0) -> Weights:
-        """A [R, K] and B [N, R], float32 or bfloat16."""
+    def pack(cls, a: Tensor, b: Tensor, scale: float, first: int = 0, dtype: torch.dtype | None = None) -> Weights:
+        """A [R, K] and B [N, R], float32 or bfloat16, whose product is scaled. `dtype` may be torch.int8: each row of A
+        and each column of B then become whole numbers from -127 to 127."""
         assert a.dtype == b.dtype
         assert a.dtype in (torch.float32, torch.bfloat16), a.dtype
         assert a.shape[0] == b.shape[1], (a.shape, b.shape)
-        pack = dispatch.pack if a.is_cpu else reference.pack
-        return cls(pack(a), pack(b), a.shape[0], b.shape[0], scale, first)
+        rank, num_rows = a.shape[0], b.shape[0]
+        scales = torch.full((rank,), scale, dtype=torch.float32, device=a.device)
+        if dtype == torch.int8:
+            (a, a_sizes), (b, b_sizes) = _whole(a, 1), _whole(b, 0)
+            scales = scales * a_sizes * b_sizes
+        pack = dispatch.pack if a.is_cpu and dtype != torch.int8 else reference.pack
+        return cls(pack(a), pack(b), F.pad(scales, (0, -rank % PANEL)), rank, num_rows, first)
 
     @property
     def num_inputs(self) -> int:
@@ -53,23 +61,31 @@ class Weights:
     @property
     def num_bytes(self) -> int:
         """Memory of both matrices."""
-        return self.a.nbytes + self.b.nbytes
+        return self.a.nbytes + self.b.nbytes + self.scales.nbytes
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """A [R, K] and B [N, R] as float32."""
-        return reference.unpack(self.a, self.rank).float(), reference.unpack(self.b, self.num_rows).float()
+        """Scaled A [R, K] and B [N, R] as float32."""
+        a = reference.unpack(self.a, self.rank).float() * self.scales[: self.rank, None]
+        return a, reference.unpack(self.b, self.num_rows).float()
 
     def delta(self) -> Tensor:
-        """scale * B A as float32 [N, K]: what merging adds to the module's weight."""
+        """B A as float32 [N, K]: what merging adds to the module's weight."""
         a, b = self.matrices()
-        return self.scale * (b @ a)
+        return b @ a
+
+
+def _whole(matrix: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers int8 and what 1 stands for in each vector along `dim`."""
+    sizes = matrix.float().abs().amax(dim, keepdim=True) / 127
+    whole = torch.round(matrix.float() / torch.where(sizes > 0, sizes, 1))
+    return whole.to(torch.int8), sizes.flatten()
 
 
 class _Entry(ctypes.Structure):
     _fields_ = (
-        ("a", Pointer), ("b", Pointer), ("size", Int64), ("rank", Int64), ("rows", Int64), ("first", Int64),
-        ("scale", ctypes.c_double),
-    )  # fmt: skip
+        *((name, Pointer) for name in ("a", "b", "scales")),
+        *((name, Int64) for name in ("size", "rank", "rows", "first")),
+    )
 
 
 class _Segment(ctypes.Structure):
@@ -90,7 +106,7 @@ class Adapters(ctypes.Structure):
     _fields_ = (("segments", Pointer), ("num_segments", Int64), ("unit", Int64))
 
 
-_ARGUMENTS = (*[Pointer] * 3, Int64, Int64, Pointer, Int64, Int)
+_ARGUMENTS = (*[Pointer] * 3, *[Int64] * 3, Pointer, Int64, ctypes.c_bool, Int)
 
 
 class Segments:
@@ -141,10 +157,9 @@ class Table:
         if weights is None:
             self.array[slot] = _Entry()
         else:
-            self.array[slot] = _Entry(
-                weights.a.data_ptr(), weights.b.data_ptr(), weights.a.itemsize, weights.rank, weights.num_rows,
-                weights.first, weights.scale,
-            )  # fmt: skip
+            pointers = (each.data_ptr() for each in (weights.a, weights.b, weights.scales))
+            sizes = (weights.a.itemsize, weights.rank, weights.num_rows, weights.first)
+            self.array[slot] = _Entry(*pointers, *sizes)
 
 
 Target = tuple[Table, int]
@@ -188,7 +203,8 @@ def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor, out:
                 continue
             a = reference.unpack(weights.a, weights.rank).to(x.dtype)
             b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
-            added = (x[start * unit : stop * unit] @ a.T * weights.scale) @ b.T
+            scales = weights.scales[: weights.rank].to(x.dtype)
+            added = (x[start * unit : stop * unit] @ a.T * scales) @ b.T
             first = column + weights.first
             out[start * unit : stop * unit, first : first + weights.num_rows] += added
 
@@ -199,6 +215,6 @@ def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Ten
     jobs, adapters = _jobs(targets), segments.native(x.shape[0])
     added = _Added(ctypes.addressof(jobs), len(jobs))
     library.function("ternvl_lora_add", *_ARGUMENTS)(
-        *(ctypes.addressof(added), ctypes.addressof(adapters), x.data_ptr(), x.stride(0), x.shape[1]),
-        *(out.data_ptr(), out.stride(0), segments.num_threads),
+        *(ctypes.addressof(added), ctypes.addressof(adapters), x.data_ptr(), len(x), x.stride(0), x.shape[1]),
+        *(out.data_ptr(), out.stride(0), False, segments.num_threads),
     )

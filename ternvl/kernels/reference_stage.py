@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from ternvl.kernels.stage import Stage
 
 
-def stage(stage: Stage, x: Tensor, residual: Tensor | None) -> Tensor:
+def stage(stage: Stage, x: Tensor, residual: Tensor | None, added: Tensor | None) -> Tensor:
     """x [M, K] -> [M, F]."""
-    return outputs(stage, product(stage, inputs(stage, x)), residual)
+    sums = product(stage, inputs(stage, x))
+    out = _activated(stage, sums if added is None else sums + added)
+    return out if residual is None else residual + out
 
 
 def inputs(stage: Stage, x: Tensor) -> Tensor:
@@ -52,12 +54,12 @@ def product(stage: Stage, x: Tensor) -> Tensor:
     return total if bias is None else total + bias
 
 
-def outputs(stage: Stage, sums: Tensor, residual: Tensor | None) -> Tensor:
-    """Activation and sum: [M, N] -> [M, F]."""
+def _activated(stage: Stage, sums: Tensor) -> Tensor:
+    """[M, N] -> [M, F]."""
     name = stage.after.name
     if name == "GELU":
-        sums = F.gelu(sums)
-    elif name == "SWIGLU":
+        return F.gelu(sums)
+    if name == "SWIGLU":
         gates, ups = sums.chunk(2, dim=1)
-        sums = F.silu(gates) * ups
-    return sums if residual is None else residual + sums
+        return F.silu(gates) * ups
+    return sums

@@ -1,6 +1,6 @@
 """A stage of the network in one call: norm, product with a matrix, activation, sum.
 
-    y = after(norm(x) W^T + bias) (+ residual)
+    y = after(norm(x) W^T + bias (+ added)) (+ residual)
 
 A decoder layer is four stages around its attention. The weights are float32 or bfloat16, exact, or whole numbers of 8
 or 4 bits: then a row of inputs becomes bytes as it comes, and products are summed exactly. `cpu/stage.h` has the
@@ -129,12 +129,12 @@ class Stage(nn.Module):
         """Memory of all its tensors."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added, and `added` [M, N] before the activation."""
         loaded = _library_for(x)
         if loaded is None:
-            return reference_stage.stage(self, x, residual)
-        return _run(loaded, self, x, residual, x.new_empty(x.shape[0], self.num_outputs))
+            return reference_stage.stage(self, x, residual, added)
+        return _run(loaded, self, x, x.new_empty(x.shape[0], self.num_outputs), residual=residual, added=added)
 
     def inputs(self, x: Tensor) -> Tensor:
         """The first part alone: rows after the norm, [M, K]."""
@@ -150,26 +150,11 @@ class Stage(nn.Module):
         return out
 
     def product(self, x: Tensor) -> Tensor:
-        """The second part: what `inputs` gave -> all outputs with their bias, [M, N]."""
+        """The second part alone: what `inputs` gave -> all outputs with their bias, [M, N]."""
         loaded = _library_for(x)
         if loaded is None:
             return reference_stage.product(self, x)
-        return _run(loaded, self, x, None, x.new_empty(x.shape[0], self.out_features), is_plain=True)
-
-    def outputs(self, sums: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The last part: what `product` gave -> activation and sum, [M, F]. The three parts give the bits of the
-        whole."""
-        loaded = _library_for(sums)
-        if loaded is None:
-            return reference_stage.outputs(self, sums, residual)
-        out = sums.new_empty(len(sums), self.num_outputs)
-        function = loaded.function("ternvl_stage_outputs", Pointer, Pointer, Int64, Pointer, Pointer, Int64, Int)
-        added = None if residual is None else residual.contiguous()
-        function(
-            *(ctypes.addressof(self.description), sums.contiguous().data_ptr(), len(sums)),
-            *(None if added is None else added.data_ptr(), out.data_ptr(), out.stride(0), torch.get_num_threads()),
-        )
-        return out
+        return _run(loaded, self, x, x.new_empty(x.shape[0], self.out_features), is_plain=True)
 
 
 def _library_for(x: Tensor) -> Library | None:
@@ -181,18 +166,19 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 
 
-_STAGE = (Pointer, Pointer, Int64, Int64, Pointer, Pointer, Int64, Int, ctypes.c_bool)
+_STAGE = (Pointer, Pointer, Int64, Int64, Pointer, Pointer, Pointer, Int64, Int, ctypes.c_bool)
 
 
 def _run(
-    library: Library, stage: Stage, x: Tensor, residual: Tensor | None, out: Tensor, is_plain: bool = False
-) -> Tensor:
+    library: Library, stage: Stage, x: Tensor, out: Tensor, *,
+    residual: Tensor | None = None, added: Tensor | None = None, is_plain: bool = False,
+) -> Tensor:  # fmt: skip
     assert x.shape[1] == stage.in_features, (x.shape, stage.in_features)
     x = _rows(x)
-    added = None if residual is None else residual.contiguous()
+    more = [None if each is None else each.contiguous() for each in (added, residual)]
     library.function("ternvl_stage", *_STAGE)(
         *(ctypes.addressof(stage.description), x.data_ptr(), x.shape[0], x.stride(0)),
-        *(None if added is None else added.data_ptr(), out.data_ptr(), out.stride(0)),
-        *(torch.get_num_threads(), is_plain),
+        *(None if each is None else each.data_ptr() for each in more),
+        *(out.data_ptr(), out.stride(0), torch.get_num_threads(), is_plain),
     )
     return out

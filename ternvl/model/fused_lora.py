@@ -66,9 +66,10 @@ class FusedModule(nn.Module, ABC):
         if bank is None or not bank.any_active or not any(bank.touches(part.name) for part in self._parts[name]):
             return stage(x, residual)  # type: ignore[no-any-return]
         rows = stage.inputs(x)
-        sums = stage.product(rows)  # [M, N]
-        _add(bank, self._parts[name], rows, sums)
-        return stage.outputs(sums, residual)
+        # What is added to -0, or what -0 is added to, stays as it is.
+        added = rows.new_full((len(rows), stage.out_features), -0.0)
+        _add(bank, self._parts[name], rows, added)
+        return stage(x, residual, added)  # type: ignore[no-any-return]
 
 
 class AdaptedLayers:
@@ -100,12 +101,11 @@ def _columns(parts: Sequence[Part]) -> Iterator[tuple[str, int]]:
         first += part.num_rows
 
 
-def _add(bank: AdapterBank, parts: Sequence[Part], rows: Tensor, sums: Tensor) -> None:
-    """rows [M, K]; sums [M, N] are changed in place."""
-    bank.add_all(_columns(parts), rows, sums)
-    outs = sums.split([part.num_rows for part in parts], dim=1)
+def _add(bank: AdapterBank, parts: Sequence[Part], rows: Tensor, added: Tensor) -> None:
+    """rows [M, K]; `added` [M, N] are changed in place."""
+    bank.add_all(_columns(parts), rows, added)
+    outs = added.split([part.num_rows for part in parts], dim=1)
     for part, out in zip(parts, outs, strict=True):
         if part.scale is not None:
-            added = torch.zeros_like(out)
-            bank.add(part.name, rows, added)
-            out.addcmul_(added, part.scale)
+            bank.add(part.name, rows, out)
+            out *= part.scale

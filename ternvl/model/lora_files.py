@@ -44,7 +44,8 @@ def read(
     """The adapter in a folder, for a model called `base` whose linear layers have these `shapes`, packed for `device`;
     None for whatever model it fits.
 
-    `dtype` is what the matrices are kept in: "float32", "bfloat16", or "auto": the file's, with float16 as float32.
+    `dtype` is what the matrices are kept in: "float32", "bfloat16", "int8" (whole numbers with a scale for each of the
+    rank's dimensions), or "auto": the file's, with float16 as float32.
     Raises AdapterError, which names the adapter and the first things that are wrong: files that are missing or broken,
     kinds of adapters that are not served, a rank above `max_rank`, tensors that the model has no module for or one of
     another shape.
@@ -203,7 +204,8 @@ def _packed(
     storage = torch.bfloat16 if is_short else torch.float32
     first = b.shape[0] * third if third else 0
     place = device or torch.device("cpu")
-    return Weights.pack(a.to(place, storage), b.to(place, storage), settings.scale_of(where.trained), first)
+    a, b, scale = a.to(place, storage), b.to(place, storage), settings.scale_of(where.trained)
+    return Weights.pack(a, b, scale, first, torch.int8 if dtype == "int8" else None)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

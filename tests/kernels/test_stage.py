@@ -35,20 +35,23 @@ def formats(given: Layer) -> list[Stage]:
 
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize("after", list(After))
-def test_a_stage_is_its_reference_in_whole_and_in_parts_and_its_rows_are_alone(after: After, norm: str) -> None:
+def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: After, norm: str) -> None:
     for (n, k), m in itertools.product(SIZES, ROWS):
         if after is After.SWIGLU and n % 2:
             continue
         x = torch.randn(m, k)
         for stage in formats(layer(n, k, after, norm)):
-            residual = torch.randn(m, stage.num_outputs)
-            y = stage(x, residual)
+            residual, added = torch.randn(m, stage.num_outputs), torch.randn(m, n)
+            added[0] = -0.0  # what is added to that stays as it is
+            y = stage(x, residual, added)
             is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
-            wanted = reference_stage.stage(stage, x, residual)
+            wanted = reference_stage.stage(stage, x, residual, added)
             assert (y - wanted).abs().max() < (FLOAT32 if is_exact else QUANTISED), (n, k, m, stage.format)
-            assert torch.equal(stage.outputs(stage.product(stage.inputs(x)), residual), y)
+            assert torch.equal(stage(x, residual)[0], y[0])
+            if after is After.NOTHING:
+                assert torch.equal(residual + (stage.product(stage.inputs(x)) + added), y)
             row = m // 2
-            assert torch.equal(stage(x[row : row + 1], residual[row : row + 1])[0], y[row])
+            assert torch.equal(stage(x[row : row + 1], residual[row : row + 1], added[row : row + 1])[0], y[row])
 
 
 def test_panels_are_the_references_and_unpack_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

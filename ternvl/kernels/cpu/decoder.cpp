@@ -32,22 +32,21 @@ bool attend(const Decoder& decoder, const Cache& cache, const Step& step, int64_
                                 d, cache.block_size, out, threads);
 }
 
-// A stage with what adapters add between its product and what follows it. `rows` [T, K] and `sums` [T, N] are scratch.
+// A stage with what adapters add. `rows` [T, K] and `sums` [T, N] are scratch.
 struct Adapted {
   const Adapters* adapters;  // or null
   float *rows, *sums;
 
   void run(const Stage* stage, const Added* added, const float* x, int64_t tokens, const float* residual, float* y,
            int64_t ldy, int threads) const {
-    if (!adapters || !touches(*added, *adapters))
-      return ternvl_stage(stage, x, tokens, stage->k, residual, y, ldy, threads, false);
-    if (stage->before != NO_NORM) {
-      ternvl_stage_inputs(stage, x, tokens, stage->k, rows, threads);
-      x = rows;
+    const int64_t n = stage->n, k = stage->k;
+    const bool is_adapted = adapters && touches(*added, *adapters);
+    if (is_adapted) {
+      if (stage->before != NO_NORM) ternvl_stage_inputs(stage, x, tokens, k, rows, threads);
+      const float* normed = stage->before != NO_NORM ? rows : x;
+      ternvl_lora_add(added, adapters, normed, tokens, k, k, sums, n, true, threads);
     }
-    ternvl_stage(stage, x, tokens, stage->k, nullptr, sums, stage->n, threads, true);
-    ternvl_lora_add(added, adapters, x, stage->k, stage->k, sums, stage->n, threads);
-    ternvl_stage_outputs(stage, sums, tokens, residual, y, ldy, threads);
+    ternvl_stage(stage, x, tokens, k, is_adapted ? sums : nullptr, residual, y, ldy, threads, false);
   }
 };
 

@@ -7,11 +7,11 @@
 struct Entry {
   const void* a;
   const void* b;
-  int64_t size;   // of an element, 2 or 4 bytes
+  const float* scales;  // [rank], padded to whole panels
+  int64_t size;         // of an element: 1 (whole numbers), 2 or 4 bytes
   int64_t rank;
-  int64_t rows;   // of B
-  int64_t first;  // output of the module that row 0 of B adds to
-  double scale;
+  int64_t rows;         // of B
+  int64_t first;        // output of the module that row 0 of B adds to
 };
 
 // One module: its entries by slot, and the column of the stage's outputs where its own begin.

@@ -38,6 +38,7 @@ struct Finish {
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int count, int64_t panel, Vec* values) const {
     constexpr int ROW = P * NV;
+    if (call.added) add<P>(row, count, panel, values);
     if (!call.is_plain && stage.after == GELU)
       for (int i = 0; i < count * ROW; ++i) values[i] = gelu(values[i]);
     if (P == 2 && !call.is_plain && stage.after == SWIGLU) {
@@ -46,16 +47,30 @@ struct Finish {
       for (int r = 0; r < count; ++r) put(row + r, panel / 2 * NR, values + r * ROW, stage.n / 2);
       return;
     }
+    for (int p = 0; p < P; ++p) {
+      const Range columns = columns_of(panel + p);
+      for (int r = 0; r < count; ++r) put(row + r, columns.first, values + r * ROW + p * NV, columns.last);
+    }
+  }
+
+  // Where a panel's outputs lie in [M, N]: gates and ups, whose panels take turns, are one half each.
+  Range columns_of(int64_t panel) const {
     const int64_t half = stage.n / 2;
-    for (int r = 0; r < count; ++r)
-      for (int p = 0; p < P; ++p) {
-        const int64_t index = panel + p;
-        const Vec* from = values + r * ROW + p * NV;
-        if (stage.after != SWIGLU)
-          put(row + r, index * NR, from, stage.n);
-        else  // gates and ups take turns
-          put(row + r, index % 2 * half + index / 2 * NR, from, index % 2 ? stage.n : half);
+    if (stage.after != SWIGLU) return {panel * NR, std::min(stage.n, (panel + 1) * NR)};
+    const int64_t first = panel % 2 * half + panel / 2 * NR;
+    return {first, std::min(panel % 2 ? stage.n : half, first + NR)};
+  }
+
+  template <int P>
+  void add(int64_t row, int count, int64_t panel, Vec* values) const {
+    for (int p = 0; p < P; ++p) {
+      const Range columns = columns_of(panel + p);
+      for (int r = 0; r < count; ++r) {
+        const float* from = call.added + (row + r) * stage.n + columns.first;
+        for (int v = 0; v < NV && v * W < columns.size(); ++v)
+          values[(r * P + p) * NV + v] += load_some(from + v * W, int(std::min<int64_t>(W, columns.size() - v * W)));
       }
+    }
   }
 
   void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {

@@ -58,6 +58,18 @@ inline Vec load(const uint16_t* from) {
 #endif
 }
 
+inline Vec load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Vec value;
+  for (int i = 0; i < W; ++i) value[i] = float(from[i]);
+  return value;
+#endif
+}
+
 // a * b + c, rounded once where the instruction set has it and else twice, the same in every lane.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)

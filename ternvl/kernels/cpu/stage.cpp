@@ -8,13 +8,20 @@ EXPORT void ternvl_linear(const float* x, int64_t m, int64_t k, int64_t ldx, con
 
 namespace {
 
-// y from all outputs of a row, before activation and sum.
-void finish_row(const Stage& stage, const float* row, const float* residual, float* y) {
+// Row `index` of y from all its outputs, before sums and activation.
+void finish_row(const Stage& stage, const Call& call, int64_t index, const float* outputs) {
   const int64_t n = stage.after == SWIGLU ? stage.n / 2 : stage.n;
+  const float* added = call.added ? call.added + index * stage.n : nullptr;
+  const float* residual = call.residual ? call.residual + index * call.ldy : nullptr;
+  float* y = call.y + index * call.ldy;
+  const auto output = [&](int64_t i, int count) {
+    const Vec value = load_some(outputs + i, count);
+    return added ? value + load_some(added + i, count) : value;
+  };
   each(n, [&](int64_t i, int count) {
-    Vec value = load_some(row + i, count);
+    Vec value = output(i, count);
     if (stage.after == GELU) value = gelu(value);
-    if (stage.after == SWIGLU) value = silu(value) * load_some(row + n + i, count);
+    if (stage.after == SWIGLU) value = silu(value) * output(n + i, count);
     if (residual) value = load_some(residual + i, count) + value;
     store_some(y + i, value, count);
   });
@@ -24,7 +31,8 @@ void finish_row(const Stage& stage, const float* row, const float* residual, flo
 void float_stage(const Stage& stage, const Call& call) {
   static thread_local Workspace workspace;
   const bool is_prepared = (stage.before != NO_NORM && !call.is_plain) || stage.smoothing;
-  const bool is_finished = (call.is_plain || (stage.after == NOTHING && !call.residual)) && call.ldy == stage.n;
+  const bool is_last = call.is_plain || (stage.after == NOTHING && !call.added && !call.residual);
+  const bool is_finished = is_last && call.ldy == stage.n;
   const int64_t inputs = is_prepared ? call.m * stage.k : 0, outputs = is_finished ? 0 : call.m * stage.n;
   float* rows = reinterpret_cast<float*>(workspace.get(4 * (inputs + outputs) + 64));
   float* sums = is_finished ? call.y : rows + inputs;
@@ -36,18 +44,17 @@ void float_stage(const Stage& stage, const Call& call) {
                 stage.format == BFLOAT16 ? 2 : 4, stage.n, stage.bias, sums, call.num_threads);
   if (is_finished) return;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < call.m; ++i)
-    finish_row(stage, sums + i * stage.n, call.residual ? call.residual + i * call.ldy : nullptr,
-               call.y + i * call.ldy);
+  for (int64_t i = 0; i < call.m; ++i) finish_row(stage, call, i, sums + i * stage.n);
 }
 
 }  // namespace
 
 // x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart, to which `residual` is added if there is one;
-// it may be y. `is_plain` runs the product alone: x is normed, y [m, n] has all outputs, of SWIGLU gates before ups.
-EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t ldx, const float* residual, float* y,
-                         int64_t ldy, int num_threads, bool is_plain) {
-  const Call call{x, m, ldx, is_plain ? nullptr : residual, y, ldy, num_threads, is_plain};
+// it may be y. `added` [m, n] is null or what is added to all outputs before the activation, of SWIGLU gates before ups.
+// `is_plain` runs the product alone: x is normed, y [m, n] has all outputs.
+EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t ldx, const float* added,
+                         const float* residual, float* y, int64_t ldy, int num_threads, bool is_plain) {
+  const Call call{x, m, ldx, is_plain ? nullptr : added, is_plain ? nullptr : residual, y, ldy, num_threads, is_plain};
   if (stage->format == INT8) return int8_stage(*stage, call);
   if (stage->format == INT4) return int4_stage(*stage, call);
   float_stage(*stage, call);
@@ -65,12 +72,4 @@ EXPORT void ternvl_stage_inputs(const Stage* stage, const float* x, int64_t m, i
                                 int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
   for (int64_t i = 0; i < m; ++i) normed(*stage, x + i * ldx, out + i * stage->k);
-}
-
-// What comes after it: the plain sums [m, n], activated and summed -> y.
-EXPORT void ternvl_stage_outputs(const Stage* stage, const float* plain, int64_t m, const float* residual, float* y,
-                                 int64_t ldy, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
-  for (int64_t i = 0; i < m; ++i)
-    finish_row(*stage, plain + i * stage->n, residual ? residual + i * ldy : nullptr, y + i * ldy);
 }

@@ -1,6 +1,6 @@
 // A stage of the network: a norm or nothing, a product with a matrix, an activation or nothing, a sum or nothing.
 //
-//     y = after(quantised(norm(x) * smoothing) W^T + bias) (+ residual)
+//     y = after(quantised(norm(x) * smoothing) W^T + bias (+ added)) (+ residual)
 //
 // Names: M rows, N outputs, K inputs. The struct is `ternvl.kernels.stage.Description` in Python.
 #pragma once
@@ -29,6 +29,7 @@ struct Stage {
 struct Call {
   const float* x;
   int64_t m, ldx;
+  const float* added;     // [M, N], gates before ups, or null
   const float* residual;  // [M, outputs] as y, or null
   float* y;
   int64_t ldy;

@@ -17,12 +17,10 @@ void ternvl_pack_linear(const void*, int, int64_t, int64_t, void*, int);
 void ternvl_linear(const float*, int64_t, int64_t, int64_t, const void*, int, int64_t, const float*, float*, int);
 void ternvl_pack_int8(const int8_t*, int64_t, int64_t, int8_t*, int32_t*, int);
 void ternvl_pack_int4(const int8_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int);
-void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
-void ternvl_stage_outputs(const Stage*, const float*, int64_t, const float*, float*, int64_t, int);
 void ternvl_tile_attention(const float*, int64_t, int64_t, int, int, float*, int);
 double ternvl_read(const float*, int64_t, int);
 
-bool ternvl_decode(const Decoder*, const Cache*, const Step*, float*, int);
+bool ternvl_decode(const Decoder*, const Cache*, const Step*, const AddedToDecoder*, float*, int);
 }
 
 namespace {
@@ -65,10 +63,10 @@ void run(const Stage& stage, int64_t m, int threads) {
   const int64_t outputs = stage.after == SWIGLU ? stage.n / 2 : stage.n, ldx = stage.k + 1;
   const Buffer<float> x("stage.x", (m - 1) * ldx + stage.k), residual("stage.residual", m * outputs);
   const Buffer<float> y("stage.y", m * outputs), plain("stage.plain", m * stage.n), rows("stage.rows", m * stage.k);
-  ternvl_stage(&stage, x.data(), m, ldx, nullptr, y.data(), outputs, threads, false);
-  ternvl_stage(&stage, x.data(), m, ldx, residual.data(), residual.data(), outputs, threads, false);  // in place
-  ternvl_stage(&stage, x.data(), m, ldx, nullptr, plain.data(), stage.n, threads, true);
-  ternvl_stage_outputs(&stage, plain.data(), m, residual.data(), y.data(), outputs, threads);
+  ternvl_stage(&stage, x.data(), m, ldx, nullptr, nullptr, y.data(), outputs, threads, false);
+  ternvl_stage(&stage, x.data(), m, ldx, nullptr, residual.data(), residual.data(), outputs, threads, false);  // in place
+  ternvl_stage(&stage, x.data(), m, ldx, nullptr, nullptr, plain.data(), stage.n, threads, true);
+  ternvl_stage(&stage, x.data(), m, ldx, plain.data(), residual.data(), y.data(), outputs, threads, false);
   if (stage.before != NO_NORM) ternvl_stage_inputs(&stage, x.data(), m, ldx, rows.data(), threads);
 }
 
@@ -205,7 +203,25 @@ void tile_attention(int64_t tiles, int64_t length, int heads, int d, int threads
   ternvl_tile_attention(qkv.data(), tiles, length, heads, d, out.data(), threads);
 }
 
+// What an adapter adds to all but the first outputs of a stage; the slot before it is empty.
+template <typename T>
+struct MadeAdapter {
+  Buffer<T> a, b;
+  Buffer<float> scales;
+  Entry table[2];
+  Job job;
+  Added added;
+
+  MadeAdapter(int64_t n, int64_t k, int64_t rank)
+      : a("lora.a", panels_of(rank) * NR * k), b("lora.b", panels_of(n - 1) * NR * rank),
+        scales("lora.scales", panels_of(rank) * NR), table(), job{table, 2, 1}, added{&job, 1} {
+    table[1] = {a.data(), b.data(), scales.data(), sizeof(T), rank, n - 1, 0};
+    if constexpr (sizeof(T) == 2) a.under(0x3f80), b.under(0x3f80);
+  }
+};
+
 // Two layers over a sequence of `length` tokens and one of a single token, whose keys and values are all new.
+template <typename T>
 void decode(int64_t length, Format format, bool is_int8, int threads) {
   constexpr int HEADS = 6, KEY_HEADS = 2, D = 16, HIDDEN = 33, INNER = 31;
   const Sequences s(length, length, 16);
@@ -223,15 +239,25 @@ void decode(int64_t length, Format format, bool is_int8, int threads) {
                              : Cache{keys.data(), values.data(), nullptr, floats, s.blocks, 16};
   const Step step{s.slots.data(), s.tables.data(), s.starts.data(), s.lengths.data(), cos.data(), sin.data(),
                   s.tokens,       2,               s.width};
-  require(ternvl_decode(&decoder, &held, &step, x.data(), threads), "nothing was decoded");
+  require(ternvl_decode(&decoder, &held, &step, nullptr, x.data(), threads), "nothing was decoded");
+  const MadeAdapter<T> to_qkv(qkv.stage.n, HIDDEN, 3), to_o(HIDDEN, HEADS * D, 16), to_down(HIDDEN, INNER, 17);
+  const MadeAdapter<T> to_gate_up(2 * INNER, HIDDEN, 1);
+  const AddedToLayer some[] = {{to_qkv.added, to_o.added, to_gate_up.added, to_down.added}, {{}, to_o.added, {}, {}}};
+  const Segment segments[] = {{0, 0, 1}, {1, length > 1 ? 1 : 0, s.tokens}, {7, 0, 1}};
+  const AddedToDecoder added{some, {segments, 3, 1}};
+  require(ternvl_decode(&decoder, &held, &step, &added, x.data(), threads), "nothing was decoded with adapters");
   s.slots[0] = -1;
-  require(!ternvl_decode(&decoder, &held, &step, x.data(), threads), "a slot that is not there was decoded to");
+  require(!ternvl_decode(&decoder, &held, &step, nullptr, x.data(), threads), "a slot that is not there was decoded to");
 }
 
 void decodes() {
   for (int64_t length : {1, 2, 3, 17, 33})
     for (Format format : {FLOAT32, BFLOAT16, INT8, INT4})
-      for (bool is_int8 : {false, true}) decode(length, format, is_int8, 1 + length % 2);
+      for (bool is_int8 : {false, true}) {
+        decode<float>(length, format, is_int8, 1 + length % 2);
+        decode<uint16_t>(length, format, is_int8, 1 + length % 2);
+        decode<int8_t>(length, format, is_int8, 1 + length % 2);
+      }
 }
 
 void attentions() {
