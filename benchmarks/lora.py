@@ -48,7 +48,7 @@ ASK = {"messages": [{"role": "user", "content": "Name the european capitals"}], 
 
 def write_adapter(
     folder: Path, config: ModelConfig, seed: int, *, parts: Sequence[str] = ("language_model.",), rank: int = RANK,
-    dtype: torch.dtype = torch.float32, size: float = 1.0,
+    size: float = 1.0,
 ) -> Path:  # fmt: skip
     """A random adapter as PEFT would save it, for all linear layers of the decoder, `mlp1.` or `vision_model.`"""
     generator = torch.Generator().manual_seed(seed)
@@ -57,8 +57,8 @@ def write_adapter(
         if name.startswith(tuple(parts)) and "lm_head" not in name:
             a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
             b = torch.randn(rows, rank, generator=generator) * size / rank
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(dtype)
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b
     folder.mkdir(parents=True, exist_ok=True)
     values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(values))
@@ -72,8 +72,9 @@ def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
     model = llm.engine.model
     never = _twin(model)
     engines = {"never had one": _decoding(never, [None] * 8), "others have adapters": _decoding(model, [None] * 8)}
-    folders = [write_adapter(folder / f"a{seed}", llm.config, seed, size=0.1) for seed in range(8)]
-    for name in ("int8", "bfloat16", "float32"):
+    for number, name in enumerate(("int8", "bfloat16", "float32")):
+        seeds = range(8 * number, 8 * number + 8)  # others for each type: an adapter is known by its files
+        folders = [write_adapter(folder / f"a{seed}", llm.config, seed, size=0.1) for seed in seeds]
         adapters = [read(each, each.name, linears(llm.config), dtype=name) for each in folders]
         engines[f"8 adapters, {name}"] = _decoding(model, adapters)
         engines[f"8 times one adapter, {name}"] = _decoding(model, adapters[:1] * 8)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,12 @@ from torch.nn import functional as F
 
 from ternvl.kernels import dispatch, reference
 from ternvl.kernels.loader import library
+from ternvl.kernels.memory import huge_pages
 from ternvl.kernels.native import PANEL, Int, Int64, Library, Pointer
+
+
+_LINE = 64
+"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +33,8 @@ class Weights:
     """What one adapter adds to (some rows of) one module."""
 
     a: Tensor
-    """Panels of A [R, K], float32, bfloat16 or int8."""
+    """Panels of A [R, K], float32 or bfloat16; or of bytes, [ceil(R / 16), ceil(K / 4), 16, 4], each 128 more than it
+    stands for."""
     b: Tensor
     """Panels of B [N, R], of the same type."""
     scales: Tensor
@@ -35,6 +42,8 @@ class Weights:
     rank: int
     num_rows: int
     """N, of B."""
+    num_inputs: int
+    """K, of A."""
     first: int = 0
     """Output of the module that row 0 of B adds to: more than 0 where the module stacks several matrices."""
 
@@ -45,33 +54,51 @@ class Weights:
         assert a.dtype == b.dtype
         assert a.dtype in (torch.float32, torch.bfloat16), a.dtype
         assert a.shape[0] == b.shape[1], (a.shape, b.shape)
-        rank, num_rows = a.shape[0], b.shape[0]
-        scales = torch.full((rank,), scale, dtype=torch.float32, device=a.device)
+        sizes = (a.shape[0], b.shape[0], a.shape[1])
+        scales = torch.full((len(a),), scale, dtype=torch.float32, device=a.device)
         if dtype == torch.int8:
-            (a, a_sizes), (b, b_sizes) = _whole(a, 1), _whole(b, 0)
-            scales = scales * a_sizes * b_sizes
-        pack = dispatch.pack if a.is_cpu and dtype != torch.int8 else reference.pack
-        return cls(pack(a), pack(b), F.pad(scales, (0, -rank % PANEL)), rank, num_rows, first)
-
-    @property
-    def num_inputs(self) -> int:
-        """K."""
-        return self.a.shape[1]
+            (a, a_units), (b, b_units) = _whole(a, 1), _whole(b, 0)
+            scales *= a_units * b_units
+            a, b = (reference.pack_int8(each)[0].view(torch.uint8) ^ 128 for each in (a, b))
+        else:
+            pack = dispatch.pack if a.is_cpu else reference.pack
+            a, b = pack(a), pack(b)
+        return cls(a, b, F.pad(scales, (0, -len(scales) % PANEL)), *sizes, first)
 
     @property
     def num_bytes(self) -> int:
         """Memory of both matrices."""
-        return self.a.nbytes + self.b.nbytes + self.scales.nbytes
+        return self.a.nbytes + self.b.nbytes
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Scaled A [R, K] and B [N, R] as float32."""
-        a = reference.unpack(self.a, self.rank).float() * self.scales[: self.rank, None]
-        return a, reference.unpack(self.b, self.num_rows).float()
+        a = _unpack(self.a, self.rank, self.num_inputs).float() * self.scales[: self.rank, None]
+        return a, _unpack(self.b, self.num_rows, self.rank).float()
 
     def delta(self) -> Tensor:
         """B A as float32 [N, K]: what merging adds to the module's weight."""
         a, b = self.matrices()
         return b @ a
+
+
+def side_by_side(weights: Sequence[Weights]) -> list[Weights]:
+    """The same in one piece of memory, in the order in which they are read: those of a CPU come faster from there."""
+    pieces = [each.a for each in weights] + [each.b for each in weights]
+    if not all(piece.is_cpu for piece in pieces):
+        return list(weights)
+    sizes = [-(-piece.nbytes // _LINE) * _LINE for piece in pieces]
+    memory = huge_pages(sum(sizes))
+    moved = []
+    for piece, place in zip(pieces, memory.split(sizes), strict=True):
+        moved.append(place[: piece.nbytes].view(piece.dtype).view(piece.shape).copy_(piece))
+    return [replace(each, a=a, b=b) for each, a, b in zip(weights, moved, moved[len(weights) :], strict=False)]
+
+
+def _unpack(panels: Tensor, n: int, k: int) -> Tensor:
+    """Panels of n outputs with k inputs -> [N, K]."""
+    if panels.dtype == torch.uint8:
+        return (panels ^ 128).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)[:n, :k]
+    return reference.unpack(panels, n)
 
 
 def _whole(matrix: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +120,7 @@ class _Segment(ctypes.Structure):
 
 
 class _Job(ctypes.Structure):
-    _fields_ = (("table", Pointer), ("slots", Int64), ("column", Int64))
+    _fields_ = (("table", Pointer), ("slots", Int64), ("column", Int64), ("scales", Pointer))
 
 
 class _Added(ctypes.Structure):
@@ -106,7 +133,7 @@ class Adapters(ctypes.Structure):
     _fields_ = (("segments", Pointer), ("num_segments", Int64), ("unit", Int64))
 
 
-_ARGUMENTS = (*[Pointer] * 3, *[Int64] * 3, Pointer, Int64, ctypes.c_bool, Int)
+_ARGUMENTS = (*[Pointer] * 3, *[Int64] * 3, Pointer, *[Int64] * 2, Int)
 
 
 class Segments:
@@ -162,23 +189,37 @@ class Table:
             self.array[slot] = _Entry(*pointers, *sizes)
 
 
-Target = tuple[Table, int]
-"""A module's weights, and the column where its outputs begin in those of all modules with the same input."""
+class Target(NamedTuple):
+    """A module that adapters may change."""
+
+    table: Table
+    column: int = 0
+    """Where its outputs begin in those of all modules with the same input."""
+    scales: Tensor | None = None
+    """[N] float32, what is added to each output is multiplied by."""
 
 
 class Targets:
-    """The modules of several stages, for a native call over all of them. Tables that are put into are out of date."""
+    """The modules of several stages, for native calls. It holds copies: tables may be put into, but that is not seen.
+
+    What the native side reads of all stages lies together: a step reads it once, out of memory.
+    """
 
     def __init__(self, stages: Sequence[Sequence[Target]]) -> None:
-        self._tables = [table for targets in stages for table, _ in targets]  # which are pointed into
-        self._jobs = [_jobs(targets) for targets in stages]
-        added = (_Added(ctypes.addressof(jobs), len(jobs)) for jobs in self._jobs)
-        self.array = (_Added * len(stages))(*added)
-
-
-def _jobs(targets: Sequence[Target]) -> ctypes.Array[_Job]:
-    jobs = (_Job(ctypes.addressof(table.array), len(table.weights), column) for table, column in targets)
-    return (_Job * len(targets))(*jobs)
+        self.stages = stages
+        targets = [target for stage in stages for target in stage]
+        self._entries = (_Entry * sum(len(target.table.array) for target in targets))()
+        self._jobs = (_Job * len(targets))()
+        self.array = (_Added * len(stages))()
+        entry, job = ctypes.addressof(self._entries), ctypes.addressof(self._jobs)
+        for number, (table, column, scales) in enumerate(targets):
+            ctypes.memmove(entry, table.array, ctypes.sizeof(table.array))
+            size = None if scales is None else scales.data_ptr()
+            self._jobs[number] = _Job(entry, len(table.array), column, size)
+            entry += ctypes.sizeof(table.array)
+        for number, stage in enumerate(stages):
+            self.array[number] = _Added(job, len(stage))
+            job += len(stage) * ctypes.sizeof(_Job)
 
 
 def add(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
@@ -196,25 +237,24 @@ def add(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -
 def add_reference(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
     """`add` in plain torch, on any device and in any floating type."""
     unit = segments.rows_a_unit(x.shape[0])
-    for table, column in targets:
+    for table, column, sizes in targets:
         for slot, start, stop in segments.spans:
             weights = table.weights[slot] if slot < len(table.weights) else None
             if weights is None:
                 continue
-            a = reference.unpack(weights.a, weights.rank).to(x.dtype)
-            b = reference.unpack(weights.b, weights.num_rows).to(x.dtype)
-            scales = weights.scales[: weights.rank].to(x.dtype)
-            added = (x[start * unit : stop * unit] @ a.T * scales) @ b.T
-            first = column + weights.first
-            out[start * unit : stop * unit, first : first + weights.num_rows] += added
+            a, b = (matrix.to(x.dtype) for matrix in weights.matrices())
+            added = (x[start * unit : stop * unit] @ a.T) @ b.T
+            first, last = weights.first, weights.first + weights.num_rows
+            if sizes is not None:
+                added = added * sizes[first:last]
+            out[start * unit : stop * unit, column + first : column + last] += added
 
 
 def _add(library: Library, targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
     assert out.stride(1) == 1
-    jobs, adapters = _jobs(targets), segments.native(x.shape[0])
-    added = _Added(ctypes.addressof(jobs), len(jobs))
+    added, adapters = Targets([targets]), segments.native(x.shape[0])
     library.function("ternvl_lora_add", *_ARGUMENTS)(
-        *(ctypes.addressof(added), ctypes.addressof(adapters), x.data_ptr(), len(x), x.stride(0), x.shape[1]),
-        *(out.data_ptr(), out.stride(0), False, segments.num_threads),
+        *(ctypes.addressof(added.array), ctypes.addressof(adapters), x.data_ptr(), len(x), x.stride(0), x.shape[1]),
+        *(out.data_ptr(), out.shape[1], out.stride(0), segments.num_threads),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import suppress
 
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 
 def huge_pages(num_bytes: int) -> Tensor:
     """Bytes [num_bytes], at a multiple of 64, all 0. Raises OSError where the memory cannot be had."""
-    memory = mmap.mmap(-1, max(1, num_bytes))
+    size = max(1, num_bytes)
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:  # memory that is shared, the default, counts as a file: most systems have no huge pages for these
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them has ordinary pages
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -15,15 +15,20 @@ from torch.nn import functional as F
 
 from ternvl.kernels import stage_formats
 from ternvl.kernels.int4_rounding import GROUP
+from ternvl.kernels.lora import Segments, Targets, add_reference
 
 if TYPE_CHECKING:
     from ternvl.kernels.stage import Stage
 
 
-def stage(stage: Stage, x: Tensor, residual: Tensor | None, added: Tensor | None) -> Tensor:
+def stage(stage: Stage, x: Tensor, residual: Tensor | None, adapters: tuple[Targets, Segments] | None) -> Tensor:
     """x [M, K] -> [M, F]."""
-    sums = product(stage, inputs(stage, x))
-    out = _activated(stage, sums if added is None else sums + added)
+    rows = inputs(stage, x)
+    sums = product(stage, rows)
+    if adapters is not None:
+        targets, segments = adapters
+        add_reference(targets.stages[0], segments, rows, sums)
+    out = _activated(stage, sums)
     return out if residual is None else residual + out
 
 

@@ -1,6 +1,6 @@
 """A stage of the network in one call: norm, product with a matrix, activation, sum.
 
-    y = after(norm(x) W^T + bias (+ added)) (+ residual)
+    y = after(norm(x) W^T + bias (+ what adapters add)) (+ residual)
 
 A decoder layer is four stages around its attention. The weights are float32 or bfloat16, exact, or whole numbers of 8
 or 4 bits: then a row of inputs becomes bytes as it comes, and products are summed exactly. `cpu/stage.h` has the
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ternvl.kernels import reference_stage
 from ternvl.kernels.loader import library
+from ternvl.kernels.lora import Segments, Targets
 from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 
@@ -129,12 +130,15 @@ class Stage(nn.Module):
         """Memory of all its tensors."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added, and `added` [M, N] before the activation."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, adapters: tuple[Targets, Segments] | None = None
+    ) -> Tensor:
+        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added. `adapters` are the stage's modules and the rows that
+        have some; rows without have the bits that they have without it."""
         loaded = _library_for(x)
         if loaded is None:
-            return reference_stage.stage(self, x, residual, added)
-        return _run(loaded, self, x, x.new_empty(x.shape[0], self.num_outputs), residual=residual, added=added)
+            return reference_stage.stage(self, x, residual, adapters)
+        return _run(loaded, self, x, x.new_empty(x.shape[0], self.num_outputs), residual=residual, adapters=adapters)
 
     def inputs(self, x: Tensor) -> Tensor:
         """The first part alone: rows after the norm, [M, K]."""
@@ -166,19 +170,22 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 
 
-_STAGE = (Pointer, Pointer, Int64, Int64, Pointer, Pointer, Pointer, Int64, Int, ctypes.c_bool)
+_STAGE = (Pointer, Pointer, Int64, Int64, *[Pointer] * 4, Int64, Int, ctypes.c_bool)
 
 
 def _run(
     library: Library, stage: Stage, x: Tensor, out: Tensor, *,
-    residual: Tensor | None = None, added: Tensor | None = None, is_plain: bool = False,
+    residual: Tensor | None = None, adapters: tuple[Targets, Segments] | None = None, is_plain: bool = False,
 ) -> Tensor:  # fmt: skip
     assert x.shape[1] == stage.in_features, (x.shape, stage.in_features)
-    x = _rows(x)
-    more = [None if each is None else each.contiguous() for each in (added, residual)]
+    x, summand = _rows(x), None if residual is None else residual.contiguous()
+    added = rows = None
+    if adapters is not None:
+        targets, segments = adapters
+        added, rows = ctypes.addressof(targets.array), segments.native(len(x))
     library.function("ternvl_stage", *_STAGE)(
         *(ctypes.addressof(stage.description), x.data_ptr(), x.shape[0], x.stride(0)),
-        *(None if each is None else each.data_ptr() for each in more),
+        *(added, None if rows is None else ctypes.addressof(rows), None if summand is None else summand.data_ptr()),
         *(out.data_ptr(), out.stride(0), torch.get_num_threads(), is_plain),
     )
     return out

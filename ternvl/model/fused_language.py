@@ -19,7 +19,7 @@ from ternvl.kernels.norm import rms_norm
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Stage
 from ternvl.model.attention import Attention
-from ternvl.model.fused_lora import AdaptedLayers, FusedModule, Part
+from ternvl.model.fused_lora import AdaptedStages, FusedModule, Part
 from ternvl.model.fused_stages import norm_of, stage_of
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
@@ -108,9 +108,9 @@ class FusedDecoder(Decoder):
         return cos[positions], sin[positions]
 
     @cached_property
-    def adapted(self) -> AdaptedLayers:
-        """What adapters add."""
-        return AdaptedLayers(self.layers, LAYER)  # type: ignore[arg-type]
+    def adapted(self) -> AdaptedStages:
+        """What adapters add to all layers."""
+        return AdaptedStages((layer, stage) for layer in self.layers for stage in LAYER)  # type: ignore[misc]
 
     @cached_property
     def native(self) -> NativeDecoder:

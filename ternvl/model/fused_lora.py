@@ -1,7 +1,7 @@
 """Adapters in fused modules: what they add goes between a stage's product and what follows it.
 
-The stage itself may hold whole numbers of 8 or 4 bits, with smoothing: all of that happens within its product. What an
-adapter sees is what its layer would have seen in the checkpoint's own model, the rows after the norm; what it adds is
+The stage itself may hold whole numbers of 8 or 4 bits, with smoothing: all of that is its product's own. What an adapter
+sees is what its layer would have seen in the checkpoint's own model, the rows after the norm; what it adds is
 added in float32 to the layer's own outputs, before activation and sum.
 
 Shapes: M rows, N outputs, K inputs, F outputs after the activation.
@@ -10,14 +10,12 @@ Shapes: M rows, N outputs, K inputs, F outputs after the activation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ternvl.kernels.lora import Segments, Target, Targets
-from ternvl.kernels.stage import Stage
 from ternvl.model.lora import AdapterBank
 
 
@@ -49,63 +47,42 @@ class FusedModule(nn.Module, ABC):
             stage: [part._replace(name=f"{name}.{part.name}") for part in parts]
             for stage, parts in self.parts().items()
         }
+        self._adapted = {stage: AdaptedStages([(self, stage)]) for stage in self._parts}
         return [part.name for parts in self._parts.values() for part in parts]
 
-    def targets(self, name: str) -> list[Target]:
-        """What installed adapters change of the stage `name`, none of whose parts is scaled."""
+    def targets(self, stage: str) -> list[Target]:
+        """What installed adapters change of a stage."""
         assert self.bank is not None
-        return self.bank.targets(_columns(self._parts[name]))
+        targets: list[Target] = []
+        column = 0
+        for part in self._parts[stage]:
+            targets += self.bank.targets(part.name, column, part.scale)
+            column += part.num_rows
+        return targets
 
     def run(self, name: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The stage `name` of x [M, K] -> [M, F], with what adapters add in this run; `residual` [M, F] is added.
 
         Rows without an adapter have the bits that the stage alone gives them.
         """
-        stage: Stage = getattr(self, name)
-        bank = self.bank
-        if bank is None or not bank.any_active or not any(bank.touches(part.name) for part in self._parts[name]):
-            return stage(x, residual)  # type: ignore[no-any-return]
-        rows = stage.inputs(x)
-        # What is added to -0, or what -0 is added to, stays as it is.
-        added = rows.new_full((len(rows), stage.out_features), -0.0)
-        _add(bank, self._parts[name], rows, added)
-        return stage(x, residual, added)  # type: ignore[no-any-return]
+        adapters = None if self.bank is None else self._adapted[name].now()
+        return getattr(self, name)(x, residual, adapters)  # type: ignore[no-any-return]
 
 
-class AdaptedLayers:
-    """What adapters add to the stages of modules, one after the other, for a native call over all of them."""
+class AdaptedStages:
+    """What adapters add to stages of modules with one bank, as native calls take it."""
 
-    def __init__(self, modules: Iterable[FusedModule], stages: Sequence[str]) -> None:
-        """`stages` are those of each module. They have one bank."""
-        self._modules, self._stages = list(modules), stages
+    def __init__(self, stages: Iterable[tuple[FusedModule, str]]) -> None:
+        self._stages = list(stages)
         self._targets = Targets(())
         self._version = -1
 
     def now(self) -> tuple[Targets, Segments] | None:
         """Of this run; None where no row has an adapter."""
-        bank = self._modules[0].bank
+        bank = self._stages[0][0].bank
         if bank is None or not bank.any_active:
             return None
         if self._version != bank.version:
-            self._targets = Targets([module.targets(name) for module in self._modules for name in self._stages])
+            self._targets = Targets([module.targets(stage) for module, stage in self._stages])
             self._version = bank.version
         return self._targets, bank.segments
-
-
-def _columns(parts: Sequence[Part]) -> Iterator[tuple[str, int]]:
-    """Unscaled parts and where their outputs begin."""
-    first = 0
-    for part in parts:
-        if part.scale is None:
-            yield part.name, first
-        first += part.num_rows
-
-
-def _add(bank: AdapterBank, parts: Sequence[Part], rows: Tensor, added: Tensor) -> None:
-    """rows [M, K]; `added` [M, N] are changed in place."""
-    bank.add_all(_columns(parts), rows, added)
-    outs = added.split([part.num_rows for part in parts], dim=1)
-    for part, out in zip(parts, outs, strict=True):
-        if part.scale is not None:
-            bank.add(part.name, rows, out)
-            out *= part.scale

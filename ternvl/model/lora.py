@@ -9,7 +9,7 @@ Shapes: T rows, K inputs, N outputs of a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -106,21 +106,17 @@ class AdapterBank:
         """Whether any adapter of this run changes the module with this official name."""
         return name in self._touched
 
-    def targets(self, columns: Iterable[tuple[str, int]]) -> list[Target]:
-        """What installed adapters change, of modules by name and the column where their outputs begin."""
-        return [(table, column) for name, column in columns for table in self._tables.get(name, ())]
+    def targets(self, name: str, column: int = 0, scales: Tensor | None = None) -> list[Target]:
+        """What installed adapters change of the module with this official name; several where parts of it have their
+        own. The others are as `Target` has them."""
+        return [Target(table, column, scales) for table in self._tables.get(name, ())]
 
     def add(self, name: str, x: Tensor, out: Tensor) -> None:
         """Add in place to `out` [T, N], a module's output, what this run's adapters make of its input x [T, K].
 
         `out` may be a slice of columns of a wider tensor. Rows without an adapter are not touched.
         """
-        self.add_all(((name, 0),), x, out)
-
-    def add_all(self, columns: Iterable[tuple[str, int]], x: Tensor, out: Tensor) -> None:
-        """`add` for modules that have the same input and whose outputs lie side by side, as `targets` takes them: one
-        call is quicker than several."""
-        if targets := self.targets(columns):
+        if targets := self.targets(name):
             add(targets, self.segments, x, out)
 
     def install(self, adapter: Adapter) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
-from ternvl.kernels.lora import Weights
+from ternvl.kernels.lora import Weights, side_by_side
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import Adapter
 from ternvl.model.lora_config import LoRASettings, check_base, parse
@@ -56,9 +56,12 @@ def read(
     check_base(settings, base, name)
     pairs = _pairs(_tensors(data, name), name)
     _check(pairs, settings, _shapes_of(pairs) if shapes is None else shapes, name, max_rank)
+    places = {module: number for number, module in enumerate(shapes or sorted(module for module, _ in pairs))}
+    ordered = sorted(pairs, key=lambda key: (places[key[0]], key[1] or 0))
+    packed = side_by_side([_packed(pairs[key], settings, key[1], dtype, device) for key in ordered])
     modules: dict[str, list[Weights]] = {}
-    for (module, third), sides in sorted(pairs.items(), key=lambda item: (item[0][0], item[0][1] or 0)):
-        modules.setdefault(module, []).append(_packed(sides, settings, third, dtype, device))
+    for (module, _), weights in zip(ordered, packed, strict=True):
+        modules.setdefault(module, []).append(weights)
     digest = hashlib.sha256(len(config_bytes).to_bytes(8, "big") + config_bytes)
     digest.update(data)
     return Adapter(name, digest.digest(), {module: tuple(weights) for module, weights in modules.items()})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ternvl.kernels import reference_stage, stage_formats
+from ternvl.kernels.lora import Segments, Table, Target, Targets, Weights
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, pack, pack_int4, pack_int8, unpack
 
@@ -41,17 +42,53 @@ def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: Af
             continue
         x = torch.randn(m, k)
         for stage in formats(layer(n, k, after, norm)):
-            residual, added = torch.randn(m, stage.num_outputs), torch.randn(m, n)
-            added[0] = -0.0  # what is added to that stays as it is
-            y = stage(x, residual, added)
+            residual = torch.randn(m, stage.num_outputs)
+            y = stage(x, residual)
             is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
-            wanted = reference_stage.stage(stage, x, residual, added)
+            wanted = reference_stage.stage(stage, x, residual, None)
             assert (y - wanted).abs().max() < (FLOAT32 if is_exact else QUANTISED), (n, k, m, stage.format)
-            assert torch.equal(stage(x, residual)[0], y[0])
             if after is After.NOTHING:
-                assert torch.equal(residual + (stage.product(stage.inputs(x)) + added), y)
+                assert torch.equal(residual + stage.product(stage.inputs(x)), y)
             row = m // 2
-            assert torch.equal(stage(x[row : row + 1], residual[row : row + 1], added[row : row + 1])[0], y[row])
+            assert torch.equal(stage(x[row : row + 1], residual[row : row + 1])[0], y[row])
+
+
+def adapters_of(n: int, k: int, storage: torch.dtype) -> list[Target]:
+    """Two modules with two slots: one module in whole, scaled, and one in two parts, the first from its third output."""
+    half = n // 2
+    targets = [Target(Table(), 0, torch.rand(half) + 0.5), Target(Table(), half), Target(Table(), half)]
+    for slot, rank in enumerate((3, 17)):
+        for target, (first, stop) in zip(targets, ((0, half), (2, n - half - 1), (n - half - 1, n - half)), strict=True):
+            if first < stop:
+                is_whole = storage == torch.int8
+                a, b = (torch.randn(size).to(torch.float32 if is_whole else storage) for size in
+                        ((rank, k), (stop - first, rank)))  # fmt: skip
+                made = Weights.pack(a, b, 0.3, first, torch.int8 if is_whole else None)
+                target.table.put(slot, made)
+    return targets
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("after", list(After))
+def test_what_adapters_add_is_the_references_and_a_rows_own(after: After, storage: torch.dtype) -> None:
+    for (n, k), m in itertools.product(SIZES, ROWS):
+        if n < 2 or (after is After.SWIGLU and n % 2):
+            continue
+        x, targets = torch.randn(m, k), Targets([adapters_of(n, k, storage)])
+        spans = [(0, 1, m // 2), (1, max(1, m // 2), m)]
+        segments = Segments([span for span in spans if span[1] < span[2]], m)
+        for stage in formats(layer(n, k, after, "rms")):
+            residual = torch.randn(m, stage.num_outputs)
+            y = stage(x, residual, (targets, segments))
+            is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
+            wanted = reference_stage.stage(stage, x, residual, (targets, segments))
+            limit = (FLOAT32 if is_exact and storage != torch.int8 else QUANTISED) * wanted.abs().max().clamp_min(1)
+            assert (y - wanted).abs().max() < limit, (n, k, m, stage.format)
+            assert torch.equal(stage(x, residual)[0], y[0])
+            for slot, row, _ in segments.spans:
+                alone = (targets, Segments([(slot, 0, 1)], 1))
+                assert torch.equal(stage(x[row : row + 1], residual[row : row + 1], alone)[0], y[row])
+                assert not torch.equal(stage(x, residual)[row], y[row])
 
 
 def test_panels_are_the_references_and_unpack_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

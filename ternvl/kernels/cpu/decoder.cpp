@@ -4,8 +4,6 @@
 // T tokens, H query heads, K key heads, D head size.
 #include "decoder.h"
 
-#include <algorithm>
-
 #include "kernels.h"
 
 namespace {
@@ -32,24 +30,6 @@ bool attend(const Decoder& decoder, const Cache& cache, const Step& step, int64_
                                 d, cache.block_size, out, threads);
 }
 
-// A stage with what adapters add. `rows` [T, K] and `sums` [T, N] are scratch.
-struct Adapted {
-  const Adapters* adapters;  // or null
-  float *rows, *sums;
-
-  void run(const Stage* stage, const Added* added, const float* x, int64_t tokens, const float* residual, float* y,
-           int64_t ldy, int threads) const {
-    const int64_t n = stage->n, k = stage->k;
-    const bool is_adapted = adapters && touches(*added, *adapters);
-    if (is_adapted) {
-      if (stage->before != NO_NORM) ternvl_stage_inputs(stage, x, tokens, k, rows, threads);
-      const float* normed = stage->before != NO_NORM ? rows : x;
-      ternvl_lora_add(added, adapters, normed, tokens, k, k, sums, n, true, threads);
-    }
-    ternvl_stage(stage, x, tokens, k, is_adapted ? sums : nullptr, residual, y, ldy, threads, false);
-  }
-};
-
 }  // namespace
 
 // x [T, hidden size] in place; `added` may be null. Returns false where a slot, a table or a length is not within the
@@ -59,21 +39,21 @@ EXPORT bool ternvl_decode(const Decoder* decoder, const Cache* cache, const Step
   static thread_local Workspace workspace;
   const int64_t tokens = step->num_tokens, width = int64_t(decoder->heads) * decoder->d;
   const int64_t qkv_width = width + 2 * int64_t(decoder->key_heads) * decoder->d;
-  const int64_t hidden = decoder->layers[0].qkv->k, inner = decoder->layers[0].down->k;
-  const int64_t scratch = added ? hidden + std::max(2 * inner, std::max(qkv_width, hidden)) : 0;
-  float* qkv = reinterpret_cast<float*>(workspace.get(4 * tokens * (qkv_width + width + inner + scratch) + 64));
-  float *attended = qkv + tokens * qkv_width, *gated = attended + tokens * width, *rows = gated + tokens * inner;
-  const Adapted adapted{added ? &added->adapters : nullptr, rows, rows + tokens * hidden};
+  const int64_t inner = decoder->layers[0].down->k;
+  const Adapters* adapters = added ? &added->adapters : nullptr;
+  float* qkv = reinterpret_cast<float*>(workspace.get(4 * tokens * (qkv_width + width + inner) + 64));
+  float *attended = qkv + tokens * qkv_width, *gated = attended + tokens * width;
   for (int64_t i = 0; i < decoder->num_layers; ++i) {
     const Layer& layer = decoder->layers[i];
     const AddedToLayer more = added ? added->layers[i] : AddedToLayer{};
-    adapted.run(layer.qkv, &more.qkv, x, tokens, nullptr, qkv, qkv_width, threads);
+    const int64_t hidden = layer.qkv->k;
+    ternvl_stage(layer.qkv, x, tokens, hidden, &more.qkv, adapters, nullptr, qkv, qkv_width, threads, false);
     ternvl_rotate(qkv, qkv_width, step->cos, step->sin, tokens, decoder->heads + decoder->key_heads, decoder->d,
                   threads);
     if (!attend(*decoder, *cache, *step, i, qkv, attended, threads)) return false;
-    adapted.run(layer.o, &more.o, attended, tokens, x, x, hidden, threads);
-    adapted.run(layer.gate_up, &more.gate_up, x, tokens, nullptr, gated, inner, threads);
-    adapted.run(layer.down, &more.down, gated, tokens, x, x, hidden, threads);
+    ternvl_stage(layer.o, attended, tokens, width, &more.o, adapters, x, x, hidden, threads, false);
+    ternvl_stage(layer.gate_up, x, tokens, hidden, &more.gate_up, adapters, nullptr, gated, inner, threads, false);
+    ternvl_stage(layer.down, gated, tokens, inner, &more.down, adapters, x, x, hidden, threads, false);
   }
   return true;
 }

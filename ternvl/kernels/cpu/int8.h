@@ -80,6 +80,15 @@ inline IVec broadcast(int32_t value) { return value - IVec{}; }
 // The same four bytes in each lane.
 inline IVec broadcast_bytes(const void* from) { return broadcast(*static_cast<const UnalignedInt*>(from)); }
 
+// The lowest byte of each lane.
+inline void store_bytes(void* to, IVec value) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)value));
+#else
+  for (int i = 0; i < W; ++i) static_cast<uint8_t*>(to)[i] = uint8_t(value[i]);
+#endif
+}
+
 // The sum of signed bytes; `count` is a multiple of 16.
 inline int32_t total_of(const uint8_t* bytes, int64_t count) {
 #if defined(__AVX512F__)

@@ -4,11 +4,8 @@
 #include "lora.h"
 #include "stage.h"
 
-EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const float*, const float*, float*, int64_t, int,
-                         bool);
-EXPORT void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
-EXPORT void ternvl_lora_add(const Added*, const Adapters*, const float*, int64_t, int64_t, int64_t, float*, int64_t, bool,
-                            int);
+EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const Added*, const Adapters*, const float*, float*,
+                         int64_t, int, bool);
 EXPORT void ternvl_rotate(float*, int64_t, const float*, const float*, int64_t, int, int, int);
 EXPORT bool ternvl_write_kv(float*, float*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t,
                             int64_t, int, int, int, int);

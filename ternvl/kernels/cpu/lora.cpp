@@ -1,209 +1,165 @@
-// out += B (scales * A x) for the rows of x that have an adapter: the two thin products of LoRA, for many rows and many
-// adapters in one call. `lora.h` has what it is told.
+// The two thin products of LoRA, for rows that each have an adapter or none; `lora.h` has what it is told.
 //
 // A [rank, k] and B [rows, rank] lie in panels of 16 outputs (linear.cpp): [ceil(rank / 16)][k][16] and
-// [ceil(rows / 16)][rank][16], as float32, as the bits of bfloat16, or as whole numbers of 8 bits. An
-// element of A x is CHAINS chains of fma, input i in chain i mod CHAINS, added up in a fixed order and scaled; an element
-// of B h is one chain over the rank, added to `out` last. So a row's result depends neither on the other rows nor on the
-// threads.
+// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x and one of B h are CHAINS
+// chains of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are bytes in the panels of
+// digits.h; then x and A x become whole numbers of 16 bits. So what a row gets depends neither on the other rows nor on
+// the threads.
 #include "lora.h"
 
 #include <algorithm>
-#include <vector>
+
+#include "digits.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int CHAINS = 4, MR = 4;
-#elif defined(__AVX2__)
-constexpr int CHAINS = 2, MR = 2;
-#elif defined(__aarch64__)
-constexpr int CHAINS = 2, MR = 2;
-#else
-constexpr int CHAINS = 1, MR = 2;
-#endif
-
-constexpr int64_t ROWS = 64;    // rows of an item: its panels are read once for all of them
-constexpr int64_t COLUMNS = 16; // panels of B that one thread takes at a time
-
-// Up to ROWS rows with the same adapter.
-struct Item {
-  const Entry* entry;
-  int64_t row, count;
-  int64_t column;  // of the output
-  float* hidden;   // [count, padded rank]
-  int64_t stride;
-};
-
-struct Unit {
-  const Item* item;
-  int64_t first, last;  // panels
-};
+constexpr int CHAINS = 4;
 
 // Inputs i .. i + CHAINS - 1, as far as there are any: one for each chain.
-template <int R, bool WHOLE, typename T>
-inline void shrink_inputs(const float* x, int64_t ldx, int64_t i, int64_t k, const T* panel, Vec (&sums)[R][CHAINS][NV]) {
+template <bool WHOLE, typename T>
+inline void multiply_some(const float* x, int64_t i, int64_t k, const T* panel, Vec (&sums)[CHAINS][NV]) {
 #pragma GCC unroll 4
   for (int c = 0; c < CHAINS; ++c)
     if (WHOLE || i + c < k)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const Vec weight = load(panel + (i + c) * NR + v * W);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sums[r][c][v] = fma(broadcast(x[r * ldx + i + c]), weight, sums[r][c][v]);
-      }
+      for (int v = 0; v < NV; ++v)
+        sums[c][v] = fma(broadcast(x[i + c]), load(panel + (i + c) * NR + v * W), sums[c][v]);
 }
 
-template <int R, typename T>
-void shrink(const float* x, int64_t ldx, int64_t k, const T* panel, const float* scales, float* hidden, int64_t stride) {
-  Vec sums[R][CHAINS][NV] = {};
+// x [k] times a panel [k][NR] -> `result` [NR]. With FAR what is next is asked for from memory.
+template <bool FAR, typename T>
+inline void multiply(const float* x, int64_t k, const T* panel, Vec (&result)[NV]) {
+  Vec sums[CHAINS][NV] = {};
   int64_t i = 0;
-  for (; i + CHAINS <= k; i += CHAINS) shrink_inputs<R, true>(x, ldx, i, k, panel, sums);
-  shrink_inputs<R, false>(x, ldx, i, k, panel, sums);
+  for (; i + CHAINS <= k; i += CHAINS) {
+    for (int64_t line = 0; FAR && line < CHAINS * NR * int64_t(sizeof(T)); line += 64)
+      fetch(reinterpret_cast<const char*>(panel + i * NR) + AHEAD + line);
+    multiply_some<true>(x, i, k, panel, sums);
+  }
+  multiply_some<false>(x, i, k, panel, sums);
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-#pragma GCC unroll 4
-      for (int half = CHAINS / 2; half > 0; half /= 2)
-#pragma GCC unroll 4
-        for (int c = 0; c < half; ++c) sums[r][c][v] = sums[r][c][v] + sums[r][c + half][v];
-      store(hidden + r * stride + v * W, sums[r][0][v] * load(scales + v * W));
-    }
+  for (int v = 0; v < NV; ++v) result[v] = (sums[0][v] + sums[2][v]) + (sums[1][v] + sums[3][v]);
 }
 
-template <int R, typename T>
-void expand(const float* hidden, int64_t stride, int64_t rank, const T* panel, float* out, int64_t ldo, int64_t columns) {
-  Vec sums[R][NV] = {};
-  for (int64_t j = 0; j < rank; ++j)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      const Vec weight = load(panel + j * NR + v * W);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sums[r][v] = fma(broadcast(hidden[r * stride + j]), weight, sums[r][v]);
-    }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      float* to = out + r * ldo + v * W;
-      const int64_t left = columns - v * W;
-      if (left >= W)
-        store(to, load(to) + sums[r][v]);
-      else
-        for (int64_t i = 0; i < left; ++i) to[i] += sums[r][v][i];
-    }
+// Bytes of a panel with k inputs.
+inline int64_t panel_bytes(const Entry& entry, int64_t k) {
+  return entry.size == 1 ? (k + 3) / 4 * 4 * NR : k * NR * entry.size;
 }
 
-struct Pass {
-  const float* x;
-  int64_t ldx, k;
-  float* out;
-  int64_t ldo;
+// A row times a panel in the type of an entry: the digits of x for bytes, else x itself.
+template <bool FAR>
+inline void multiply(const Entry& entry, const float* x, const Digits& digits, int64_t k, const char* panel,
+                     Vec (&result)[NV]) {
+  if (entry.size == 1) return multiply<FAR>(digits, (k + 3) / 4, reinterpret_cast<const uint8_t*>(panel), result);
+  if (entry.size == 2) return multiply<FAR>(x, k, reinterpret_cast<const uint16_t*>(panel), result);
+  multiply<FAR>(x, k, reinterpret_cast<const float*>(panel), result);
+}
 
-  template <typename T>
-  void shrink_unit(const Unit& unit, const T*) const {
-    const Item& item = *unit.item;
-    const Entry& entry = *item.entry;
-    for (int64_t p = unit.first; p < unit.last; ++p) {
-      const T* panel = static_cast<const T*>(entry.a) + p * k * NR;
-      for (int64_t r = 0; r < item.count;) {
-        const float* from = x + (item.row + r) * ldx;
-        float* to = item.hidden + r * item.stride + p * NR;
-        const bool whole = item.count - r >= MR;
-        (whole ? shrink<MR, T> : shrink<1, T>)(from, ldx, k, panel, entry.scales + p * NR, to, item.stride);
-        r += whole ? MR : 1;
-      }
-    }
-  }
-
-  template <typename T>
-  void expand_unit(const Unit& unit, const T*) const {
-    const Item& item = *unit.item;
-    const Entry& entry = *item.entry;
-    for (int64_t p = unit.first; p < unit.last; ++p) {
-      const T* panel = static_cast<const T*>(entry.b) + p * entry.rank * NR;
-      const int64_t columns = std::min<int64_t>(NR, entry.rows - p * NR);
-      for (int64_t r = 0; r < item.count;) {
-        const float* from = item.hidden + r * item.stride;
-        float* to = out + (item.row + r) * ldo + item.column + p * NR;
-        const bool whole = item.count - r >= MR;
-        (whole ? expand<MR, T> : expand<1, T>)(from, item.stride, entry.rank, panel, to, ldo, columns);
-        r += whole ? MR : 1;
-      }
-    }
-  }
-};
-
-// The work of a call; kept by its thread, so that its memory is.
-struct Plan {
-  std::vector<Item> items;
-  std::vector<Unit> shrinking, expanding;
-  std::vector<float> hidden;
-
-  void make(const Added& added, const Adapters& adapters) {
-    items.clear(), shrinking.clear(), expanding.clear();
-    for (int64_t j = 0; j < added.num_jobs; ++j) append(added.jobs[j], adapters);
-    size_t size = 0;
-    for (const Item& item : items) size += item.count * item.stride;
-    if (size > hidden.size()) hidden.resize(size);
-    size = 0;
-    for (Item& item : items) {
-      item.hidden = hidden.data() + size;
-      size += item.count * item.stride;
-      for (int64_t p = 0; p < panels_of(item.entry->rank); ++p) shrinking.push_back({&item, p, p + 1});
-      const int64_t last = panels_of(item.entry->rows);
-      for (int64_t p = 0; p < last; p += COLUMNS) expanding.push_back({&item, p, std::min(last, p + COLUMNS)});
-    }
-  }
-
-  void append(const Job& job, const Adapters& adapters) {
-    for (int64_t s = 0; s < adapters.num_segments; ++s) {
-      const Segment& segment = adapters.segments[s];
-      const Entry* entry = entry_of(job, segment);
-      if (!entry) continue;
-      const int64_t stop = segment.stop * adapters.unit;
-      for (int64_t row = segment.start * adapters.unit; row < stop; row += ROWS)
-        items.push_back({entry, row, std::min(ROWS, stop - row), job.column + entry->first, nullptr,
-                         panels_of(entry->rank) * NR});
-    }
-  }
-};
-
-// Calls f(a null pointer of the type of an entry's elements).
-template <typename Function>
-void with_type(const Entry& entry, Function f) {
-  if (entry.size == 1) return f(static_cast<const int8_t*>(nullptr));
-  if (entry.size == 2) return f(static_cast<const uint16_t*>(nullptr));
-  f(static_cast<const float*>(nullptr));
+// The first `count` of a panel's sums, times what their outputs are scaled by.
+inline void scale(const float* scales, int64_t count, Vec (&sums)[NV]) {
+  for (int v = 0; v < NV && v * W < count; ++v)
+    sums[v] *= load_some(scales + v * W, int(std::min<int64_t>(W, count - v * W)));
 }
 
 }  // namespace
 
-bool touches(const Added& added, const Adapters& adapters) {
-  for (int64_t j = 0; j < added.num_jobs; ++j)
-    for (int64_t s = 0; s < adapters.num_segments; ++s)
-      if (entry_of(added.jobs[j], adapters.segments[s])) return true;
-  return false;
+bool Adding::plan(const Added& added, const Adapters& adapters, int64_t m, int64_t k) {
+  added_ = added, k_ = k, width_ = 0;
+  const auto entry_of = [&](int64_t segment, int64_t job) -> const Entry* {
+    const int64_t slot = adapters.segments[segment].slot;
+    return slot < added.jobs[job].slots && added.jobs[job].table[slot].a ? added.jobs[job].table + slot : nullptr;
+  };
+  for (int64_t s = 0; s < adapters.num_segments; ++s)
+    for (int64_t j = 0; j < added.num_jobs; ++j)
+      if (const Entry* entry = entry_of(s, j)) width_ = std::max(width_, panels_of(entry->rank) * NR);
+  if (!width_) return false;
+  const int64_t count = m * added.num_jobs, floats = (4 * count * width_ + 63) / 64 * 64;
+  char* memory = memory_.get(floats + int64_t(sizeof(Entry) + sizeof(Digits)) * count);
+  hidden_ = reinterpret_cast<float*>(memory);
+  entries_ = reinterpret_cast<Entry*>(memory + floats);
+  digits_ = reinterpret_cast<Digits*>(entries_ + count);
+  std::fill_n(entries_, count, Entry{});
+  for (int64_t s = 0; s < adapters.num_segments; ++s) {
+    const int64_t last = adapters.segments[s].stop * adapters.unit;
+    for (int64_t row = adapters.segments[s].start * adapters.unit; row < last; ++row)
+      for (int64_t j = 0; j < added.num_jobs; ++j)
+        if (const Entry* entry = entry_of(s, j)) entries_[place(row, j)] = *entry;
+  }
+  return true;
 }
 
-// x [m, k] with rows `ldx` apart; `out` is the wide output that the jobs' columns count in, its rows `ldo` apart.
-// With `is_new` all of `out` [m, ldo] is -0 before, which changes nothing that is added to it or that it is added to.
+void Adding::shrink(int64_t row, const float* x) const {
+  static thread_local Workspace workspace;
+  float* sums = reinterpret_cast<float*>(workspace.get(4 * width_ + digits_bytes(k_)));
+  Digits digits{};
+  for (int64_t j = 0; j < added_.num_jobs; ++j) {
+    const Entry& entry = entries_[place(row, j)];
+    if (!entry.a) continue;
+    const bool is_whole = entry.size == 1;
+    if (is_whole && !digits.high) digits = digits_of(x, k_, reinterpret_cast<int8_t*>(sums + width_));
+    float* hidden = hidden_ + place(row, j) * width_;
+    float* to = is_whole ? sums : hidden;
+    const char* panel = static_cast<const char*>(entry.a);
+    for (int64_t i = 0; i < entry.rank; i += NR, panel += panel_bytes(entry, k_)) {
+      Vec values[NV];
+      multiply<true>(entry, x, digits, k_, panel, values);
+      for (int v = 0; v < NV; ++v) store(to + i + v * W, values[v] * load(entry.scales + i + v * W));
+    }
+    if (is_whole) digits_[place(row, j)] = digits_of(sums, entry.rank, reinterpret_cast<int8_t*>(hidden));
+  }
+}
+
+void Adding::get(int64_t row, Range columns, float* out) const {
+  int64_t done = columns.first;  // modules, and parts of them, come in the order of their columns
+  for (int64_t j = 0; j < added_.num_jobs; ++j) {
+    const Entry entry = entries_[place(row, j)];
+    const Digits digits = digits_[place(row, j)];
+    const int64_t base = added_.jobs[j].column + entry.first, size = panel_bytes(entry, entry.rank);
+    const int64_t first = std::max(done, base), last = std::min(columns.last, base + entry.rows);
+    if (!entry.a || first >= last) continue;
+    std::fill(out + (done - columns.first), out + (first - columns.first), -0.0f);
+    done = last;
+    const float* scales = added_.jobs[j].scales;
+    for (int64_t output = (first - base) / NR * NR; output < last - base; output += NR) {
+      Vec sums[NV];
+      multiply<false>(entry, hidden_ + place(row, j) * width_, digits, entry.rank,
+                      static_cast<const char*>(entry.b) + output / NR * size, sums);
+      const Range whole{base + output, base + output + std::min<int64_t>(NR, entry.rows - output)};
+      if (scales) scale(scales + entry.first + output, whole.size(), sums);
+      float* to = out + (whole.first - columns.first);
+      if (whole.size() == NR && whole.first >= columns.first && whole.last <= columns.last) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) store(to + v * W, sums[v]);
+        continue;
+      }
+      float some[NR];
+      for (int v = 0; v < NV; ++v) store(some + v * W, sums[v]);
+      for (int64_t c = std::max(first, whole.first); c < std::min(last, whole.last); ++c)
+        out[c - columns.first] = some[c - whole.first];
+    }
+  }
+  std::fill(out + (done - columns.first), out + columns.size(), -0.0f);
+}
+
+// Adds to the outputs `out` of modules that are no stages. x [m, k] has rows `ldx` apart, those of `out` are `ldo` apart.
 EXPORT void ternvl_lora_add(const Added* added, const Adapters* adapters, const float* x, int64_t m, int64_t ldx,
-                            int64_t k, float* out, int64_t ldo, bool is_new, int num_threads) {
-  static thread_local Plan plan;
-  plan.make(*added, *adapters);
-  const Plan& made = plan;  // the caller's, also in its threads
-  const Pass pass{x, ldx, k, out, ldo};
-#pragma omp parallel num_threads(num_threads) if (num_threads > 1 && made.expanding.size() > 1)
+                            int64_t k, float* out, int64_t n, int64_t ldo, int num_threads) {
+  static thread_local Adding adding;
+  if (!adding.plan(*added, *adapters, m, k)) return;
+  const Adding& shared = adding;  // the caller's, in its threads, too
+  constexpr int64_t COLUMNS = 256;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
-    const Range own = part({0, is_new ? m * ldo : 0}, thread_index(), team_size());
-    std::fill(out + own.first, out + own.last, -0.0f);
 #pragma omp for schedule(static)
-    for (size_t i = 0; i < made.shrinking.size(); ++i)
-      with_type(*made.shrinking[i].item->entry, [&](auto* type) { pass.shrink_unit(made.shrinking[i], type); });
+    for (int64_t row = 0; row < m; ++row) shared.shrink(row, x + row * ldx);
 #pragma omp for schedule(static) nowait
-    for (size_t i = 0; i < made.expanding.size(); ++i)
-      with_type(*made.expanding[i].item->entry, [&](auto* type) { pass.expand_unit(made.expanding[i], type); });
+    for (int64_t first = 0; first < n; first += COLUMNS)
+      for (int64_t row = 0; row < m; ++row) {
+        if (!shared.has(row)) continue;
+        float more[COLUMNS];
+        const Range columns{first, std::min(n, first + COLUMNS)};
+        shared.get(row, columns, more);
+        for (int64_t i = 0; i < columns.size(); ++i) out[row * ldo + first + i] += more[i];
+      }
   }
 }

@@ -21,10 +21,40 @@ struct Rows {
   int64_t num_groups() const { return steps * 4 / group; }
 };
 
+// What adapters add to some panels of all rows of a call. It is made for a few panels at a time, while they are in cache.
+struct AddedPanels {
+  const Stage& stage;
+  const Call& call;
+  Range panels;
+  float* sums;  // [M][panels][NR]; of SWIGLU the panels of gates come before those of ups
+
+  static int64_t floats(const Call& call, int64_t panels) { return call.m * panels * NR; }
+
+  // With SWIGLU panels of gates and ups take turns: here are whole pairs of them.
+  int parts() const { return stage.after == SWIGLU ? 2 : 1; }
+  int64_t width() const { return panels.size() / parts() * NR; }
+  Range columns(int part) const {
+    const int64_t n = stage.n / parts(), first = panels.first / parts() * NR;
+    return {part * n + first, part * n + std::min(n, first + width())};
+  }
+  float* row(int64_t index, int part) const { return sums + (index * parts() + part) * width(); }
+
+  void make() const {
+    for (int64_t r = 0; r < call.m; ++r)
+      for (int p = 0; p < parts(); ++p) call.adding->get(r, columns(p), row(r, p));
+  }
+
+  const float* at(int64_t index, int64_t panel) const {
+    const int64_t offset = panel - panels.first;
+    return row(index, int(offset % parts())) + offset / parts() * NR;
+  }
+};
+
 // A panel's vectors of one row, before and after the activation, to y.
 struct Finish {
   const Stage& stage;
   const Call& call;
+  const AddedPanels* added;  // or null
 
   // What `count` rows from `row` on will be added to is asked for before their sums are made.
   void expect(int64_t row, int count, int64_t panel, int panels) const {
@@ -38,7 +68,9 @@ struct Finish {
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int count, int64_t panel, Vec* values) const {
     constexpr int ROW = P * NV;
-    if (call.added) add<P>(row, count, panel, values);
+    for (int r = 0; added && r < count; ++r)
+      for (int p = 0; p < P; ++p)
+        for (int v = 0; v < NV; ++v) values[r * ROW + p * NV + v] += load(added->at(row + r, panel + p) + v * W);
     if (!call.is_plain && stage.after == GELU)
       for (int i = 0; i < count * ROW; ++i) values[i] = gelu(values[i]);
     if (P == 2 && !call.is_plain && stage.after == SWIGLU) {
@@ -47,30 +79,16 @@ struct Finish {
       for (int r = 0; r < count; ++r) put(row + r, panel / 2 * NR, values + r * ROW, stage.n / 2);
       return;
     }
-    for (int p = 0; p < P; ++p) {
-      const Range columns = columns_of(panel + p);
-      for (int r = 0; r < count; ++r) put(row + r, columns.first, values + r * ROW + p * NV, columns.last);
-    }
-  }
-
-  // Where a panel's outputs lie in [M, N]: gates and ups, whose panels take turns, are one half each.
-  Range columns_of(int64_t panel) const {
     const int64_t half = stage.n / 2;
-    if (stage.after != SWIGLU) return {panel * NR, std::min(stage.n, (panel + 1) * NR)};
-    const int64_t first = panel % 2 * half + panel / 2 * NR;
-    return {first, std::min(panel % 2 ? stage.n : half, first + NR)};
-  }
-
-  template <int P>
-  void add(int64_t row, int count, int64_t panel, Vec* values) const {
-    for (int p = 0; p < P; ++p) {
-      const Range columns = columns_of(panel + p);
-      for (int r = 0; r < count; ++r) {
-        const float* from = call.added + (row + r) * stage.n + columns.first;
-        for (int v = 0; v < NV && v * W < columns.size(); ++v)
-          values[(r * P + p) * NV + v] += load_some(from + v * W, int(std::min<int64_t>(W, columns.size() - v * W)));
+    for (int r = 0; r < count; ++r)
+      for (int p = 0; p < P; ++p) {
+        const int64_t index = panel + p;
+        const Vec* from = values + r * ROW + p * NV;
+        if (stage.after != SWIGLU)
+          put(row + r, index * NR, from, stage.n);
+        else  // gates and ups take turns
+          put(row + r, index % 2 * half + index / 2 * NR, from, index % 2 ? stage.n : half);
       }
-    }
   }
 
   void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {
@@ -86,18 +104,6 @@ struct Finish {
     }
   }
 };
-
-// Where there are few rows, reading weights is the limit. They are asked for this many bytes ahead, and into the second
-// cache: the first has too few places for what is on its way. At the end of a pair of panels that is the next pair.
-constexpr int64_t AHEAD = 4096;
-constexpr int FEW_ROWS = 14;
-
-inline void fetch(const void* from) { __builtin_prefetch(from, 0, 2); }
-
-// How far ahead at `offset` in panels of `stride` bytes, of which `count` are read side by side.
-inline int64_t ahead_at(int64_t offset, int64_t stride, int count) {
-  return offset < stride - AHEAD ? AHEAD : AHEAD + (count - 1) * stride;
-}
 
 using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
 
@@ -135,26 +141,35 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
   const auto rounded = [](int64_t size) { return (size + 63) / 64 * 64; };
   const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
   const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m), totals = rounded(4 * call.m * groups);
-  const int64_t own = rounded(scratch_bytes({nullptr, nullptr, nullptr, call.m, steps, MOST, group}));
+  const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
+  // Threads may be disturbed, so that shares are dealt out as they go; where there are many rows each takes long.
+  const int64_t units = std::min<int64_t>(num_pairs, (call.m > FEW_ROWS ? 64 : 8) * call.num_threads);
+  const auto panels_of_unit = [&](int64_t unit) -> Range {
+    const Range pairs = part({0, num_pairs}, unit, units);
+    return {2 * pairs.first, std::min(panels, 2 * pairs.last)};
+  };
+  const int64_t most_added = call.adding ? 4 * AddedPanels::floats(call, 2 * (num_pairs / units + 1)) : 0;
+  const int64_t own = rounded(
+      std::max(scratch_bytes({nullptr, nullptr, nullptr, call.m, steps, MOST, group}), most_added));
   char* memory = workspace.get(bytes + scales + totals + own * call.num_threads);
   const Rows rows{reinterpret_cast<uint8_t*>(memory),
                   reinterpret_cast<float*>(memory + bytes),
                   has_totals ? reinterpret_cast<int32_t*>(memory + bytes + scales) : nullptr,
                   call.m, steps, MOST, group};
   char* scratch = memory + bytes + scales + totals;
-  const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
-  // Threads may be disturbed, so that shares are dealt out as they go; where there are many rows each takes long.
-  const int64_t units = std::min<int64_t>(num_pairs, (call.m > FEW_ROWS ? 64 : 8) * call.num_threads);
-  const Finish finish{stage, call};
 #pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
   {
+    char* own_scratch = scratch + own * thread_index();
     const Range some_rows = part({0, call.m}, thread_index(), team_size());
-    quantise_rows(stage, call, rows, zero, some_rows, scratch + own * thread_index());
+    quantise_rows(stage, call, rows, zero, some_rows, own_scratch);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t unit = 0; unit < units; ++unit) {
-      const Range some = part({0, num_pairs}, unit, units);
-      for (int64_t panel = 2 * some.first; panel < std::min(panels, 2 * some.last); panel += 2) {
+      const Range some = panels_of_unit(unit);
+      const AddedPanels added{stage, call, some, reinterpret_cast<float*>(own_scratch)};
+      if (call.adding) added.make();
+      const Finish finish{stage, call, call.adding ? &added : nullptr};
+      for (int64_t panel = some.first; panel < some.last; panel += 2) {
         const auto& tiles = panels - panel >= 2 ? pairs : single;
         for (int64_t i = 0; i < rows.num_blocks(); ++i)
           tiles[rows.block(i).size() - 1](finish, rows, rows.block(i).first, panel);

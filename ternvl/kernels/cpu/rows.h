@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "int8.h"
-#include "stage.h"
+#include "lora.h"
 
 namespace {
 
@@ -90,9 +90,12 @@ inline const float* smoothed(const Stage& stage, const float* x, float* out) {
   return out;
 }
 
+// A row as its product takes it, maybe in `out` [K]; what adapters need of it is kept.
 inline const float* prepared(const Stage& stage, const Call& call, int64_t row, float* out) {
   const float* x = call.x + row * call.ldx;
-  return smoothed(stage, call.is_plain ? x : normed(stage, x, out), out);
+  if (!call.is_plain) x = normed(stage, x, out);
+  if (call.adding) call.adding->shrink(row, x);
+  return smoothed(stage, x, out);
 }
 
 // The largest of floats that are not negative, by their bits.
@@ -108,23 +111,23 @@ inline float max_of_bits(IVec bits) {
   return value;
 }
 
-// Whole numbers from -127 to 127 plus `zero`, as bytes; returns what 1 stands for. A row of zeros has 0. A row with a number
-// that is none has none. Bytes up to the next multiple of W are written.
-inline float quantise(const float* x, int64_t k, int zero, uint8_t* out) {
-  IVec most{};  // bits of sizes are in the order of sizes, and what is no number comes last: it shows in the result
+// The largest size in a row; none where a number is none.
+inline float largest_size(const float* x, int64_t k) {
+  IVec most{};  // bits of sizes are in the order of sizes, and what is no number comes last
   each(k, [&](int64_t i, int n) {
     const IVec size = reinterpret_cast<IVec>(load_some(x + i, n)) & 0x7fffffff;
     most = size > most ? size : most;
   });
-  const float largest = max_of_bits(most);
+  return max_of_bits(most);
+}
+
+// Whole numbers from -127 to 127 plus `zero`, as bytes; returns what 1 stands for. A row of zeros has 0. A row with a number
+// that is none has none. Bytes up to the next multiple of W are written.
+inline float quantise(const float* x, int64_t k, int zero, uint8_t* out) {
+  const float largest = largest_size(x, k);
   const Vec factor = broadcast(largest > 0 ? 127.0f / largest : 0.0f);
   each(k, [&](int64_t i, int n) {
-    const IVec whole = round(load_some(x + i, n) * factor) + zero;
-#if defined(__AVX512F__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8((__m512i)whole));
-#else
-    for (int j = 0; j < W; ++j) out[i + j] = uint8_t(whole[j]);
-#endif
+    store_bytes(out + i, round(load_some(x + i, n) * factor) + zero);
   });
   return largest / 127.0f;
 }

@@ -26,10 +26,32 @@ struct Stage {
   After after;
 };
 
+class Adding;  // lora.h
+
+struct Range {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+};
+
+// Memory of a thread that asks again and again: it only grows.
+struct Workspace {
+  char* memory = nullptr;
+  size_t size = 0;
+  ~Workspace() { operator delete(memory, std::align_val_t(64)); }
+
+  char* get(size_t wanted) {
+    if (wanted > size) {
+      operator delete(memory, std::align_val_t(64));
+      memory = static_cast<char*>(operator new(size = wanted, std::align_val_t(64)));
+    }
+    return memory;
+  }
+};
+
 struct Call {
   const float* x;
   int64_t m, ldx;
-  const float* added;     // [M, N], gates before ups, or null
+  const Adding* adding;   // what adapters add to the outputs before the activation, or null
   const float* residual;  // [M, outputs] as y, or null
   float* y;
   int64_t ldy;
@@ -38,11 +60,6 @@ struct Call {
 };
 
 namespace {
-
-struct Range {
-  int64_t first, last;
-  int64_t size() const { return last - first; }
-};
 
 // Part `index` of `count` nearly equal parts.
 inline Range part(Range whole, int64_t index, int64_t count) {
@@ -59,20 +76,17 @@ inline int64_t num_panels(const Stage& stage) {
   return stage.after == SWIGLU ? 2 * panels_of(stage.n / 2) : panels_of(stage.n);
 }
 
-// Memory of a thread that asks again and again: it only grows.
-struct Workspace {
-  char* memory = nullptr;
-  size_t size = 0;
-  ~Workspace() { operator delete(memory, std::align_val_t(64)); }
+// Where there are few rows, reading weights is the limit. They are asked for this many bytes ahead, and into the second
+// cache: the first has too few places for what is on its way. At the end of a pair of panels that is the next pair.
+constexpr int64_t AHEAD = 4096;
+constexpr int FEW_ROWS = 14;
 
-  char* get(size_t wanted) {
-    if (wanted > size) {
-      operator delete(memory, std::align_val_t(64));
-      memory = static_cast<char*>(operator new(size = wanted, std::align_val_t(64)));
-    }
-    return memory;
-  }
-};
+inline void fetch(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// How far ahead at `offset` in panels of `stride` bytes, of which `count` are read side by side.
+inline int64_t ahead_at(int64_t offset, int64_t stride, int count) {
+  return offset < stride - AHEAD ? AHEAD : AHEAD + (count - 1) * stride;
+}
 
 }  // namespace
 

@@ -17,6 +17,7 @@ void ternvl_pack_linear(const void*, int, int64_t, int64_t, void*, int);
 void ternvl_linear(const float*, int64_t, int64_t, int64_t, const void*, int, int64_t, const float*, float*, int);
 void ternvl_pack_int8(const int8_t*, int64_t, int64_t, int8_t*, int32_t*, int);
 void ternvl_pack_int4(const int8_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int);
+void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
 void ternvl_tile_attention(const float*, int64_t, int64_t, int, int, float*, int);
 double ternvl_read(const float*, int64_t, int);
 
@@ -63,10 +64,12 @@ void run(const Stage& stage, int64_t m, int threads) {
   const int64_t outputs = stage.after == SWIGLU ? stage.n / 2 : stage.n, ldx = stage.k + 1;
   const Buffer<float> x("stage.x", (m - 1) * ldx + stage.k), residual("stage.residual", m * outputs);
   const Buffer<float> y("stage.y", m * outputs), plain("stage.plain", m * stage.n), rows("stage.rows", m * stage.k);
-  ternvl_stage(&stage, x.data(), m, ldx, nullptr, nullptr, y.data(), outputs, threads, false);
-  ternvl_stage(&stage, x.data(), m, ldx, nullptr, residual.data(), residual.data(), outputs, threads, false);  // in place
-  ternvl_stage(&stage, x.data(), m, ldx, nullptr, nullptr, plain.data(), stage.n, threads, true);
-  ternvl_stage(&stage, x.data(), m, ldx, plain.data(), residual.data(), y.data(), outputs, threads, false);
+  const auto run = [&](const float* residual, float* y, int64_t ldy, bool is_plain) {
+    ternvl_stage(&stage, x.data(), m, ldx, nullptr, nullptr, residual, y, ldy, threads, is_plain);
+  };
+  run(nullptr, y.data(), outputs, false);
+  run(residual.data(), residual.data(), outputs, false);  // in place
+  run(nullptr, plain.data(), stage.n, true);
   if (stage.before != NO_NORM) ternvl_stage_inputs(&stage, x.data(), m, ldx, rows.data(), threads);
 }
 
@@ -207,14 +210,15 @@ void tile_attention(int64_t tiles, int64_t length, int heads, int d, int threads
 template <typename T>
 struct MadeAdapter {
   Buffer<T> a, b;
-  Buffer<float> scales;
+  Buffer<float> scales, to;
   Entry table[2];
   Job job;
   Added added;
 
   MadeAdapter(int64_t n, int64_t k, int64_t rank)
       : a("lora.a", panels_of(rank) * NR * k), b("lora.b", panels_of(n - 1) * NR * rank),
-        scales("lora.scales", panels_of(rank) * NR), table(), job{table, 2, 1}, added{&job, 1} {
+        scales("lora.scales", panels_of(rank) * NR), to("lora.to", n - 1), table(), job{table, 2, 1, to.data()},
+        added{&job, 1} {
     table[1] = {a.data(), b.data(), scales.data(), sizeof(T), rank, n - 1, 0};
     if constexpr (sizeof(T) == 2) a.under(0x3f80), b.under(0x3f80);
   }
