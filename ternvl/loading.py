@@ -16,6 +16,7 @@ from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 from ternvl.kernels.prepare import prepare
 from ternvl.model import quantized_file, weights
+from ternvl.model.fused import fuse_language
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder
@@ -52,6 +53,8 @@ def load_model(
         "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
     )
     if packed:
+        if dispatch.available():
+            fuse_language(loaded)
         prepare(loaded)
     return loaded.to(device)
 
