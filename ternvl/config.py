@@ -157,8 +157,8 @@ class EngineConfig:
     lora_dtype: str = field(
         default="auto",
         metadata={
-            "help": "How LoRA adapters are kept: float32, bfloat16, int8, or auto, which is int8 beside a quantised model "
-            "and else as in their files."
+            "help": "How LoRA adapters are kept: float32, bfloat16, int8, or auto: int8 beside a quantised model, else "
+            "as in their files."
         },
     )
 

@@ -79,9 +79,9 @@ class NativeDecoder:
 
         `cache` is keys [layers, B, K, D, block size] and values [layers, B, K, block size, D] in float32, or one of
         bytes [layers, B, K, ...] as `attention_int8.py` has them. cos and sin are [T, 1, D]; `slots` [T] int64,
-        `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] int32 as `paged_attention` takes them. `adapters` are
-        the modules of all layers' stages, in order, and the tokens that have them. Raises IndexError where a slot or a
-        sequence is not within the cache.
+        `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] int32 as `paged_attention` takes them.
+        `adapters` are the modules of all layers' stages, in order, and the tokens that have them. Raises IndexError
+        where a slot or a sequence is not within the cache.
         """
         x = x.clone(memory_format=torch.contiguous_format)
         tables, starts, ends = (each.int().contiguous() for each in (block_tables, query_starts, lengths))

@@ -1,5 +1,5 @@
-"""What adapters add to a module's output, `out += B (scales * A x)`, for many rows and many adapters in one call: native
-where it can be, else in plain torch.
+"""What adapters add to a module's output, B (scales * A x), for many rows and many adapters in one call: native where
+it can be, else in plain torch. Within a stage that is part of the stage's own call (`stage.py`).
 
 A row's bits follow from its own input and its adapter alone; a row without one is not touched. The arithmetic is told
 in `cpu/lora.cpp`.
@@ -22,7 +22,6 @@ from ternvl.kernels import dispatch, reference
 from ternvl.kernels.loader import library
 from ternvl.kernels.memory import huge_pages
 from ternvl.kernels.native import PANEL, Int, Int64, Library, Pointer
-
 
 _LINE = 64
 """Bytes of a cache line."""

@@ -1,7 +1,7 @@
 """Adapters in fused modules: what they add goes between a stage's product and what follows it.
 
-The stage itself may hold whole numbers of 8 or 4 bits, with smoothing: all of that is its product's own. What an adapter
-sees is what its layer would have seen in the checkpoint's own model, the rows after the norm; what it adds is
+The stage itself may hold whole numbers of 8 or 4 bits, with smoothing: all of that is its product's own. What an
+adapter sees is what its layer would have seen in the checkpoint's own model, the rows after the norm; what it adds is
 added in float32 to the layer's own outputs, before activation and sum.
 
 Shapes: M rows, N outputs, K inputs, F outputs after the activation.

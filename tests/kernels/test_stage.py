@@ -54,17 +54,16 @@ def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: Af
 
 
 def adapters_of(n: int, k: int, storage: torch.dtype) -> list[Target]:
-    """Two modules with two slots: one module in whole, scaled, and one in two parts, the first from its third output."""
-    half = n // 2
+    """Of two adapters: one module in whole, scaled, and one in two parts, the first of which begins at its output 2."""
+    half, is_whole = n // 2, storage == torch.int8
     targets = [Target(Table(), 0, torch.rand(half) + 0.5), Target(Table(), half), Target(Table(), half)]
+    spans = ((0, half), (2, n - half - 1), (n - half - 1, n - half))
     for slot, rank in enumerate((3, 17)):
-        for target, (first, stop) in zip(targets, ((0, half), (2, n - half - 1), (n - half - 1, n - half)), strict=True):
+        for target, (first, stop) in zip(targets, spans, strict=True):
+            sizes = ((rank, k), (stop - first, rank))
             if first < stop:
-                is_whole = storage == torch.int8
-                a, b = (torch.randn(size).to(torch.float32 if is_whole else storage) for size in
-                        ((rank, k), (stop - first, rank)))  # fmt: skip
-                made = Weights.pack(a, b, 0.3, first, torch.int8 if is_whole else None)
-                target.table.put(slot, made)
+                a, b = (torch.randn(size).to(torch.float32 if is_whole else storage) for size in sizes)
+                target.table.put(slot, Weights.pack(a, b, 0.3, first, torch.int8 if is_whole else None))
     return targets
 
 
