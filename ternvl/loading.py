@@ -14,9 +14,8 @@ from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
-from ternvl.kernels.prepare import prepare
 from ternvl.model import quantized_file, weights
-from ternvl.model.fused import fuse_language
+from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder
@@ -53,8 +52,6 @@ def load_model(
         "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
     )
     if packed:
-        if dispatch.available():
-            fuse_language(loaded)
         prepare(loaded)
     return loaded.to(device)
 

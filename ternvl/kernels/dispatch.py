@@ -37,12 +37,6 @@ def linear(x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Ten
     return reference.linear(x, panels, n, bias) if loaded is None else native.linear(loaded, x, panels, n, bias)
 
 
-def silu(x: Tensor) -> Tensor:
-    """x / (1 + e^-x), float32, any shape."""
-    loaded = library()
-    return reference.silu(x) if loaded is None else native.silu(loaded, x)
-
-
 def gelu(x: Tensor) -> Tensor:
     """The exact GELU, float32, any shape."""
     loaded = library()

@@ -1,5 +1,5 @@
-"""The modules that `prepare` puts in place of a model's own. They compute in float32, and each row or element of a
-result has the same bits in any company.
+"""Modules that take the place of a model's own, with its very values. They compute in float32, and each row or element of
+a result has the same bits in any company.
 
 Shapes: N outputs, K inputs; T tiles, C channels, S side of an image, P side of a patch, G = S / P.
 """
@@ -73,14 +73,6 @@ class WideEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., C] float32."""
         return F.embedding(ids, self.weight).float()
-
-
-class SiLU(nn.Module):
-    """`nn.SiLU`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32, any shape."""
-        return dispatch.silu(x)
 
 
 class GELU(nn.Module):

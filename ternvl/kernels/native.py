@@ -85,19 +85,10 @@ def linear(library: Library, x: Tensor, panels: Tensor, n: int, bias: Tensor | N
     return out
 
 
-def silu(library: Library, x: Tensor) -> Tensor:
-    """x / (1 + e^-x), float32, any shape."""
-    return _map(library, "ternvl_silu", x)
-
-
 def gelu(library: Library, x: Tensor) -> Tensor:
     """The exact GELU, float32, any shape."""
-    return _map(library, "ternvl_gelu", x)
-
-
-def _map(library: Library, name: str, x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
-    function = library.function(name, Pointer, Pointer, Int64, Int)
+    function = library.function("ternvl_gelu", Pointer, Pointer, Int64, Int)
     function(x.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
     return out

@@ -50,11 +50,6 @@ def linear(x: Tensor, panels: Tensor, n: int, bias: Tensor | None = None) -> Ten
     return F.linear(x, unpack(panels, n).to(x.dtype), bias)
 
 
-def silu(x: Tensor) -> Tensor:
-    """x / (1 + e^-x), any shape."""
-    return F.silu(x)
-
-
 def gelu(x: Tensor) -> Tensor:
     """The exact GELU, any shape."""
     return F.gelu(x)

@@ -35,9 +35,10 @@ def fuse(model: InternVL) -> None:
 def fuse_language(model: InternVL) -> None:
     """Replace the decoder's layers, its head and its embedding alone."""
     language, config = model.language_model, model.config.language
-    layers = enumerate(language.model.layers)
-    fused = [FusedDecoderLayer.from_layer(config, i, layer) for i, layer in layers]  # type: ignore[arg-type]
-    language.model = FusedDecoder(language.model, fused)
+    layers = language.model.layers
+    for i, layer in enumerate(layers):  # one after the other: each is let go once it is packed
+        layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
+    language.model = FusedDecoder(language.model, list(layers))  # type: ignore[arg-type]
     head: nn.Linear = language.lm_head
     language.lm_head = stage_of([head])  # type: ignore[assignment]
 

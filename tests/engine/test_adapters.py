@@ -17,8 +17,8 @@ from ternvl.config import EngineConfig, ModelConfig
 from ternvl.engine.adapters import AdapterPool
 from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
 from ternvl.kernels import dispatch
-from ternvl.kernels.prepare import prepare
 from ternvl.llm import LLM
+from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import LoRALinear
 from ternvl.model.lora_files import linears

@@ -14,7 +14,9 @@ from torch import Tensor
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.kernels import dispatch
 from ternvl.kernels.linear import PackedLinear, WideEmbedding
-from ternvl.kernels.prepare import prepare
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_formats import unpack
+from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 
 CASES = [(1, rows) for rows in (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)] + [(2, 1), (2, 7), (2, 33), (3, 33)]
@@ -94,10 +96,11 @@ def test_what_prepare_keeps_and_widens() -> None:
     model, plain = build("tiny")
     assert (model.dtype, plain.dtype) == (torch.float32, torch.float32)
     language = model.language_model
-    assert isinstance(language.lm_head, PackedLinear)
+    assert isinstance(language.lm_head, Stage)
     assert isinstance(language.model.embed_tokens, WideEmbedding)
-    assert language.lm_head.panels.dtype == language.model.embed_tokens.weight.dtype == torch.bfloat16
-    assert torch.equal(language.lm_head.weight.float(), plain.language_model.lm_head.weight)
+    stored = {buffer.dtype for name, buffer in model.named_buffers() if name.endswith("panels")}
+    assert stored == {language.model.embed_tokens.weight.dtype} == {torch.bfloat16}
+    assert torch.equal(unpack(language.lm_head)[0].float(), plain.language_model.lm_head.weight)
     assert torch.equal(model.embed(torch.arange(61)), plain.embed(torch.arange(61)))
     assert not [name for name, module in model.named_modules() if type(module) in (torch.nn.Linear, torch.nn.Conv2d)]
 
@@ -113,10 +116,11 @@ def test_without_kernels_the_model_becomes_float32(monkeypatch: pytest.MonkeyPat
 
 def test_half_precision_keeps_its_values() -> None:
     """float16 has values that bfloat16 has not: they are stored as float32."""
-    linear = torch.nn.Linear(20, 5).half().requires_grad_(False)
-    holder = torch.nn.Sequential(linear)
-    prepare(holder)
-    packed = holder[0]
+    model = InternVL(SIZES["tiny"]).requires_grad_(False).half()
+    linear, head = model.mlp1[1], model.language_model.lm_head
+    prepare(model)
+    packed = model.mlp1[1]
     assert isinstance(packed, PackedLinear)
-    assert packed.panels.dtype == torch.float32
+    assert packed.panels.dtype == model.language_model.lm_head.panels.dtype == torch.float32
     assert torch.equal(packed.weight, linear.weight.float())
+    assert torch.equal(unpack(model.language_model.lm_head)[0], head.weight.float())

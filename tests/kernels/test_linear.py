@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ternvl.kernels import dispatch, reference
-from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, SiLU
+from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches
 
 FLOAT32_TOLERANCE = 2e-6  # of the sum of the products' sizes: roundings of a chain of float32
 ACTIVATION_TOLERANCE = 2e-6
@@ -95,12 +95,12 @@ def test_patches_are_a_convolution() -> None:
     assert torch.equal(y[1:2], PackedPatches(conv, torch.float32)(pixels[1:2]))
 
 
-@pytest.mark.parametrize(("module", "plain"), [(SiLU(), nn.SiLU()), (GELU(), nn.GELU())])
-def test_activations_are_torchs_wherever_an_element_lies(module: nn.Module, plain: nn.Module) -> None:
+def test_gelu_is_torchs_wherever_an_element_lies() -> None:
+    module, plain = GELU(), nn.GELU()
     x = torch.cat([torch.linspace(-100, 100, 20_001), torch.linspace(-6, 6, 30_002)])
     y = module(x)
     assert ((y - plain(x.double())).abs() / (1 + x.abs())).max() < ACTIVATION_TOLERANCE
     for start, stop in [(1, 2), (3, 20), (7, 40_001), (49_990, 50_003)]:
         assert torch.equal(module(x[start:stop]), y[start:stop])
     assert module(torch.tensor([float("nan")])).isnan().all()
-    assert torch.equal(dispatch.silu(x[::2]), dispatch.silu(x)[::2])
+    assert torch.equal(dispatch.gelu(x[::2]), dispatch.gelu(x)[::2])

@@ -53,6 +53,17 @@ def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: Af
             assert torch.equal(stage(x[row : row + 1], residual[row : row + 1])[0], y[row])
 
 
+def test_swiglu_of_large_and_strange_numbers() -> None:
+    x = torch.cat([torch.linspace(-100, 100, 2_001), torch.linspace(-6, 6, 3_002)])
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # the gate is the first input, the up is the second
+    stage = pack(Layer(weight, None, None, After.SWIGLU))
+    rows = torch.stack([x, torch.ones_like(x)], dim=1)
+    wanted = torch.nn.functional.silu(x.double())
+    assert ((stage(rows)[:, 0] - wanted).abs() / (1 + x.abs())).max() < 1e-6
+    rows[7, 0] = float("nan")
+    assert stage(rows).isnan().nonzero().tolist() == [[7, 0]]
+
+
 def adapters_of(n: int, k: int, storage: torch.dtype) -> list[Target]:
     """Of two adapters: one module in whole, scaled, and one in two parts, the first of which begins at its output 2."""
     half, is_whole = n // 2, storage == torch.int8

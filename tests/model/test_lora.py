@@ -15,8 +15,8 @@ from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
 from ternvl.errors import AdapterError
-from ternvl.kernels.prepare import prepare
 from ternvl.model.checkpoint import load_config
+from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import Adapter, attach
 from ternvl.model.lora_files import linears, read

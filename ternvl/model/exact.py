@@ -9,38 +9,44 @@ import torch
 from torch import nn
 
 from ternvl.kernels import dispatch
-from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, SiLU, WideEmbedding
+from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, WideEmbedding
+from ternvl.model.fused import fuse_language
+from ternvl.model.internvl import InternVL
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: InternVL) -> None:
     """Replace what the kernels compute better, and bring the rest to float32, in place.
 
-    Matrices and embeddings that are bfloat16 stay so in memory; what they give is float32. Each original is let go as
-    soon as it is packed. Without the kernels the whole model becomes float32. The model is on the CPU and frozen.
+    The decoder becomes stages. The tower does not: its stages hold products of stored values, which are rounded and
+    larger. Matrices and embeddings that are bfloat16 stay so in memory; what they give is float32. Each original is let
+    go as soon as it is packed. Without the kernels the whole model becomes float32. The model is on the CPU and frozen.
     """
-    if not dispatch.available():
+    if dispatch.available():
+        fuse_language(model)
+        _replace(model)
+    else:
         model.float()
+
+
+def _replace(module: nn.Module) -> None:
+    if isinstance(module, WideEmbedding):
         return
-    for name, child in list(model.named_children()):
+    for name, child in list(module.named_children()):
         replacement = _replacement(child)
         if replacement is None:
-            prepare(child)
+            _replace(child)
         else:
-            setattr(model, name, replacement)
-    for parameter in model.parameters(recurse=False):
+            setattr(module, name, replacement)
+    for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.float()
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.Linear):
         return PackedLinear.from_linear(module, _storage(module.weight.dtype))
-    if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and module.padding == (0, 0):
+    if isinstance(module, nn.Conv2d):
         return PackedPatches(module, _storage(module.weight.dtype))
-    if isinstance(module, nn.Embedding):
-        return WideEmbedding(module)
-    if isinstance(module, nn.SiLU):
-        return SiLU()
-    if isinstance(module, nn.GELU) and module.approximate == "none":
+    if isinstance(module, nn.GELU):
         return GELU()
     return None
 
