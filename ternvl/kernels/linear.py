@@ -1,5 +1,5 @@
-"""Modules that take the place of a model's own, with its very values. They compute in float32, and each row or element of
-a result has the same bits in any company.
+"""Modules that take the place of a model's own, with its very values. They compute in float32, and each row or element
+of a result has the same bits in any company.
 
 Shapes: N outputs, K inputs; T tiles, C channels, S side of an image, P side of a patch, G = S / P.
 """

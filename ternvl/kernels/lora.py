@@ -32,17 +32,15 @@ class Weights:
     """What one adapter adds to (some rows of) one module."""
 
     a: Tensor
-    """Panels of A [R, K], float32 or bfloat16; or of bytes, [ceil(R / 16), ceil(K / 4), 16, 4], each 128 more than it
-    stands for."""
+    """Panels of A [R, K], float32, bfloat16 or int8."""
     b: Tensor
-    """Panels of B [N, R], of the same type."""
+    """Panels of B [N, R] of the same type; beside int8 bytes [ceil(N / 16), ceil(R / 4), 16, 4], each 128 more than it
+    stands for."""
     scales: Tensor
     """[R] float32, padded with zeros to whole panels."""
     rank: int
     num_rows: int
     """N, of B."""
-    num_inputs: int
-    """K, of A."""
     first: int = 0
     """Output of the module that row 0 of B adds to: more than 0 where the module stacks several matrices."""
 
@@ -53,16 +51,21 @@ class Weights:
         assert a.dtype == b.dtype
         assert a.dtype in (torch.float32, torch.bfloat16), a.dtype
         assert a.shape[0] == b.shape[1], (a.shape, b.shape)
-        sizes = (a.shape[0], b.shape[0], a.shape[1])
-        scales = torch.full((len(a),), scale, dtype=torch.float32, device=a.device)
+        rank, num_rows = b.shape[1], b.shape[0]
+        scales = torch.full((rank,), scale, dtype=torch.float32, device=a.device)
         if dtype == torch.int8:
             (a, a_units), (b, b_units) = _whole(a, 1), _whole(b, 0)
             scales *= a_units * b_units
-            a, b = (reference.pack_int8(each)[0].view(torch.uint8) ^ 128 for each in (a, b))
+            a, b = reference.pack(a), reference.pack_int8(b)[0].view(torch.uint8) ^ 128
         else:
             pack = dispatch.pack if a.is_cpu else reference.pack
             a, b = pack(a), pack(b)
-        return cls(a, b, F.pad(scales, (0, -len(scales) % PANEL)), *sizes, first)
+        return cls(a, b, F.pad(scales, (0, -rank % PANEL)), rank, num_rows, first)
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.a.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -71,8 +74,11 @@ class Weights:
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Scaled A [R, K] and B [N, R] as float32."""
-        a = _unpack(self.a, self.rank, self.num_inputs).float() * self.scales[: self.rank, None]
-        return a, _unpack(self.b, self.num_rows, self.rank).float()
+        a = reference.unpack(self.a, self.rank).float() * self.scales[: self.rank, None]
+        if self.b.dtype != torch.uint8:
+            return a, reference.unpack(self.b, self.num_rows).float()
+        b = (self.b ^ 128).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)  # [N, R], both padded
+        return a, b[: self.num_rows, : self.rank].float()
 
     def delta(self) -> Tensor:
         """B A as float32 [N, K]: what merging adds to the module's weight."""
@@ -91,13 +97,6 @@ def side_by_side(weights: Sequence[Weights]) -> list[Weights]:
     for piece, place in zip(pieces, memory.split(sizes), strict=True):
         moved.append(place[: piece.nbytes].view(piece.dtype).view(piece.shape).copy_(piece))
     return [replace(each, a=a, b=b) for each, a, b in zip(weights, moved, moved[len(weights) :], strict=False)]
-
-
-def _unpack(panels: Tensor, n: int, k: int) -> Tensor:
-    """Panels of n outputs with k inputs -> [N, K]."""
-    if panels.dtype == torch.uint8:
-        return (panels ^ 128).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)[:n, :k]
-    return reference.unpack(panels, n)
 
 
 def _whole(matrix: Tensor, dim: int) -> tuple[Tensor, Tensor]:

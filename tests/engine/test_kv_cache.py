@@ -153,3 +153,9 @@ def test_a_cache_that_cannot_be(options: dict[str, str | int]) -> None:
         engine(tiny.make_model(CONFIG), **{"kv_cache_dtype": "int8", **options})
     with pytest.raises(ConfigError, match="a head has 8"):
         engine(tiny.make_model(), kv_cache_dtype="int8")
+
+
+def test_adapters_are_kept_in_8_bits_beside_a_quantised_model() -> None:
+    assert engine(quantised()).config.lora_dtype == "int8"
+    assert engine(quantised(), lora_dtype="float32").config.lora_dtype == "float32"
+    assert engine(plain()).config.lora_dtype == "auto"

@@ -93,10 +93,19 @@ def fused_model(scheme: str) -> InternVL:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("adapters")
-    shapes = linears(CONFIG)
-    return [read(write(root / f"a{seed}", CONFIG, seed, parts), f"a{seed}", shapes) for seed, parts in enumerate(PARTS)]
+    return [write(root / f"a{seed}", CONFIG, seed, parts) for seed, parts in enumerate(PARTS)]
+
+
+@pytest.fixture(scope="module")
+def adapters(folders: list[Path]) -> list[Adapter]:
+    return [read(folder, folder.name, linears(CONFIG)) for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def byte_adapters(folders: list[Path]) -> list[Adapter]:
+    return [read(folder, folder.name, linears(CONFIG), dtype="int8") for folder in folders]
 
 
 class Oracle(nn.Module):
@@ -191,6 +200,16 @@ def test_each_layer_adds_its_own_delta(scheme: str, tmp_path: Path) -> None:
         assert relative_error(model(prompt), wanted) > 3 * error, name
 
 
+def test_adapters_of_bytes(adapters: list[Adapter], byte_adapters: list[Adapter]) -> None:
+    """What they add is exact but for A x, which becomes numbers of 16 bits; their own rounding is in `delta`."""
+    model = fused_model("none")
+    for prompt in prompts(2)[1:4]:
+        for adapter, exact in zip(byte_adapters, adapters, strict=True):
+            ours = logits(model, prompt, adapter)
+            assert relative_error(ours, oracle(model, adapter)(prompt)) < 30 * EXACT
+            assert adapter.num_bytes * 3 < exact.num_bytes
+
+
 def test_a_fused_model_is_what_its_plain_one_is(adapters: list[Adapter]) -> None:
     model, other = fused_model("none"), plain_model()
     for prompt in prompts(4)[:4]:
@@ -203,9 +222,11 @@ def test_a_fused_model_is_what_its_plain_one_is(adapters: list[Adapter]) -> None
 @pytest.mark.parametrize(
     "options", [{"max_num_batched_tokens": 13}, {"num_blocks": 60, "max_model_len": 150}, {"kv_cache_dtype": "int8"}]
 )
-def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, Any], adapters: list[Adapter]) -> None:
-    """Alone, a request without an adapter takes the native decoder's way; in company it does not."""
+def test_a_mixed_batch_is_each_alone(
+    scheme: str, options: dict[str, Any], adapters: list[Adapter], byte_adapters: list[Adapter]
+) -> None:
     model, rng = fused_model(scheme), random.Random(7)
+    adapters = byte_adapters if scheme == "int8" else adapters  # as the engine has them by default
     requests = [
         Request(
             f"r{number}-{again}",
@@ -230,7 +251,7 @@ def test_a_mixed_batch_is_each_alone(scheme: str, options: dict[str, Any], adapt
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_engine_computes_the_same(scheme: str, adapters: list[Adapter]) -> None:
-    """Over its paged cache, where layers are one native call without adapters."""
+    """Over its paged cache, where layers are one native call."""
     model = fused_model(scheme)
     engine = make_engine(model)
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)

@@ -33,11 +33,8 @@ inline Digits digits_of(const float* x, int64_t k, int8_t* memory) {
   return digits;
 }
 
-// A row times a panel [ceil(k / 4)][NR][4] of bytes, each 128 more than it stands for. With FAR what is next is
-// asked for from memory.
-template <bool FAR>
-inline __attribute__((always_inline)) void multiply(const Digits& digits, int64_t steps, const uint8_t* panel,
-                                                    Vec (&result)[NV]) {
+// A row times a panel [ceil(k / 4)][NR][4] of bytes, each 128 more than it stands for.
+inline void multiply(const Digits& digits, int64_t steps, const uint8_t* panel, Vec (&result)[NV]) {
   constexpr int CHAINS = 2;  // of sums for each digit, to hide a product's latency
   IVec high[NV][CHAINS] = {}, low[NV][CHAINS] = {};
   const auto add = [&](int64_t step, int chain) __attribute__((always_inline)) {
@@ -45,7 +42,6 @@ inline __attribute__((always_inline)) void multiply(const Digits& digits, int64_
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       const uint8_t* from = panel + step * NR * 4 + v * W * 4;
-      if (FAR) fetch(from + AHEAD);
       const Unsigned weights(load_bytes(from));
       high[v][chain] = dot(high[v][chain], weights, h);
       low[v][chain] = dot(low[v][chain], weights, l);

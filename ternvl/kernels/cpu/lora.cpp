@@ -2,9 +2,9 @@
 //
 // A [rank, k] and B [rows, rank] lie in panels of 16 outputs (linear.cpp): [ceil(rank / 16)][k][16] and
 // [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x and one of B h are CHAINS
-// chains of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are bytes in the panels of
-// digits.h; then x and A x become whole numbers of 16 bits. So what a row gets depends neither on the other rows nor on
-// the threads.
+// chains of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are whole numbers of 8 bits: then
+// A lies as it does else, B in the panels of digits.h, and A x becomes whole numbers of 16 bits. What a row gets depends
+// neither on the other rows nor on the threads.
 #include "lora.h"
 
 #include <algorithm>
@@ -41,18 +41,22 @@ inline void multiply(const float* x, int64_t k, const T* panel, Vec (&result)[NV
   for (int v = 0; v < NV; ++v) result[v] = (sums[0][v] + sums[2][v]) + (sums[1][v] + sums[3][v]);
 }
 
-// Bytes of a panel with k inputs.
-inline int64_t panel_bytes(const Entry& entry, int64_t k) {
-  return entry.size == 1 ? (k + 3) / 4 * 4 * NR : k * NR * entry.size;
+// x [k] times panel `index` of A.
+inline void shrink_panel(const Entry& entry, const float* x, int64_t k, int64_t index, Vec (&result)[NV]) {
+  const char* panel = static_cast<const char*>(entry.a) + index * k * NR * entry.size;
+  if (entry.size == 1) return multiply<true>(x, k, reinterpret_cast<const int8_t*>(panel), result);
+  if (entry.size == 2) return multiply<true>(x, k, reinterpret_cast<const uint16_t*>(panel), result);
+  multiply<true>(x, k, reinterpret_cast<const float*>(panel), result);
 }
 
-// A row times a panel in the type of an entry: the digits of x for bytes, else x itself.
-template <bool FAR>
-inline void multiply(const Entry& entry, const float* x, const Digits& digits, int64_t k, const char* panel,
-                     Vec (&result)[NV]) {
-  if (entry.size == 1) return multiply<FAR>(digits, (k + 3) / 4, reinterpret_cast<const uint8_t*>(panel), result);
-  if (entry.size == 2) return multiply<FAR>(x, k, reinterpret_cast<const uint16_t*>(panel), result);
-  multiply<FAR>(x, k, reinterpret_cast<const float*>(panel), result);
+// `hidden` [rank], or for bytes its digits, times panel `index` of B.
+inline void expand_panel(const Entry& entry, const float* hidden, const Digits& digits, int64_t index,
+                         Vec (&result)[NV]) {
+  const int64_t rank = entry.rank, steps = (rank + 3) / 4;
+  if (entry.size == 1) return multiply(digits, steps, static_cast<const uint8_t*>(entry.b) + index * steps * 4 * NR, result);
+  const char* panel = static_cast<const char*>(entry.b) + index * rank * NR * entry.size;
+  if (entry.size == 2) return multiply<false>(hidden, rank, reinterpret_cast<const uint16_t*>(panel), result);
+  multiply<false>(hidden, rank, reinterpret_cast<const float*>(panel), result);
 }
 
 // The first `count` of a panel's sums, times what their outputs are scaled by.
@@ -90,22 +94,17 @@ bool Adding::plan(const Added& added, const Adapters& adapters, int64_t m, int64
 
 void Adding::shrink(int64_t row, const float* x) const {
   static thread_local Workspace workspace;
-  float* sums = reinterpret_cast<float*>(workspace.get(4 * width_ + digits_bytes(k_)));
-  Digits digits{};
   for (int64_t j = 0; j < added_.num_jobs; ++j) {
     const Entry& entry = entries_[place(row, j)];
     if (!entry.a) continue;
-    const bool is_whole = entry.size == 1;
-    if (is_whole && !digits.high) digits = digits_of(x, k_, reinterpret_cast<int8_t*>(sums + width_));
     float* hidden = hidden_ + place(row, j) * width_;
-    float* to = is_whole ? sums : hidden;
-    const char* panel = static_cast<const char*>(entry.a);
-    for (int64_t i = 0; i < entry.rank; i += NR, panel += panel_bytes(entry, k_)) {
-      Vec values[NV];
-      multiply<true>(entry, x, digits, k_, panel, values);
-      for (int v = 0; v < NV; ++v) store(to + i + v * W, values[v] * load(entry.scales + i + v * W));
+    float* to = entry.size == 1 ? reinterpret_cast<float*>(workspace.get(4 * width_)) : hidden;
+    for (int64_t i = 0; i < entry.rank; i += NR) {
+      Vec sums[NV];
+      shrink_panel(entry, x, k_, i / NR, sums);
+      for (int v = 0; v < NV; ++v) store(to + i + v * W, sums[v] * load(entry.scales + i + v * W));
     }
-    if (is_whole) digits_[place(row, j)] = digits_of(sums, entry.rank, reinterpret_cast<int8_t*>(hidden));
+    if (entry.size == 1) digits_[place(row, j)] = digits_of(to, entry.rank, reinterpret_cast<int8_t*>(hidden));
   }
 }
 
@@ -114,7 +113,7 @@ void Adding::get(int64_t row, Range columns, float* out) const {
   for (int64_t j = 0; j < added_.num_jobs; ++j) {
     const Entry entry = entries_[place(row, j)];
     const Digits digits = digits_[place(row, j)];
-    const int64_t base = added_.jobs[j].column + entry.first, size = panel_bytes(entry, entry.rank);
+    const int64_t base = added_.jobs[j].column + entry.first;
     const int64_t first = std::max(done, base), last = std::min(columns.last, base + entry.rows);
     if (!entry.a || first >= last) continue;
     std::fill(out + (done - columns.first), out + (first - columns.first), -0.0f);
@@ -122,8 +121,7 @@ void Adding::get(int64_t row, Range columns, float* out) const {
     const float* scales = added_.jobs[j].scales;
     for (int64_t output = (first - base) / NR * NR; output < last - base; output += NR) {
       Vec sums[NV];
-      multiply<false>(entry, hidden_ + place(row, j) * width_, digits, entry.rank,
-                      static_cast<const char*>(entry.b) + output / NR * size, sums);
+      expand_panel(entry, hidden_ + place(row, j) * width_, digits, output / NR, sums);
       const Range whole{base + output, base + output + std::min<int64_t>(NR, entry.rows - output)};
       if (scales) scale(scales + entry.first + output, whole.size(), sums);
       float* to = out + (whole.first - columns.first);

@@ -9,7 +9,7 @@ struct Entry {
   const void* a;
   const void* b;
   const float* scales;  // [rank], padded to whole panels
-  int64_t size;         // of an element: 1 (bytes, panels of digits.h), 2 or 4 bytes
+  int64_t size;         // of an element: 1 (whole numbers; B in panels of digits.h), 2 or 4 bytes
   int64_t rank;
   int64_t rows;         // of B
   int64_t first;        // output of the module that row 0 of B adds to

@@ -216,7 +216,7 @@ struct MadeAdapter {
   static int64_t size(int64_t rows, int64_t k) { return panels_of(rows) * NR * (sizeof(T) == 1 ? (k + 3) / 4 * 4 : k); }
 
   MadeAdapter(int64_t n, int64_t k, int64_t rank)
-      : a("lora.a", size(rank, k)), b("lora.b", size(n - 1, rank)),
+      : a("lora.a", panels_of(rank) * NR * k), b("lora.b", size(n - 1, rank)),
         scales("lora.scales", panels_of(rank) * NR), to("lora.to", n - 1), table(), job{table, 2, 1, to.data()},
         added{&job, 1} {
     table[1] = {a.data(), b.data(), scales.data(), sizeof(T), rank, n - 1, 0};
