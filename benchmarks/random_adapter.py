@@ -1,0 +1,35 @@
+"""Random LoRA adapters, as PEFT would save them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ternvl.config import ModelConfig
+from ternvl.model.lora_files import linears
+
+RANK = 16
+
+
+def write_adapter(
+    folder: Path, config: ModelConfig, seed: int, *, parts: Sequence[str] = ("language_model.",), rank: int = RANK,
+    size: float = 1.0,
+) -> Path:  # fmt: skip
+    """A random adapter as PEFT would save it, for all linear layers of the decoder, `mlp1.` or `vision_model.`"""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (rows, inputs) in linears(config).items():
+        if name.startswith(tuple(parts)) and "lm_head" not in name:
+            a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+            b = torch.randn(rows, rank, generator=generator) * size / rank
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
