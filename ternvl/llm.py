@@ -20,7 +20,7 @@ from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
-from ternvl.loading import check_name, load_model, resolve_device
+from ternvl.loading import Loading, check_name, resolve_device
 from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
@@ -117,20 +117,17 @@ class LLM:
         engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
         folder = checkpoint.resolve(model, revision=revision)
         config = checkpoint.load_config(folder)
-        tokenizer = Tokenizer.from_folder(folder)
-        builder = PromptBuilder(config, tokenizer, limits, max_dynamic_patch)
-        place = resolve_device(device)
-        loaded = load_model(
+        loading = Loading(
             folder,
             config,
             dtype=dtype,
             quantization=quantization,
-            device=place,
+            device=resolve_device(device),
             reference=reference,
-            progress=progress,
-            builder=builder,
             calibration=calibration,
         )
+        builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, max_dynamic_patch)
+        loaded = loading.finish(builder, progress=progress)
         self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -29,31 +30,51 @@ _WORTH_IT = 100_000_000
 """Parameters from which on `auto` quantises: a small model gains nothing."""
 
 
-def load_model(
-    folder: Path,
-    config: ModelConfig,
-    *,
-    dtype: str,
-    quantization: str,
-    device: torch.device,
-    reference: bool,
-    progress: bool,
-    builder: PromptBuilder,
-    calibration: Path | None = None,
-) -> InternVL:
-    """The model of a checkpoint, ready to run. Raises CheckpointError, ConfigError."""
-    computed = weights.resolve_dtype(dtype, config, device)
-    scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
-    if scheme != "none":
-        return load_quantized(folder, config, scheme, builder, progress=progress, calibration=calibration).model
-    packed = device.type == "cpu" and computed == torch.float32 and not reference
-    stored = getattr(torch, config.dtype) if packed and dtype == "auto" else computed
-    loaded = with_progress(
-        "Loading weights", progress, lambda show: weights.load(folder, config, dtype=stored, progress=show)
-    )
-    if packed:
-        prepare(loaded)
-    return loaded.to(device)
+class Loading:
+    """A model of a checkpoint on its way: where it is quantised and kept already, its file is being read."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        *,
+        dtype: str,
+        quantization: str,
+        device: torch.device,
+        reference: bool,
+        calibration: Path | None = None,
+    ) -> None:
+        """Raises ConfigError for settings that cannot be."""
+        self._folder, self._config, self._device, self._calibration = folder, config, device, calibration
+        self._computed = weights.resolve_dtype(dtype, config, device)
+        self._scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
+        self._is_packed = device.type == "cpu" and self._computed == torch.float32 and not reference
+        is_stored = self._is_packed and dtype == "auto"
+        self._stored = getattr(torch, config.dtype) if is_stored else self._computed
+        self._reading = None
+        if self._scheme != "none":
+            with suppress(OSError, ValueError, KeyError):  # `finish` will find out
+                self._reading = quantized_file.Reading(
+                    quantized_file.path_for(folder, self._scheme, digest(calibration))
+                )
+
+    def finish(self, builder: PromptBuilder, *, progress: bool) -> InternVL:
+        """The model, ready to run. Raises CheckpointError, ConfigError."""
+        if self._scheme != "none":
+            return load_quantized(
+                *(self._folder, self._config, self._scheme, builder),
+                progress=progress,
+                calibration=self._calibration,
+                reading=self._reading,
+            ).model
+        loaded = with_progress(
+            "Loading weights",
+            progress,
+            lambda show: weights.load(self._folder, self._config, dtype=self._stored, progress=show),
+        )
+        if self._is_packed:
+            prepare(loaded)
+        return loaded.to(self._device)
 
 
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
@@ -117,16 +138,18 @@ def load_quantized(
     calibration: Path | None = None,
     anew: bool = False,
     must_keep: bool = False,
+    reading: quantized_file.Reading | None = None,
 ) -> Quantized:
     """The quantised model and its report: from the cache, or converted and put there where that can be written.
 
-    `anew` converts although it is there. With `must_keep` a cache that cannot be written raises ConfigError, before the
-    conversion. Raises ConfigError for an unknown scheme or unusable samples, CheckpointError.
+    `reading` is of the model's file, if it is under way. `anew` converts although it is there. With `must_keep` a cache
+    that cannot be written raises ConfigError, before the conversion. Raises ConfigError for an unknown scheme or
+    unusable samples, CheckpointError.
     """
     path = quantized_file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
-            return Quantized(*quantized_file.load(path, config), path, is_new=False)
+            return Quantized(*quantized_file.load(path, config, reading), path, is_new=False)
         except CheckpointError as error:
             log.warning("%s It is made anew.", error)
     if must_keep:

@@ -16,7 +16,7 @@ import torch
 
 from ternvl.errors import ConfigError
 from ternvl.kernels import loader
-from ternvl.kernels.memory import huge_pages
+from ternvl.kernels.memory import allocate, make_huge
 from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 MEMORY_BYTES = 512 * 1024**2
@@ -96,7 +96,8 @@ def share(
 
 
 def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
-    memory = huge_pages(memory_bytes // 4 * 4).view(torch.float32).fill_(1)
+    memory = allocate(memory_bytes // 4 * 4).view(torch.float32).fill_(1)
+    make_huge(memory)
     function = library.function("ternvl_read", Pointer, Int64, Int, result=ctypes.c_double)
     rates = []
     for _ in range(repeats):

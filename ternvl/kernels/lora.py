@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ternvl.kernels import dispatch, reference
 from ternvl.kernels.loader import library
-from ternvl.kernels.memory import huge_pages
+from ternvl.kernels.memory import allocate, make_huge
 from ternvl.kernels.native import PANEL, Int, Int64, Library, Pointer
 
 _LINE = 64
@@ -92,10 +92,11 @@ def side_by_side(weights: Sequence[Weights]) -> list[Weights]:
     if not all(piece.is_cpu for piece in pieces):
         return list(weights)
     sizes = [-(-piece.nbytes // _LINE) * _LINE for piece in pieces]
-    memory = huge_pages(sum(sizes))
+    memory = allocate(sum(sizes))
     moved = []
     for piece, place in zip(pieces, memory.split(sizes), strict=True):
         moved.append(place[: piece.nbytes].view(piece.dtype).view(piece.shape).copy_(piece))
+    make_huge(memory)
     return [replace(each, a=a, b=b) for each, a, b in zip(weights, moved, moved[len(weights) :], strict=False)]
 
 

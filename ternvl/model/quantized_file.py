@@ -1,5 +1,5 @@
-"""A quantised model as one safetensors file. At start nothing is computed: what each token reads is copied into huge
-pages, the rest is mapped into memory.
+"""A quantised model as one safetensors file. At start nothing is computed: what each token reads is copied into memory
+of its own, the rest is mapped.
 
 It belongs to one checkpoint, by the digest of its files, and lies in the user's cache.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
-from ternvl.kernels.memory import huge_pages
+from ternvl.kernels.memory import allocate, make_huge_later
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.model.fused import assemble, caches_in_int8
 from ternvl.model.internvl import InternVL
@@ -31,8 +31,8 @@ from ternvl.model.quantize import StageReport, stages, vision_layers
 
 VERSION = 5
 """Of the layout of the file; another one is never read."""
-_PART = 2**25
-"""Bytes that are read in one go."""
+_MOST_AT_ONCE = 2**30
+"""Bytes that a system reads in one go."""
 _TENSORS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
 
@@ -117,16 +117,18 @@ def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
             raise
 
 
-def load(path: Path, config: ModelConfig) -> tuple[InternVL, list[StageReport]]:
-    """The model of a file and how it was quantised. Raises CheckpointError for a file that is not whole."""
+def load(path: Path, config: ModelConfig, reading: Reading | None = None) -> tuple[InternVL, list[StageReport]]:
+    """The model of a file, which may be being read already, and how it was quantised. Raises CheckpointError for a file
+    that is not whole."""
     try:
+        reading = reading or Reading(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != str(VERSION):
                 raise CheckpointError(f"{path} has another version of the format.")
             names = [name for name in file.keys() if not _is_read_often(name)]  # noqa: SIM118, the handle is no mapping
             tensors = {name: file.get_tensor(name) for name in names}
-        tensors |= _in_huge_pages(path)
+        tensors |= reading.tensors()
         described = json.loads(metadata["stages"])
         made = {name: _stage(name, values, tensors) for name, values in described.items()}
         reports = [StageReport(**report) for report in json.loads(metadata["reports"])]
@@ -141,35 +143,44 @@ def _is_read_often(name: str) -> bool:
     return name.startswith("language_model.") and name.endswith(".panels")
 
 
-def _in_huge_pages(path: Path) -> dict[str, Tensor]:
-    """What is read often, not mapped: from huge pages it is read up to a fifth faster, and files are not mapped with
-    such."""
-    types = {name: dtype for dtype, name in _DTYPES.items()}
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-    entries = {name: entry for name, entry in header.items() if _is_read_often(name)}
-    memory = huge_pages(max(entry["data_offsets"][1] for entry in entries.values()))  # they are the file's first
-    _read(path, start, memory)
-    found: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        first, last = entry["data_offsets"]
-        found[name] = memory[first:last].view(types[entry["dtype"]]).view(entry["shape"])
-    return found
+class Reading:
+    """What is read often, on its way from a file into memory that becomes huge pages: from there it is read up to a
+    fifth faster, and files are not mapped with such. Threads read beside whatever else is done."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, ValueError, KeyError for a file that is not whole."""
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+        self._entries = {name: entry for name, entry in header.items() if _is_read_often(name)}
+        size = max(entry["data_offsets"][1] for entry in self._entries.values())  # they are the file's first
+        self._memory = allocate(size)
+        # Few and large parts: between two of them a thread waits for whatever Python does meanwhile.
+        parts = self._memory.split(min(_MOST_AT_ONCE, -(-size // torch.get_num_threads())))
+        pool = ThreadPoolExecutor(len(parts), "reading")
+        self._parts = [pool.submit(_read, path, start, part) for part in parts]
+        pool.shutdown(wait=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, once they are read. Raises OSError where the file ends within one."""
+        for part in self._parts:
+            part.result()
+        make_huge_later(self._memory)
+        types = {name: dtype for dtype, name in _DTYPES.items()}
+        found: dict[str, Tensor] = {}
+        for name, entry in self._entries.items():
+            first, last = entry["data_offsets"]
+            found[name] = self._memory[first:last].view(types[entry["dtype"]]).view(entry["shape"])
+        return found
 
 
-def _read(path: Path, start: int, memory: Tensor) -> None:
-    """Fill memory with the file's bytes from `start` on, in parts at the same time. Raises OSError where they end."""
-
-    def read(part: Tensor) -> None:
-        offset = start + int(part.storage_offset())
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            if file.readinto(part.numpy().data) != len(part):
-                raise OSError(f"it ends within {len(part)} bytes from {offset} on")
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(read, memory.split(_PART)))
+def _read(path: Path, start: int, part: Tensor) -> None:
+    """Fill a part of memory that begins with the file's byte `start`. Raises OSError where the file ends before."""
+    offset = start + int(part.storage_offset())
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        if file.readinto(part.numpy().data) != len(part):
+            raise OSError(f"it ends within {len(part)} bytes from {offset} on")
 
 
 def _description(stage: Stage) -> list[Any]:

@@ -1,34 +1,63 @@
 """Memory in huge pages."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ternvl.kernels.memory import huge_pages
+from ternvl.kernels import memory
+
+
+def what_linux_says(of: torch.Tensor) -> dict[str, list[str]]:
+    """The fields of /proc/self/smaps of the mapping that a tensor lies in."""
+    fields: dict[str, list[str]] = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            if fields:
+                break
+            holds = int(bounds[1], 16) <= of.data_ptr() < int(bounds[2], 16)
+        elif holds:
+            name, *values = line.split()
+            fields[name.rstrip(":")] = values
+    return fields
+
+
+def test_what_is_allocated() -> None:
+    given = memory.allocate(2**22 + 3)
+    assert (given.dtype, len(given)) == (torch.uint8, 2**22 + 3)
+    assert given.data_ptr() % 64 == 0
+    assert not given.any()
+    assert len(memory.allocate(0)) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what the memory is")
-def test_the_system_may_use_huge_pages_for_it() -> None:
-    memory = huge_pages(2**22 + 3)
-    assert (memory.dtype, len(memory), memory.data_ptr() % 64, memory.any().item()) == (
-        torch.uint8,
-        2**22 + 3,
-        0,
-        False,
-    )
-    flags = None
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            holds = int(bounds[1], 16) <= memory.data_ptr() < int(bounds[2], 16)
-        elif line.startswith("VmFlags:") and holds:
-            flags = line.split()[1:]
-    assert flags is not None
-    assert "hg" in flags, "huge pages were asked for"
-    assert "sh" not in flags, "shared memory has none on most systems"
+def test_it_may_become_huge_pages_and_keeps_its_contents() -> None:
+    given = memory.allocate(2**25 + 3)
+    values = torch.arange(len(given)).to(torch.uint8)
+    given.copy_(values)
+    flags = what_linux_says(given)["VmFlags"]
+    assert "sh" not in flags, "shared memory has no huge pages on most systems"
+    address = given.data_ptr()
+    memory.make_huge(given)
+    assert torch.equal(given, values)
+    assert given.data_ptr() == address
+    said = what_linux_says(given)
+    assert "hg" in said["VmFlags"], "huge pages were asked for"
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    if "[never]" not in enabled and _has_collapse():
+        assert int(said["AnonHugePages"][0]) >= 2**14  # KiB: half of it at least
 
 
-def test_no_bytes() -> None:
-    assert len(huge_pages(0)) == 0
+def test_a_program_may_end_at_any_moment_of_it() -> None:
+    program = "from ternvl.kernels import memory; memory._SETTLED = 0.02; import time; "
+    program += "memory.make_huge_later(memory.allocate(2**28).fill_(1)); time.sleep(0.03)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def _has_collapse() -> bool:
+    major, minor = map(int, re.findall(r"\d+", Path("/proc/sys/kernel/osrelease").read_text())[:2])
+    return (major, minor) >= (6, 1)
