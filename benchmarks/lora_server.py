@@ -58,12 +58,12 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
         for thread in threads:
             thread.start()
         memory = []
-        for number in range(-10, count):  # the first ten bring what every server takes once
-            write_adapter(given, config, number + 10)
+        for number in range(-20, count):  # the first twenty bring what every server takes once, and fill the KV cache
+            write_adapter(given, config, number + 20)
             for path, fields in (
-                ("/v1/load_lora_adapter", {"lora_name": f"n{number + 10}", "lora_path": str(given)}),
-                ("/v1/chat/completions", ASK | {"model": f"n{number + 10}", "max_tokens": 4}),
-                ("/v1/unload_lora_adapter", {"lora_name": f"n{number + 10}"}),
+                ("/v1/load_lora_adapter", {"lora_name": f"n{number + 20}", "lora_path": str(given)}),
+                ("/v1/chat/completions", ASK | {"model": f"n{number + 20}", "max_tokens": 4}),
+                ("/v1/unload_lora_adapter", {"lora_name": f"n{number + 20}"}),
             ):
                 http.post(path, json=fields).raise_for_status()
             memory.append(_resident_bytes(process.pid))
@@ -72,8 +72,8 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
         stop.set()
         for thread in threads:
             thread.join()
-    growth = memory[-1] / memory[10] - 1
-    result = {"adapters": count, "first_mib": memory[10] / 2**20, "last_mib": memory[-1] / 2**20, "growth": growth}
+    growth = memory[-1] / memory[20] - 1
+    result = {"adapters": count, "first_mib": memory[20] / 2**20, "last_mib": memory[-1] / 2**20, "growth": growth}
     result |= {
         "streams": num_streams,
         "failed": failed[:3],
