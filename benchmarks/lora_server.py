@@ -86,12 +86,13 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
 def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -> dict[str, Any]:
     """Four streams run; then adapters are loaded beside them, one after the other. How long a stream stands still."""
     given = [write_adapter(folder / f"given{seed}", config, seed) for seed in range(2)]
-    stop, gaps = threading.Event(), list[float]()
+    stop, gaps, failed = threading.Event(), list[float](), list[str]()
 
     def streaming(url: str, model: str) -> None:
         with httpx.Client(base_url=url, timeout=120) as http:
             while not stop.is_set():
-                _stream(http, model, gaps)
+                failure = _stream(http, model, gaps)
+                failed.extend([failure] if failure else [])
 
     with server(*model, "--max-model-len", "2048") as (_, url), httpx.Client(base_url=url, timeout=120) as http:
         name = http.get("/v1/models").json()["data"][0]["id"]
@@ -99,8 +100,8 @@ def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -
         for thread in threads:
             thread.start()
         time.sleep(5)
-        result: dict[str, Any] = {}
-        seconds = []
+        result: dict[str, list[float]] = {}
+        seconds, step = [], statistics.median(gaps)
         for turn in range(count):  # quiet and loading take turns, equally long
             for kind in ("loading", "quiet"):
                 del gaps[:]
@@ -117,7 +118,9 @@ def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -
             thread.join()
     longest = {kind: {"median_s": statistics.median(each), "most_s": max(each)} for kind, each in result.items()}
     load = {"median_s": statistics.median(seconds), "most_s": max(seconds)}
-    return {"loads": count, "load": load, "longest_gap": longest}
+    # One step more than in a quiet stretch, in the median: a single gap is whatever else the machine does.
+    ok = not failed and longest["loading"]["median_s"] <= longest["quiet"]["median_s"] + step
+    return {"loads": count, "load": load, "step_s": step, "longest_gap": longest, "failed": failed[:3], "ok": ok}
 
 
 def _stream(http: httpx.Client, model: str, gaps: list[float]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from rich.progress import Progress
+from safetensors import SafetensorError
 
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
@@ -53,7 +54,7 @@ class Loading:
         self._stored = getattr(torch, config.dtype) if is_stored else self._computed
         self._reading = None
         if self._scheme != "none":
-            with suppress(OSError, ValueError, KeyError):  # `finish` will find out
+            with suppress(OSError, SafetensorError, ValueError):  # not there or not whole: `finish` sees to it
                 self._reading = quantized_file.Reading(
                     quantized_file.path_for(folder, self._scheme, digest(calibration))
                 )

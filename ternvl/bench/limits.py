@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ternvl.errors import ConfigError
-from ternvl.kernels import loader
+from ternvl.kernels.loader import library
 from ternvl.kernels.memory import allocate, make_huge
 from ternvl.kernels.native import Int, Int64, Library, Pointer
 
@@ -72,15 +72,15 @@ def measure(num_threads: int | None = None, *, memory_bytes: int = MEMORY_BYTES,
     for name, value in (("threads", threads), ("repeats", repeats), ("memory_bytes", memory_bytes)):
         if value < 1:
             raise ConfigError(f"{name} is {value}, but must be at least 1.")
-    library = loader.library()
-    if library is None:
+    loaded = library()
+    if loaded is None:
         raise ConfigError("The limits are measured by the native kernels, which cannot be used here (see the log).")
     return Limits(
-        isa=library.isa,
+        isa=loaded.isa,
         num_threads=threads,
-        read_bytes_per_s=_read(library, threads, memory_bytes, repeats),
-        int8_ops_per_s=_peak(library, "ternvl_peak_int8", threads, repeats),
-        fp32_ops_per_s=_peak(library, "ternvl_peak_fp32", threads, repeats),
+        read_bytes_per_s=_read(loaded, threads, memory_bytes, repeats),
+        int8_ops_per_s=_peak(loaded, "ternvl_peak_int8", threads, repeats),
+        fp32_ops_per_s=_peak(loaded, "ternvl_peak_fp32", threads, repeats),
     )
 
 

@@ -45,15 +45,15 @@ class Weights:
     """Output of the module that row 0 of B adds to: more than 0 where the module stacks several matrices."""
 
     @classmethod
-    def pack(cls, a: Tensor, b: Tensor, scale: float, first: int = 0, dtype: torch.dtype | None = None) -> Weights:
-        """A [R, K] and B [N, R], float32 or bfloat16, whose product is scaled. `dtype` may be torch.int8: each row of A
-        and each column of B then become whole numbers from -127 to 127."""
+    def pack(cls, a: Tensor, b: Tensor, scale: float, first: int = 0, *, in_int8: bool = False) -> Weights:
+        """A [R, K] and B [N, R], float32 or bfloat16, whose product is scaled. `in_int8` makes whole numbers from -127
+        to 127 of each row of A and each column of B; otherwise they keep their type."""
         assert a.dtype == b.dtype
         assert a.dtype in (torch.float32, torch.bfloat16), a.dtype
         assert a.shape[0] == b.shape[1], (a.shape, b.shape)
         rank, num_rows = b.shape[1], b.shape[0]
         scales = torch.full((rank,), scale, dtype=torch.float32, device=a.device)
-        if dtype == torch.int8:
+        if in_int8:
             (a, a_units), (b, b_units) = _whole(a, 1), _whole(b, 0)
             scales *= a_units * b_units
             a, b = reference.pack(a), reference.pack_int8(b)[0].view(torch.uint8) ^ 128
@@ -144,9 +144,8 @@ class Segments:
         assert all(0 <= start < stop <= num_units for _, start, stop in spans), (spans, num_units)
         self.spans = tuple(spans)
         self.num_units = num_units
-        self.library = (
-            library() if spans else None
-        )  # asked for once a run, as are the threads: a run calls hundreds of times
+        # Asked for once a run, as are the threads: a run calls hundreds of times.
+        self.kernels = library() if spans else None
         self.num_threads = torch.get_num_threads()
         self._array = (_Segment * len(spans))(*(_Segment(*span) for span in spans))
 
@@ -227,8 +226,8 @@ def add(targets: Sequence[Target], segments: Segments, x: Tensor, out: Tensor) -
     T is a multiple of `segments.num_units`; `out` may be some columns of a wider tensor.
     """
     assert x.shape[0] == out.shape[0]
-    if x.is_cpu and segments.library is not None and x.dtype == out.dtype == torch.float32:
-        _add(segments.library, targets, segments, x, out)
+    if x.is_cpu and segments.kernels is not None and x.dtype == out.dtype == torch.float32:
+        _add(segments.kernels, targets, segments, x, out)
     else:
         add_reference(targets, segments, x, out)
 

@@ -208,7 +208,7 @@ def _packed(
     first = b.shape[0] * third if third else 0
     place = device or torch.device("cpu")
     a, b, scale = a.to(place, storage), b.to(place, storage), settings.scale_of(where.trained)
-    return Weights.pack(a, b, scale, first, torch.int8 if dtype == "int8" else None)
+    return Weights.pack(a, b, scale, first, in_int8=dtype == "int8")
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

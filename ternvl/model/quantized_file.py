@@ -148,7 +148,9 @@ class Reading:
     fifth faster, and files are not mapped with such. Threads read beside whatever else is done."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, ValueError, KeyError for a file that is not whole."""
+        """Raises OSError, SafetensorError, ValueError for a file that is not there or not whole."""
+        with safe_open(path, framework="pt"):  # checks that what is read below is a header, and of this file
+            pass
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))

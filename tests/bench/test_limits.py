@@ -11,17 +11,17 @@ import torch
 from ternvl.bench import Limits, measure, share
 from ternvl.cli import main
 from ternvl.errors import ConfigError
-from ternvl.kernels import loader
+from ternvl.kernels.loader import VARIABLE, library
 from ternvl.kernels.native import Int, Int64, Pointer
 
 LIMITS = Limits("avx2", 2, read_bytes_per_s=20e9, int8_ops_per_s=1e12, fp32_ops_per_s=2e11)
 
 
 def function(name: str, *arguments: object) -> object:
-    library = loader.library()
-    if library is None:
+    loaded = library()
+    if loaded is None:
         pytest.skip("no native kernels here")
-    return library.function(name, *arguments, result=ctypes.c_double)
+    return loaded.function(name, *arguments, result=ctypes.c_double)
 
 
 @pytest.mark.parametrize("size", [1, 2, 31, 33, 1025, 100_003])
@@ -55,14 +55,14 @@ def test_numbers_below_one(wrong: dict[str, int]) -> None:
 
 
 def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(loader.VARIABLE, "torch")
+    monkeypatch.setenv(VARIABLE, "torch")
     with pytest.raises(ConfigError, match="native kernels"):
         measure()
     assert "native kernels" in share(bytes_per_s=1.0)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if loader.library() is None:
+    if library() is None:
         pytest.skip("no native kernels here")
     monkeypatch.setattr("ternvl.bench.limits.REPEATS", 1)
     monkeypatch.setattr("ternvl.bench.limits._LEAST_SECONDS", 0)

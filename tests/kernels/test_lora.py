@@ -23,7 +23,7 @@ def isa(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> s
 def weights(n: int, k: int, rank: int, storage: torch.dtype, *, scale: float = 0.5, first: int = 0) -> Weights:
     is_whole = storage == torch.int8
     a, b = (torch.randn(shape).to(torch.float32 if is_whole else storage) for shape in ((rank, k), (n, rank)))
-    made = Weights.pack(a, b, scale, first, torch.int8 if is_whole else None)
+    made = Weights.pack(a, b, scale, first, in_int8=is_whole)
     exact = scale * (b.float() @ a.float())
     if is_whole:
         assert (made.delta() - exact).norm() <= 0.02 * exact.norm()

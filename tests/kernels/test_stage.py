@@ -74,7 +74,7 @@ def adapters_of(n: int, k: int, storage: torch.dtype) -> list[Target]:
             sizes = ((rank, k), (stop - first, rank))
             if first < stop:
                 a, b = (torch.randn(size).to(torch.float32 if is_whole else storage) for size in sizes)
-                target.table.put(slot, Weights.pack(a, b, 0.3, first, torch.int8 if is_whole else None))
+                target.table.put(slot, Weights.pack(a, b, 0.3, first, in_int8=is_whole))
     return targets
 
 

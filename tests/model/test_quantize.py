@@ -10,7 +10,7 @@ from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
-from ternvl.loading import load_quantized, resolve_scheme
+from ternvl.loading import resolve_scheme
 from ternvl.model import checkpoint, quantized_file
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import BOUNDS, Format, quantize, relative_error, vision_layers
@@ -132,15 +132,24 @@ def test_answers_of_the_embedded_model_and_the_kept_file(cache: Path) -> None:
         assert torch.equal(llm.engine.model(prompt), again.engine.model(prompt))
 
 
-def test_a_file_that_is_cut_short_is_made_anew(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["cut short", "empty", "no length", "no header", "no object", "no tensors"])
+def test_a_file_that_is_not_whole_is_made_anew(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     llm = LLM(quantization="int8")
     (path,) = cache.glob("int8-*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    size = whole[:8]
+    broken = {
+        "cut short": whole[: len(whole) // 2],
+        "empty": b"",
+        "no length": b"\xff" * len(whole),
+        "no header": size + b"\xff" * (len(whole) - 8),
+        "no object": (2).to_bytes(8, "little") + b"[]",
+        "no tensors": (2).to_bytes(8, "little") + b"{}",
+    }
+    path.write_bytes(broken[damage])
     with pytest.raises(CheckpointError, match="not a whole quantised model"):
         quantized_file.load(path, llm.config)
-    folder = checkpoint.resolve(None)
-    load_quantized(folder, llm.config, "int8", llm.builder)
+    LLM(quantization="int8")
     assert "made anew" in caplog.text
     assert path.read_bytes() == whole
 

@@ -1,7 +1,7 @@
 // A row of floats as whole numbers of 16 bits, and their exact products with bytes.
 //
-// A number is 256 high + low, both signed bytes, so that it is multiplied by bytes with `dot` (int8.h); the other operand
-// is unsigned there, a signed byte plus 128, which is taken off again.
+// A number is 256 high + low, both signed bytes, so that it is multiplied by bytes with `dot` (int8.h); the other
+// operand is unsigned there, a signed byte plus 128, which is taken off again.
 #pragma once
 
 #include "rows.h"

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "lora.h"
-#include "stage.h"
 
-EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const Added*, const Adapters*, const float*, float*,
-                         int64_t, int, bool);
+EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const Added*, const Adapters*, const float*,
+                         float*, int64_t, int, bool);
 EXPORT void ternvl_rotate(float*, int64_t, const float*, const float*, int64_t, int, int, int);
 EXPORT bool ternvl_write_kv(float*, float*, const int64_t*, const float*, int64_t, const float*, int64_t, int64_t,
                             int64_t, int, int, int, int);

@@ -1,9 +1,9 @@
 // The two thin products of LoRA, for rows that each have an adapter or none; `lora.h` has what it is told.
 //
 // A [rank, k] and B [rows, rank] lie in panels of 16 outputs (linear.cpp): [ceil(rank / 16)][k][16] and
-// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x and one of B h are CHAINS
-// chains of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are whole numbers of 8 bits: then
-// A lies as it does else, B in the panels of digits.h, and A x becomes whole numbers of 16 bits. What a row gets depends
+// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x and one of B h are CHAINS chains
+// of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are whole numbers of 8 bits: then A
+// lies as it does else, B in the panels of digits.h, and A x becomes whole numbers of 16 bits. What a row gets depends
 // neither on the other rows nor on the threads.
 #include "lora.h"
 
@@ -53,8 +53,8 @@ inline void shrink_panel(const Entry& entry, const float* x, int64_t k, int64_t 
 inline void expand_panel(const Entry& entry, const float* hidden, const Digits& digits, int64_t index,
                          Vec (&result)[NV]) {
   const int64_t rank = entry.rank, steps = (rank + 3) / 4;
-  if (entry.size == 1) return multiply(digits, steps, static_cast<const uint8_t*>(entry.b) + index * steps * 4 * NR, result);
-  const char* panel = static_cast<const char*>(entry.b) + index * rank * NR * entry.size;
+  const char* panel = static_cast<const char*>(entry.b) + index * NR * (entry.size == 1 ? 4 * steps : rank * entry.size);
+  if (entry.size == 1) return multiply(digits, steps, reinterpret_cast<const uint8_t*>(panel), result);
   if (entry.size == 2) return multiply<false>(hidden, rank, reinterpret_cast<const uint16_t*>(panel), result);
   multiply<false>(hidden, rank, reinterpret_cast<const float*>(panel), result);
 }
@@ -83,6 +83,7 @@ bool Adding::plan(const Added& added, const Adapters& adapters, int64_t m, int64
   entries_ = reinterpret_cast<Entry*>(memory + floats);
   digits_ = reinterpret_cast<Digits*>(entries_ + count);
   std::fill_n(entries_, count, Entry{});
+  std::fill_n(digits_, count, Digits{});
   for (int64_t s = 0; s < adapters.num_segments; ++s) {
     const int64_t last = adapters.segments[s].stop * adapters.unit;
     for (int64_t row = adapters.segments[s].start * adapters.unit; row < last; ++row)

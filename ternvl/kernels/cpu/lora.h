@@ -1,5 +1,5 @@
-// What adapters add to the outputs of a stage, before its activation: B (scales * A x) for the rows x that have one, the
-// rows after the norm. `ternvl/kernels/lora.py` has the same structs.
+// What adapters add to the outputs of a stage, before its activation: B (scales * A x) for the rows x that have one,
+// after the norm. `ternvl/kernels/lora.py` has the same structs.
 #pragma once
 
 #include "stage.h"

@@ -21,7 +21,7 @@ struct Rows {
   int64_t num_groups() const { return steps * 4 / group; }
 };
 
-// What adapters add to some panels of all rows of a call. It is made for a few panels at a time, while they are in cache.
+// What adapters add to some panels of all rows of a call. It is made for a few panels at a time, which stay in cache.
 struct AddedPanels {
   const Stage& stage;
   const Call& call;

@@ -45,7 +45,8 @@ void float_stage(const Stage& stage, const Call& call) {
                 stage.format == BFLOAT16 ? 2 : 4, stage.n, stage.bias, sums, call.num_threads);
   if (is_finished) return;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < call.m; ++i) finish_row(stage, call, i, sums + i * stage.n, call.adding ? sums + (call.m + i) * stage.n : nullptr);
+  for (int64_t i = 0; i < call.m; ++i)
+    finish_row(stage, call, i, sums + i * stage.n, added ? sums + (call.m + i) * stage.n : nullptr);
 }
 
 }  // namespace
