@@ -26,8 +26,8 @@ import random_checkpoint
 import torch
 from torch import Tensor
 
-from ternvl.model import weights
-from ternvl.model.checkpoint import load_config
+from ternvl.checkpoint import weights
+from ternvl.checkpoint.source import load_config
 from ternvl.types import ImageSpan, Prompt
 
 BOUND = 1e-4

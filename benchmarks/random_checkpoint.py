@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ternvl.checkpoint import config_json
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
-from ternvl.model import config_json
 from ternvl.model.internvl import InternVL
 
 CONFIG = ModelConfig(

@@ -1,6 +1,6 @@
 """Frozen configurations. What can be derived is a property; CLI flags are generated from the fields.
 
-The three architecture classes are read from a checkpoint by `ternvl.model.checkpoint`; the others are the user's.
+The three architecture classes are read from a checkpoint by `ternvl.checkpoint.source`; the others are the user's.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from rich.progress import Progress
 
+from ternvl.checkpoint import source
 from ternvl.config import EngineConfig, ImageLimits
 from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
 from ternvl.loading import Loading, check_name, resolve_device
-from ternvl.model import checkpoint
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
@@ -115,8 +115,8 @@ class LLM:
         """
         check_name(quantization)
         engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
-        folder = checkpoint.resolve(model, revision=revision)
-        config = checkpoint.load_config(folder)
+        folder = source.resolve(model, revision=revision)
+        config = source.load_config(folder)
         loading = Loading(
             folder,
             config,

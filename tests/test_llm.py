@@ -14,9 +14,9 @@ from PIL import Image
 
 import ternvl
 from ternvl import LLM, SamplingParams
+from ternvl.checkpoint import weights
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError, ContextLengthError, EngineError, RequestError
-from ternvl.model import weights
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.messages import Message
 from ternvl.types import FinishReason, Prompt

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ternvl.model.weights import save
+from ternvl.checkpoint.weights import save
 from training import nano
 from training.language_stage import TOKENIZER
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternvl.model import weights
+from ternvl.checkpoint import weights
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import Tokenizer

@@ -105,8 +105,8 @@ def inspect_adapter(
     json: AsJson = False,
 ) -> None:
     """Show what an adapter changes: modules, rank, scale, sizes of the changes."""
+    from ternvl.checkpoint.source import EMBEDDED
     from ternvl.finetune.inspect import inspect
-    from ternvl.model.checkpoint import EMBEDDED
 
     found = inspect(adapter, str(EMBEDDED) if model == EMBEDDED.name else model)
     typer.echo(_json(found) if json else _described(found))
@@ -179,7 +179,7 @@ def evaluate_adapters(
 
 def _named(model: str | None) -> str | None:
     """The embedded model goes by its name here, where an argument stands before others."""
-    from ternvl.model.checkpoint import EMBEDDED
+    from ternvl.checkpoint.source import EMBEDDED
 
     return None if model == EMBEDDED.name else model
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ternvl.model.checkpoint import EMBEDDED
+from ternvl.checkpoint.source import EMBEDDED
 
 PUBLISHED: dict[str, int | None] = {
     "OpenGVLab/InternVL3-1B": 2 * 938_193_024,

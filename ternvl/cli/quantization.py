@@ -102,14 +102,14 @@ class _Source:
 
     @classmethod
     def of(cls, model: str | None, scheme: str, revision: str | None) -> _Source:
-        from ternvl.model import checkpoint
+        from ternvl.checkpoint import source
         from ternvl.prompt.build import PromptBuilder
         from ternvl.prompt.tokenizer import Tokenizer
 
         if scheme not in MIN_TOP1:
             raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(MIN_TOP1)}.")
-        folder = checkpoint.resolve(model, revision=revision)
-        config = checkpoint.load_config(folder)
+        folder = source.resolve(model, revision=revision)
+        config = source.load_config(folder)
         return cls(folder, config, PromptBuilder(config, Tokenizer.from_folder(folder)), scheme)
 
     def quantised(self, calibration: Path | None, *, anew: bool = False, must_keep: bool = True) -> Quantized:

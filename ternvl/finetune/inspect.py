@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from ternvl.checkpoint import source, weights
 from ternvl.kernels.lora import Weights
-from ternvl.model import checkpoint, lora_files, weights
+from ternvl.model import lora_files
 from ternvl.model.lora import Adapter
 
 
@@ -42,8 +43,8 @@ def _read(folder: Path, model: str | None) -> tuple[Adapter, dict[str, float]]:
     """The adapter, and the norms of the matrices that it changes."""
     if model is None:
         return lora_files.read(folder, str(folder), None), {}
-    home = checkpoint.resolve(model)
-    config = checkpoint.load_config(home)
+    home = source.resolve(model)
+    config = source.load_config(home)
     found = lora_files.read(folder, str(folder), lora_files.linears(config))
     loaded = weights.load(home, config, dtype=getattr(torch, config.dtype))
     return found, {name: loaded.get_parameter(f"{name}.weight").float().norm().item() for name in found.modules}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ternvl.checkpoint import source, weights
 from ternvl.errors import CheckpointError, ConfigError
-from ternvl.model import checkpoint, lora_files, weights
+from ternvl.model import lora_files
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import Adapter
 
@@ -23,8 +24,8 @@ def merge(model: str | None, adapter: Path, out: Path) -> int:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder; choose another for the merged checkpoint.")
-    folder = checkpoint.resolve(model)
-    config = checkpoint.load_config(folder)
+    folder = source.resolve(model)
+    config = source.load_config(folder)
     found = lora_files.read(adapter, str(adapter), lora_files.linears(config), base=str(model or folder.name))
     dtype: torch.dtype = getattr(torch, config.dtype)
     loaded = weights.load(folder, config, dtype=dtype)

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from ternvl.checkpoint import source, weights
 from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError
 from ternvl.finetune import dataset, durable
@@ -24,7 +25,6 @@ from ternvl.finetune.run_log import RunLog, plot, read_rows
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
 from ternvl.finetune.trainer import Trainer
 from ternvl.loading import resolve_device
-from ternvl.model import checkpoint, weights
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / "source.pt"
 
 
 def train(run: Run, console: Console) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def train(run: Run, console: Console) -> dict[str, Any]:
         require(module)
     _check_output(run)
     device = resolve_device(run.device)
-    folder = checkpoint.resolve(run.model)
-    config = checkpoint.load_config(folder)
+    folder = source.resolve(run.model)
+    config = source.load_config(folder)
     limits = ImageLimits(max_images=1024, allow_local_media=run.images)
     builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, run.max_dynamic_patch)
     learned, held_out = _datasets(run, builder, console)
@@ -127,7 +127,7 @@ def _remember(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -
     if not (run.resume and path.exists()):
         durable.write_json(path, settings)
         return
-    begun = checkpoint.read_object(path).values
+    begun = source.read_object(path).values
     for name, value in settings.items():
         if begun.get(name) != value:
             raise ConfigError(f"The run in {run.output} was begun with {name} {begun.get(name)!r}, not {value!r}.")

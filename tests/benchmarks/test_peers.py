@@ -15,8 +15,8 @@ from benchmarks.peers import __main__ as peers
 from benchmarks.peers import chart, measure, report, workloads
 from benchmarks.peers.contestants import CONTESTANTS, ROOT, Contestant, Places, chosen
 from benchmarks.peers.process import Process, Unavailable
+from ternvl.checkpoint import weights
 from ternvl.cli import main
-from ternvl.model import weights
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import random_checkpoint
+from ternvl.checkpoint.source import load_config
+from ternvl.checkpoint.weights import load
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
-from ternvl.model.checkpoint import load_config
-from ternvl.model.weights import load
 
 TINY = ModelConfig(
     vision=VisionConfig(16, num_layers=2, num_heads=2, intermediate_size=24, image_size=28, patch_size=14),

@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ternvl.checkpoint import weights
 from ternvl.cli import main
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
 from ternvl.llm import LLM
-from ternvl.model import weights
 from ternvl.types import SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ternvl.checkpoint import weights
 from ternvl.kernels import dispatch
-from ternvl.model import weights
 from ternvl.model.quantize import BOUNDS, Format
 from tests.cli.test_cli import run
 from tests.fakes import tiny_tokenizer

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ternvl.checkpoint import weights
 from ternvl.finetune.data import DataFile
 from ternvl.finetune.dataset import Dataset, read
-from ternvl.model import weights
 from ternvl.prompt.build import PromptBuilder
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_config, tiny_model

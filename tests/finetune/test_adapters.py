@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ternvl.checkpoint import source, weights
+from ternvl.checkpoint.source import EMBEDDED
 from ternvl.cli import main
 from ternvl.errors import AdapterError, CheckpointError, ConfigError
 from ternvl.finetune.adapter import Adapter
@@ -20,8 +22,7 @@ from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.forward import PackedAttention
 from ternvl.finetune.merge import merge_into
 from ternvl.finetune.settings import AdapterConfig
-from ternvl.model import checkpoint, lora_files, weights
-from ternvl.model.checkpoint import EMBEDDED
+from ternvl.model import lora_files
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import Adapter as LoadedAdapter
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
@@ -72,7 +73,7 @@ def logits(model: InternVL) -> tuple[Tensor, Tensor]:
 def test_merged_equals_peft(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, _ = call(capsys, "lora", "merge", str(home / "tiny"), str(home / name), str(tmp_path / "merged"))
     assert (code, f"{14 if name == 'text' else 21} matrices changed" in out) == (0, True)
-    config = checkpoint.load_config(tmp_path / "merged")
+    config = source.load_config(tmp_path / "merged")
     merged = logits(weights.load(tmp_path / "merged", config, dtype=torch.float32))
     model = copy.deepcopy(tiny_model())
     plain = logits(model)

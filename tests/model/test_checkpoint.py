@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from ternvl.checkpoint import source
+from ternvl.checkpoint.source import load_config, resolve
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError
-from ternvl.model import checkpoint
-from ternvl.model.checkpoint import load_config, resolve
 from tests.model import hf
 
 SIZES = hf.SIZES[1]
@@ -194,9 +194,9 @@ def test_resolving_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.M
     assert resolve(str(tmp_path)) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     assert resolve(f"~/{tmp_path.name}") == tmp_path
-    monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(source, "EMBEDDED", tmp_path)
     assert resolve(None) == tmp_path
-    monkeypatch.setattr(checkpoint, "EMBEDDED", tmp_path / "absent")
+    monkeypatch.setattr(source, "EMBEDDED", tmp_path / "absent")
     for model, revision, words in (
         (None, None, "no embedded model"),
         (tmp_path, "main", "The revision 'main' needs a model on the hub"),

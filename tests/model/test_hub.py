@@ -30,7 +30,7 @@ FILES = {
 CLIENT = """
 import sys
 from ternvl.errors import CheckpointError
-from ternvl.model.checkpoint import resolve
+from ternvl.checkpoint.source import resolve
 try:
     print(resolve(sys.argv[1], revision=sys.argv[2] or None))
 except CheckpointError as error:

@@ -11,16 +11,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from ternvl.checkpoint.source import load_config
+from ternvl.checkpoint.weights import load
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
 from ternvl.errors import AdapterError
-from ternvl.model.checkpoint import load_config
 from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.model.lora import Adapter, attach
 from ternvl.model.lora_files import linears, read
-from ternvl.model.weights import load
 from ternvl.types import Prompt, Request, SamplingParams
 from tests.engine.tiny import run
 from tests.model import adapters, hf

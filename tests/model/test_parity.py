@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternvl.model.checkpoint import load_config
+from ternvl.checkpoint.source import load_config
+from ternvl.checkpoint.weights import load
 from ternvl.model.internvl import InternVL
-from ternvl.model.weights import load
 from ternvl.types import Prompt
 from tests.model import hf
 

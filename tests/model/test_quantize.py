@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from ternvl import LLM, SamplingParams
+from ternvl.checkpoint import source
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 from ternvl.loading import resolve_scheme
-from ternvl.model import checkpoint, quantized_file
+from ternvl.model import quantized_file
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import BOUNDS, Format, quantize, relative_error, vision_layers
 from ternvl.types import ImageSpan, Prompt
@@ -196,7 +197,7 @@ def test_auto_is_for_large_models_of_which_nothing_else_is_asked(tmp_path: Path)
         return resolve_scheme("auto", folder, dtype=dtype, device=torch.device(device), reference=reference)
 
     assert scheme(tmp_path) == ("int8" if loaded.isa == "avx512vnni" else "none")
-    assert scheme(checkpoint.resolve(None)) == "none"
+    assert scheme(source.resolve(None)) == "none"
     assert scheme(tmp_path, dtype="float32") == "none"
     assert scheme(tmp_path, reference=True) == "none"
     assert scheme(tmp_path, device="cuda") == "none"

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ternvl.checkpoint.names import Target, remap
+from ternvl.checkpoint.source import load_config
+from ternvl.checkpoint.weights import load, resolve_dtype, save
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
-from ternvl.model.checkpoint import load_config
 from ternvl.model.internvl import InternVL
-from ternvl.model.remap import Target, remap
-from ternvl.model.weights import load, resolve_dtype, save
 from tests.model import hf
 
 SIZES = hf.SIZES[0]

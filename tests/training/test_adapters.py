@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ternvl.checkpoint.source import EMBEDDED
 from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.inspect import inspect
-from ternvl.model.checkpoint import EMBEDDED
 from training.adapters import HOME, RECIPES, TEST_SEED, TRAIN_SEED, phrase, write_data
 from training.scenes import Item
 

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ternvl.checkpoint import config_json
+from ternvl.checkpoint.names import remap
+from ternvl.checkpoint.source import read_object
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
-from ternvl.model import config_json
-from ternvl.model.checkpoint import read_object
 from ternvl.model.internvl import InternVL
-from ternvl.model.remap import remap
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""

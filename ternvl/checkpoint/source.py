@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from ternvl.checkpoint import config_json
+from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
-from ternvl.model import config_json
-from ternvl.model.json_section import Section
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "ternvl-nano"
 """Folder of the model that comes with the package."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ternvl.checkpoint.json_section import MOST_LAYERS, Section
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError
-from ternvl.model.json_section import MOST_LAYERS, Section
 
 DTYPES = ("bfloat16", "float16", "float32")
 _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
