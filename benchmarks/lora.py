@@ -34,8 +34,8 @@ from benchmarks.random_adapter import write_adapter
 from ternvl import LLM
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
+from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora_files import linears, read
 from ternvl.types import Prompt, Request, SamplingParams
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ternvl.config import ModelConfig
-from ternvl.model.lora_files import linears
+from ternvl.lora.files import linears
 
 RANK = 16
 

@@ -17,11 +17,11 @@ from rich.progress import Progress
 
 from ternvl.checkpoint import source
 from ternvl.config import EngineConfig, ImageLimits
-from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
 from ternvl.loading import Loading, check_name, resolve_device
+from ternvl.lora.pool import AdapterPool, Entry
 from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings

@@ -18,7 +18,7 @@ from ternvl.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ternvl.model.lora import Adapter
+    from ternvl.lora.bank import Adapter
 
 
 class FinishReason(StrEnum):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ternvl.engine.schedule import Chunk, Schedule
-from ternvl.model.lora import Span
+from ternvl.lora.bank import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from ternvl.config import EngineConfig
 from ternvl.engine.engine import EngineStats, failure, new_matcher
 from ternvl.engine.validate import check_config, check_params, check_prompt
 from ternvl.errors import OverloadedError
+from ternvl.lora.bank import Adapter, attach
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora import Adapter, attach
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
 from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput

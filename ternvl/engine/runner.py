@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ternvl.engine.batch import Batch
 from ternvl.engine.schedule import TileWork
+from ternvl.lora.bank import Adapter, AdapterBank, Span, attach
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, copy_blocks, make_cache
-from ternvl.model.lora import Adapter, AdapterBank, Span, attach
 
 
 class Runner:

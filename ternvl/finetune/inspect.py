@@ -11,8 +11,8 @@ import torch
 
 from ternvl.checkpoint import source, weights
 from ternvl.kernels.lora import Weights
-from ternvl.model import lora_files
-from ternvl.model.lora import Adapter
+from ternvl.lora import files
+from ternvl.lora.bank import Adapter
 
 
 def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
     With `model`, its base, `relative` is the norm of the change over that of the matrix it is added to. Raises
     AdapterError for an adapter that cannot be read or does not fit the model, CheckpointError for such a model.
     """
-    settings = lora_files.read_settings(folder, str(folder))
+    settings = files.read_settings(folder, str(folder))
     found, norms = _read(folder, model)
     kinds: dict[str, list[str]] = {}
     for name in found.modules:
@@ -34,7 +34,7 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
         "alpha": settings.alpha,
         "scale": parts[0].scales[0].item(),
         "num_parameters": sum(part.rank * (part.num_rows + part.num_inputs) for part in parts),
-        "num_bytes": (folder / lora_files.WEIGHTS).stat().st_size,
+        "num_bytes": (folder / files.WEIGHTS).stat().st_size,
         "modules": [_row(kind, [(found.modules[n], norms.get(n)) for n in names]) for kind, names in kinds.items()],
     }
 
@@ -42,10 +42,10 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
 def _read(folder: Path, model: str | None) -> tuple[Adapter, dict[str, float]]:
     """The adapter, and the norms of the matrices that it changes."""
     if model is None:
-        return lora_files.read(folder, str(folder), None), {}
+        return files.read(folder, str(folder), None), {}
     home = source.resolve(model)
     config = source.load_config(home)
-    found = lora_files.read(folder, str(folder), lora_files.linears(config))
+    found = files.read(folder, str(folder), files.linears(config))
     loaded = weights.load(home, config, dtype=getattr(torch, config.dtype))
     return found, {name: loaded.get_parameter(f"{name}.weight").float().norm().item() for name in found.modules}
 

@@ -9,9 +9,9 @@ import torch
 
 from ternvl.checkpoint import source, weights
 from ternvl.errors import CheckpointError, ConfigError
-from ternvl.model import lora_files
+from ternvl.lora import files
+from ternvl.lora.bank import Adapter
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora import Adapter
 
 _TOKENIZER = ("tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 
@@ -26,7 +26,7 @@ def merge(model: str | None, adapter: Path, out: Path) -> int:
         raise ConfigError(f"{out} is not an empty folder; choose another for the merged checkpoint.")
     folder = source.resolve(model)
     config = source.load_config(folder)
-    found = lora_files.read(adapter, str(adapter), lora_files.linears(config), base=str(model or folder.name))
+    found = files.read(adapter, str(adapter), files.linears(config), base=str(model or folder.name))
     dtype: torch.dtype = getattr(torch, config.dtype)
     loaded = weights.load(folder, config, dtype=dtype)
     merge_into(loaded, found)

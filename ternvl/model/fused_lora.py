@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ternvl.kernels.lora import Segments, Target, Targets
-from ternvl.model.lora import AdapterBank
+from ternvl.lora.bank import AdapterBank
 
 
 class Part(NamedTuple):

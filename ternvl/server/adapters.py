@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ternvl.config import ServerConfig
-from ternvl.engine.adapters import AdapterPool, Entry
 from ternvl.engine.service import Service
 from ternvl.errors import AdapterError, ConfigError, UnavailableError
-from ternvl.model.lora import Adapter
-from ternvl.server.adapter_store import AdapterStore
+from ternvl.lora.bank import Adapter
+from ternvl.lora.pool import AdapterPool, Entry
+from ternvl.lora.store import AdapterStore
 from ternvl.server.generation import Delta
 
 T = TypeVar("T")

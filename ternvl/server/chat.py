@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ternvl.model.lora import Adapter
+from ternvl.lora.bank import Adapter
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer

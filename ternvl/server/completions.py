@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ternvl.errors import RequestError
-from ternvl.model.lora import Adapter
+from ternvl.lora.bank import Adapter
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server import logprobs
 from ternvl.server.endpoint import openai_form, read, send, serving_of

@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.config import ServerConfig
-from ternvl.engine.adapters import Entry
 from ternvl.errors import RequestError
-from ternvl.model.lora_files import CONFIG, WEIGHTS
+from ternvl.lora.files import CONFIG, WEIGHTS
+from ternvl.lora.pool import Entry
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.schema_types import NonEmpty, Schema

@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from ternvl.engine.validate import check_params
-from ternvl.model.lora import Adapter
+from ternvl.lora.bank import Adapter
 from ternvl.server.sampling_fields import SamplingFields
 from ternvl.types import Prompt, Request, SamplingParams
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ternvl import __version__
 from ternvl.config import ServerConfig
-from ternvl.engine.adapters import Entry
 from ternvl.engine.service import Service
 from ternvl.errors import RequestError, RequestTimeoutError
+from ternvl.lora.pool import Entry
 from ternvl.server.adapters import Adapters, card
 from ternvl.server.errors import HTTPError
 from ternvl.server.gate import Gate

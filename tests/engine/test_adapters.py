@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from ternvl.config import EngineConfig, ModelConfig
-from ternvl.engine.adapters import AdapterPool
 from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
 from ternvl.kernels import dispatch
 from ternvl.llm import LLM
+from ternvl.lora.bank import LoRALinear
+from ternvl.lora.files import linears
+from ternvl.lora.pool import AdapterPool
 from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora import LoRALinear
-from ternvl.model.lora_files import linears
 from ternvl.types import Request, SamplingParams
 from tests.engine import tiny
 from tests.engine.tiny import expected, make_engine, make_model, mixed_requests, run

@@ -22,9 +22,9 @@ from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.forward import PackedAttention
 from ternvl.finetune.merge import merge_into
 from ternvl.finetune.settings import AdapterConfig
-from ternvl.model import lora_files
+from ternvl.lora import files
+from ternvl.lora.bank import Adapter as LoadedAdapter
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora import Adapter as LoadedAdapter
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
 from tests.server.fakes import tiny_config, tiny_model
 
@@ -59,7 +59,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 
 def read(folder: Path) -> LoadedAdapter:
-    return lora_files.read(folder, str(folder), lora_files.linears(tiny_config()))
+    return files.read(folder, str(folder), files.linears(tiny_config()))
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from ternvl.config import ServerConfig
 from ternvl.errors import AdapterError, ConfigError
 from ternvl.llm import LLM
+from ternvl.lora.store import AdapterStore
 from ternvl.model.internvl import InternVL
 from ternvl.server import create_app
-from ternvl.server.adapter_store import AdapterStore
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import serving, tiny_config
 from tests.server.test_chat import data_uri, png
@@ -325,7 +325,7 @@ def test_settings_that_cannot_be(options: dict[str, Any], told: str) -> None:
 KILLED = """
 import io, sys
 from pathlib import Path
-from ternvl.server.adapter_store import AdapterStore
+from ternvl.lora.store import AdapterStore
 store, given = AdapterStore(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
 print("ready", flush=True)
 while True:

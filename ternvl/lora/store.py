@@ -21,7 +21,7 @@ from secrets import token_hex
 from typing import BinaryIO
 
 from ternvl.errors import AdapterError, ConfigError
-from ternvl.model.lora_files import CONFIG, WEIGHTS
+from ternvl.lora.files import CONFIG, WEIGHTS
 
 logger = logging.getLogger("ternvl.server")
 

@@ -20,8 +20,8 @@ import torch
 
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import AdapterError, OverloadedError, UnknownAdapterError
-from ternvl.model.lora import Adapter
-from ternvl.model.lora_files import linears, read
+from ternvl.lora.bank import Adapter
+from ternvl.lora.files import linears, read
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
 from ternvl.kernels.lora import Weights, side_by_side
+from ternvl.lora.bank import Adapter
+from ternvl.lora.names import Place, place
+from ternvl.lora.settings import LoRASettings, check_base, parse
 from ternvl.model.internvl import InternVL
-from ternvl.model.lora import Adapter
-from ternvl.model.lora_config import LoRASettings, check_base, parse
-from ternvl.model.lora_names import Place, place
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
