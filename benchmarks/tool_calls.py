@@ -30,7 +30,7 @@ import torch
 
 from ternvl import LLM
 from ternvl.config import LanguageConfig, ServerConfig, VisionConfig
-from ternvl.model.exact import prepare
+from ternvl.fused.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.server import create_app
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from ternvl.checkpoint import weights
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
+from ternvl.fused.exact import prepare
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 from ternvl.model import quantized_file
-from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder

@@ -30,7 +30,7 @@ from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.validate import check_params, check_prompt
 from ternvl.errors import EngineError, OverloadedError, RequestError
-from ternvl.model.fused import caches_in_int8, is_quantized
+from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
 from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks

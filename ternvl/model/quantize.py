@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ternvl.errors import ConfigError
+from ternvl.fused.decoder import FusedDecoder
+from ternvl.fused.replace import fuse
+from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
 from ternvl.model.attention import Attention
 from ternvl.model.cache_errors import MeasuredAttention
-from ternvl.model.fused import fuse
-from ternvl.model.fused_language import FusedDecoder
-from ternvl.model.fused_vision import FusedVisionLayer, exact_attention
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
 

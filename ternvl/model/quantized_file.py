@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
+from ternvl.fused.replace import assemble, caches_in_int8
 from ternvl.kernels.memory import allocate, make_huge_later
 from ternvl.kernels.stage import After, Format, Norm, Stage
-from ternvl.model.fused import assemble, caches_in_int8
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import StageReport, stages, vision_layers
 

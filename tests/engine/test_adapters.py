@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
+from ternvl.fused.exact import prepare
 from ternvl.kernels import dispatch
 from ternvl.llm import LLM
 from ternvl.lora.bank import LoRALinear
 from ternvl.lora.files import linears
 from ternvl.lora.pool import AdapterPool
-from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.types import Request, SamplingParams
 from tests.engine import tiny

@@ -9,7 +9,7 @@ import torch
 from ternvl.config import EngineConfig, LanguageConfig, ModelConfig
 from ternvl.engine.engine import Engine
 from ternvl.errors import ConfigError
-from ternvl.model.fused_language import FusedDecoder
+from ternvl.fused.decoder import FusedDecoder
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table

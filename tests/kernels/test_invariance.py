@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
+from ternvl.fused.exact import prepare
+from ternvl.fused.packed import PackedLinear, WideEmbedding
 from ternvl.kernels import dispatch
-from ternvl.kernels.linear import PackedLinear, WideEmbedding
 from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_formats import unpack
-from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 
 CASES = [(1, rows) for rows in (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)] + [(2, 1), (2, 7), (2, 33), (3, 33)]

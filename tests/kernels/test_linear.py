@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from ternvl.fused.packed import GELU, PackedLinear, PackedPatches
 from ternvl.kernels import dispatch, reference
-from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches
 
 FLOAT32_TOLERANCE = 2e-6  # of the sum of the products' sizes: roundings of a chain of float32
 ACTIVATION_TOLERANCE = 2e-6

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
+from ternvl.fused.adapters import FusedModule
+from ternvl.fused.replace import fuse
+from ternvl.fused.vision import FusedVisionLayer
 from ternvl.kernels import dispatch
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import Stage
 from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
-from ternvl.model.fused import fuse
-from ternvl.model.fused_lora import FusedModule
-from ternvl.model.fused_vision import FusedVisionLayer
 from ternvl.model.internvl import InternVL
 from ternvl.model.quantize import quantize, relative_error, stages
 from ternvl.model.vision import VisionAttention

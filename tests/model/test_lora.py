@@ -17,9 +17,9 @@ from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
 from ternvl.errors import AdapterError
+from ternvl.fused.exact import prepare
 from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
-from ternvl.model.exact import prepare
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt, Request, SamplingParams
 from tests.engine.tiny import run

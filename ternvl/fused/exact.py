@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ternvl.fused.packed import GELU, PackedLinear, PackedPatches, WideEmbedding
+from ternvl.fused.replace import fuse_language
 from ternvl.kernels import dispatch
-from ternvl.kernels.linear import GELU, PackedLinear, PackedPatches, WideEmbedding
-from ternvl.model.fused import fuse_language
 from ternvl.model.internvl import InternVL
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ternvl.config import VisionConfig
+from ternvl.fused.adapters import FusedModule, Part
+from ternvl.fused.stages import norm_of, stage_of
 from ternvl.kernels.attention_int8 import BLOCK, tile_attention
 from ternvl.kernels.stage import After, Stage
 from ternvl.kernels.stage_formats import Layer, pack
-from ternvl.model.fused_lora import FusedModule, Part
-from ternvl.model.fused_stages import norm_of, stage_of
 from ternvl.model.vision import VisionLayer
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ternvl.config import LanguageConfig
+from ternvl.fused.adapters import AdaptedStages, FusedModule, Part
+from ternvl.fused.packed import WideEmbedding
+from ternvl.fused.stages import norm_of, stage_of
 from ternvl.kernels.decoder import LAYER, NativeDecoder
-from ternvl.kernels.linear import WideEmbedding
 from ternvl.kernels.loader import library
 from ternvl.kernels.norm import rms_norm
 from ternvl.kernels.rotary import rotate
 from ternvl.kernels.stage import After, Stage
 from ternvl.model.attention import Attention
-from ternvl.model.fused_lora import AdaptedStages, FusedModule, Part
-from ternvl.model.fused_stages import norm_of, stage_of
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ternvl.config import ModelConfig
-from ternvl.kernels.linear import WideEmbedding
+from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
+from ternvl.fused.packed import WideEmbedding
+from ternvl.fused.stages import stage_of
+from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.kernels.stage import Format, Stage
-from ternvl.model.fused_language import FusedDecoder, FusedDecoderLayer
-from ternvl.model.fused_stages import stage_of
-from ternvl.model.fused_vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.model.internvl import InternVL
 
 
