@@ -18,11 +18,11 @@ from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
-from ternvl.model import quantized_file
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import SCHEMES, StageReport, quantize
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.samples import build, digest, samples
+from ternvl.quant import file
+from ternvl.quant.guard import SCHEMES, StageReport, quantize
+from ternvl.quant.samples import build, digest, samples
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,9 +56,7 @@ class Loading:
         self._reading = None
         if self._scheme != "none":
             with suppress(OSError, SafetensorError, ValueError):  # not there or not whole: `finish` sees to it
-                self._reading = quantized_file.Reading(
-                    quantized_file.path_for(folder, self._scheme, digest(calibration))
-                )
+                self._reading = file.Reading(file.path_for(folder, self._scheme, digest(calibration)))
 
     def finish(self, builder: PromptBuilder, *, progress: bool) -> InternVL:
         """The model, ready to run. Raises CheckpointError, ConfigError."""
@@ -140,7 +138,7 @@ def load_quantized(
     calibration: Path | None = None,
     anew: bool = False,
     must_keep: bool = False,
-    reading: quantized_file.Reading | None = None,
+    reading: file.Reading | None = None,
 ) -> Quantized:
     """The quantised model and its report: from the cache, or converted and put there where that can be written.
 
@@ -148,14 +146,14 @@ def load_quantized(
     that cannot be written raises ConfigError, before the conversion. Raises ConfigError for an unknown scheme or
     unusable samples, CheckpointError.
     """
-    path = quantized_file.path_for(folder, scheme, digest(calibration))
+    path = file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
-            return Quantized(*quantized_file.load(path, config, reading), path, is_new=False)
+            return Quantized(*file.load(path, config, reading), path, is_new=False)
         except CheckpointError as error:
             log.warning("%s It is made anew.", error)
     if must_keep:
-        quantized_file.check_writable(path)
+        file.check_writable(path)
     log.info("Converting to %s, once; it is kept at %s.", scheme, path)
     model = with_progress(
         "Loading weights",
@@ -165,13 +163,13 @@ def load_quantized(
     prompts = [build(builder, sample) for sample in samples(calibration)]
     reports = with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
     try:
-        quantized_file.save(model, reports, path)
+        file.save(model, reports, path)
     except OSError as error:
         if must_keep:
             raise ConfigError(f"The quantised model cannot be written to {path} ({error}).") from error
         log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
         return Quantized(model, reports, path, is_new=True)
-    return Quantized(*quantized_file.load(path, config), path, is_new=True)  # mapped: what conversion took is let go
+    return Quantized(*file.load(path, config), path, is_new=True)  # mapped: what conversion took is let go
 
 
 def with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ternvl.agreement import Agreement, answers, compare, measure
 from ternvl.errors import ConfigError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
+from ternvl.quant.agreement import Agreement, answers, compare, measure
 from ternvl.types import Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model

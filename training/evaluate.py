@@ -34,7 +34,7 @@ from training.scenes import Scene, draw, random_scene
 from training.tasks import Turn
 
 if TYPE_CHECKING:
-    from ternvl.agreement import Agreement
+    from ternvl.quant.agreement import Agreement
 
 HELD_OUT_SEED = 20_000_000
 CARD = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano" / "README.md"
@@ -217,7 +217,7 @@ def evaluate(
 def agreement(model: str | None, each: int, only: str, quantization: str) -> Agreement:
     """Of the quantised model with the unquantised one, along the unquantised one's answers to the same questions."""
     from ternvl import LLM
-    from ternvl.agreement import Agreement, answers, measure
+    from ternvl.quant.agreement import Agreement, answers, measure
 
     llm, quantised, total = LLM(model), LLM(model, quantization=quantization).engine.model, Agreement()
     for task in [*IMAGE_TASKS, *TEXT_TASKS]:

@@ -14,11 +14,11 @@ import typer
 from ternvl.errors import ConfigError, TernvlError
 
 if TYPE_CHECKING:
-    from ternvl.agreement import Agreement
     from ternvl.config import ModelConfig
     from ternvl.loading import Quantized
-    from ternvl.model.quantize import StageReport
     from ternvl.prompt.build import PromptBuilder
+    from ternvl.quant.agreement import Agreement
+    from ternvl.quant.guard import StageReport
 
 _SHOWN = 5
 """Layers in a list of the largest errors."""
@@ -134,10 +134,10 @@ def _is_shown() -> bool:
 
 def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tuple[dict[str, Agreement], Quantized]:
     """Agreement on pictures, on texts and on all."""
-    from ternvl import agreement
     from ternvl.llm import LLM
     from ternvl.loading import with_progress
-    from ternvl.prompt.samples import build, samples_to_compare
+    from ternvl.quant import agreement
+    from ternvl.quant.samples import build, samples_to_compare
 
     prompts = [build(source.builder, sample) for sample in samples_to_compare(calibration)]
     quantised = source.quantised(calibration, must_keep=False)

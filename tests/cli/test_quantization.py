@@ -12,7 +12,7 @@ from PIL import Image
 
 from ternvl.checkpoint import weights
 from ternvl.kernels import dispatch
-from ternvl.model.quantize import BOUNDS, Format
+from ternvl.quant.guard import BOUNDS, Format
 from tests.cli.test_cli import run
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
@@ -144,10 +144,10 @@ def test_verify_compares(capsys: pytest.CaptureFixture[str], tmp_path: Path, own
 def test_verify_fails_below_the_bound(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ternvl.model import quantize
+    from ternvl.quant import guard
 
-    monkeypatch.setattr(quantize, "relative_error", lambda got, wanted: 0.0)  # the guard sees nothing
-    monkeypatch.setattr(quantize, "pack_int8", lambda layer, smoothing=None: quantize.pack_int4(layer, smoothing))
+    monkeypatch.setattr(guard, "relative_error", lambda got, wanted: 0.0)  # the guard sees nothing
+    monkeypatch.setattr(guard, "pack_int8", lambda layer, smoothing=None: guard.pack_int4(layer, smoothing))
     figures = tmp_path / "figures.json"
     code, out, err = run(capsys, "verify", "--json", str(figures))
     assert code == 1

@@ -13,7 +13,7 @@ from ternvl.fused.decoder import FusedDecoder
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table
-from ternvl.model.quantize import quantize, relative_error
+from ternvl.quant.guard import quantize, relative_error
 from ternvl.types import Request, SamplingParams
 
 from . import tiny

@@ -24,8 +24,8 @@ from ternvl.kernels.stage import Stage
 from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import quantize, relative_error, stages
 from ternvl.model.vision import VisionAttention
+from ternvl.quant.guard import quantize, relative_error, stages
 from ternvl.types import Prompt, Request, SamplingParams
 from tests.engine.test_adapters import PARTS, write
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt

@@ -12,9 +12,9 @@ from ternvl.errors import CheckpointError, ConfigError
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 from ternvl.loading import resolve_scheme
-from ternvl.model import quantized_file
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import BOUNDS, Format, quantize, relative_error, vision_layers
+from ternvl.quant import file
+from ternvl.quant.guard import BOUNDS, Format, quantize, relative_error, vision_layers
 from ternvl.types import ImageSpan, Prompt
 
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is the capital of France?", "Hello")]
@@ -103,8 +103,8 @@ def test_the_guard_measures_attention_among_patches() -> None:
         assert relative_error(made.encode_tiles(prompt.pixel_values), wanted) < 0.05
         assert (report.format == "int8") is layer.attends_in_int8 is (times == 1)
         assert (report.tried["int8"] <= BOUNDS[Format.INT8]) is (times == 1)
-        quantized_file.save(made, [report], path := quantized_file.cache_folder() / "model.safetensors")
-        kept = dict(vision_layers(quantized_file.load(path, CONFIG)[0]))
+        file.save(made, [report], path := file.cache_folder() / "model.safetensors")
+        kept = dict(vision_layers(file.load(path, CONFIG)[0]))
         assert {name: layer.attends_in_int8 for name, layer in kept.items()} == {
             name: layer.attends_in_int8 for name, layer in vision_layers(made)
         }
@@ -149,7 +149,7 @@ def test_a_file_that_is_not_whole_is_made_anew(damage: str, cache: Path, caplog:
     }
     path.write_bytes(broken[damage])
     with pytest.raises(CheckpointError, match="not a whole quantised model"):
-        quantized_file.load(path, llm.config)
+        file.load(path, llm.config)
     LLM(quantization="int8")
     assert "made anew" in caplog.text
     assert path.read_bytes() == whole
@@ -159,10 +159,10 @@ def test_a_changed_checkpoint_has_another_file(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / "model.safetensors").write_bytes(content)
-        path = quantized_file.path_for(tmp_path / "a", "int8", "samples")
-        assert quantized_file.path_for(tmp_path / "a", "int8", "samples") == path
-        assert quantized_file.path_for(tmp_path / "a", "int4", "samples") != path
-        assert quantized_file.path_for(tmp_path / "a", "int8", "others") != path
+        path = file.path_for(tmp_path / "a", "int8", "samples")
+        assert file.path_for(tmp_path / "a", "int8", "samples") == path
+        assert file.path_for(tmp_path / "a", "int4", "samples") != path
+        assert file.path_for(tmp_path / "a", "int8", "others") != path
     assert len(list((tmp_path / "ternvl" / "quantized" / "digests").iterdir())) == 2
 
 

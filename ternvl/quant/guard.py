@@ -27,8 +27,8 @@ from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
 from ternvl.model.attention import Attention
-from ternvl.model.cache_errors import MeasuredAttention
 from ternvl.model.internvl import InternVL
+from ternvl.quant.cache_errors import MeasuredAttention
 from ternvl.types import Prompt
 
 SCHEMES = ("int8", "int4")

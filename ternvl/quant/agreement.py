@@ -17,8 +17,8 @@ from ternvl.errors import ConfigError
 from ternvl.fused.replace import caches_in_int8
 from ternvl.llm import LLM, RequestOutput
 from ternvl.model.attention import Attention, CausalAttention
-from ternvl.model.cache_errors import over_int8
 from ternvl.model.internvl import InternVL
+from ternvl.quant.cache_errors import over_int8
 from ternvl.types import Prompt, SamplingParams
 
 _ROWS = 64

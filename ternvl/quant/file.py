@@ -27,7 +27,7 @@ from ternvl.fused.replace import assemble, caches_in_int8
 from ternvl.kernels.memory import allocate, make_huge_later
 from ternvl.kernels.stage import After, Format, Norm, Stage
 from ternvl.model.internvl import InternVL
-from ternvl.model.quantize import StageReport, stages, vision_layers
+from ternvl.quant.guard import StageReport, stages, vision_layers
 
 VERSION = 5
 """Of the layout of the file; another one is never read."""

@@ -1,0 +1,1 @@
+"""Quantisation: conversion with a guard, the converted file, calibration samples and the comparison of models."""
