@@ -21,8 +21,8 @@ from typing import Any, cast
 
 import httpx
 
+from ternvl.azion.inprocess import InProcessTransport
 from ternvl.errors import AzionError, ConfigError
-from ternvl.inprocess import InProcessTransport
 
 __all__ = ["Azion", "AzionError", "AzionStream"]
 
