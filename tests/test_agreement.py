@@ -11,8 +11,8 @@ import torch
 from ternvl.errors import ConfigError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
-from ternvl.quant.agreement import Agreement, answers, compare, measure
-from ternvl.types import Prompt
+from ternvl.quant.agreement import Agreement, compare, measure
+from ternvl.types import Prompt, SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
 
@@ -34,11 +34,12 @@ def other() -> InternVL:
 
 def test_a_model_agrees_with_itself(llm: LLM) -> None:
     prompts = [llm.prompt([{"role": "user", "content": text}]) for text in ("hi", "a b c")]
-    answered = answers(llm, prompts, 5)
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=5))
+    answered = [(output.prompt, output.token_ids) for output in outputs]
     seen: list[tuple[int, int]] = []
     found = measure(llm.engine.model, llm.engine.model, answered, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
-    assert [each.positions for each in found] == [len(output.token_ids) + 1 for output in answered]
+    assert [each.positions for each in found] == [len(token_ids) + 1 for _, token_ids in answered]
     total = found[0] + found[1]
     assert total.same == total.positions == sum(each.positions for each in found)
     assert (total.top1, total.kl_mean, total.kl_max) == (1, 0, 0)

@@ -216,8 +216,8 @@ def evaluate(
 
 def agreement(model: str | None, each: int, only: str, quantization: str) -> Agreement:
     """Of the quantised model with the unquantised one, along the unquantised one's answers to the same questions."""
-    from ternvl import LLM
-    from ternvl.quant.agreement import Agreement, answers, measure
+    from ternvl import LLM, SamplingParams
+    from ternvl.quant.agreement import Agreement, measure
 
     llm, quantised, total = LLM(model), LLM(model, quantization=quantization).engine.model, Agreement()
     for task in [*IMAGE_TASKS, *TEXT_TASKS]:
@@ -227,7 +227,9 @@ def agreement(model: str | None, each: int, only: str, quantization: str) -> Agr
         for single in (True, False) if task in IMAGE_TASKS else (True,):
             asked = [body(question) for question in questions(task, single, each)]
             prompts = [llm.prompt(one["messages"], tools=one.get("tools", ())) for one in asked]
-            found = sum(measure(llm.engine.model, quantised, answers(llm, prompts, 200)), found)
+            outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=200))
+            answered = [(output.prompt, output.token_ids) for output in outputs]
+            found = sum(measure(llm.engine.model, quantised, answered), found)
         total += found
         print(
             f"{task:30s} {found.positions:6d} positions, {found.top1:8.3%} the same, KL {found.kl_mean:.2e}", flush=True

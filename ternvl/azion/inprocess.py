@@ -12,12 +12,9 @@ import threading
 from collections.abc import AsyncIterator, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +24,8 @@ _Message = MutableMapping[str, Any]
 class InProcessTransport(httpx.AsyncBaseTransport):
     """Runs one application until `close`, or until the interpreter exits. Safe to share between threads and loops."""
 
-    def __init__(self, app: Starlette) -> None:
-        """Start the application. Raises what its start-up raises."""
+    def __init__(self, app: Any) -> None:
+        """Start `app`, a Starlette application. Raises what its start-up raises."""
         self._app = app
         self._running: dict[asyncio.Task[None], _Exchange] = {}  # the application's loop's own
         self._stop = asyncio.Event()
@@ -97,7 +94,7 @@ class _Exchange(httpx.AsyncByteStream):
         # Without a bound: the engine does not wait for readers either, and one answer is small.
         self._messages: asyncio.Queue[_Message | None] = asyncio.Queue()
 
-    async def answer(self, app: Starlette) -> None:
+    async def answer(self, app: Any) -> None:
         """On the application's loop: the application's whole work on this request."""
         try:
             await app(self._scope(), self._receive, self._send)

@@ -138,11 +138,13 @@ def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tup
     from ternvl.loading import with_progress
     from ternvl.quant import agreement
     from ternvl.quant.samples import build, samples_to_compare
+    from ternvl.types import SamplingParams
 
     prompts = [build(source.builder, sample) for sample in samples_to_compare(calibration)]
     quantised = source.quantised(calibration, must_keep=False)
     llm = LLM(source.folder, device="cpu", progress=_is_shown())
-    answered = agreement.answers(llm, prompts, max_tokens, progress=_is_shown())
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=_is_shown())
+    answered = [(output.prompt, output.token_ids) for output in outputs]
     found = with_progress(
         "Comparing",
         _is_shown(),

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ternvl.errors import ConfigError
 from ternvl.fused.replace import caches_in_int8
-from ternvl.llm import LLM, RequestOutput
 from ternvl.model.attention import Attention, CausalAttention
 from ternvl.model.internvl import InternVL
 from ternvl.quant.cache_errors import over_int8
-from ternvl.types import Prompt, SamplingParams
+from ternvl.types import Prompt
 
 _ROWS = 64
 """Positions whose logits are in memory at a time."""
@@ -53,25 +52,20 @@ class Agreement:
         )
 
 
-def answers(llm: LLM, prompts: Sequence[Prompt], max_tokens: int, *, progress: bool = False) -> list[RequestOutput]:
-    """Greedy ones, along which models are compared. Raises RequestError for a prompt that does not fit the context."""
-    return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=progress)
-
-
 def measure(
     plain: InternVL,
     quantised: InternVL,
-    answered: Sequence[RequestOutput],
+    answered: Sequence[tuple[Prompt, Sequence[int]]],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Agreement]:
-    """How far two models agree along each answer of the plain one.
+    """How far two models agree along each answer of the plain one, given as a prompt and the answer's token ids.
 
-    `progress` is called with the answers compared and the answers in all. Raises ConfigError for logits that are no
-    numbers.
+    `progress` is called with the number of answers compared so far and the number of all answers. Raises ConfigError
+    if a logit is NaN or infinite.
     """
     found: list[Agreement] = []
-    for output in answered:
-        found.append(compare(plain, quantised, output.prompt, output.token_ids))
+    for prompt, answer in answered:
+        found.append(compare(plain, quantised, prompt, answer))
         if progress is not None:
             progress(len(found), len(answered))
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ternvl.azion.run import Azion, AzionError, AzionStream
+from ternvl.azion import Azion, AzionError, AzionStream
 from ternvl.errors import CheckpointError, ConfigError, TernvlError
 from ternvl.llm import LLM
 from tests.server.fakes import scripted_llm, serving
@@ -139,7 +139,7 @@ def test_a_model_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 LAST_WORDS = """
 import asyncio, contextlib, threading
-from ternvl.azion.run import Azion, AzionError
+from ternvl.azion import Azion, AzionError
 
 request = {"stream": True, "max_tokens": 2000, "ignore_eos": True, "messages": [{"role": "user", "content": "Hi"}]}
 kept = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ternvl.azion.run import EventDecoder
+from ternvl.azion import EventDecoder
 
 
 def decoded(pieces: list[bytes]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ternvl.azion.run import Azion
+from ternvl.azion import Azion
 from tests.azion import page
 
 SEED = Path(__file__).resolve().parents[2] / ".." / "shared" / "seed.txt"

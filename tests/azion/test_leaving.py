@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ternvl.azion.run import Azion, AzionStream
+from ternvl.azion import Azion, AzionStream
 from ternvl.llm import LLM
 from tests.azion.waiting import eventually
 from tests.server.fakes import scripted_llm, serving
