@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 import ternvl
+from ternvl.params import Grammar
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler, fill_masks
 from ternvl.sampling.processors import apply_bitmask
 from ternvl.sampling.tools import tool_grammar
-from ternvl.types import Grammar
 
 _EMBEDDED = Path(ternvl.__file__).parent / "embedded" / "ternvl-nano"
 _PARAMETERS = {

@@ -25,9 +25,10 @@ from typing import Any
 from ternvl import LLM
 from ternvl.engine import engine as engine_module
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
+from ternvl.params import Grammar, SamplingParams
 from ternvl.sampling import processors
 from ternvl.sampling.tools import tool_grammar
-from ternvl.types import Grammar, Request, SamplingParams
 
 NUM_STREAMS = 8
 SCHEMA = {

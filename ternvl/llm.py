@@ -19,6 +19,7 @@ from ternvl.checkpoint import source
 from ternvl.config import EngineConfig, ImageLimits
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
+from ternvl.engine.request import Request
 from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
 from ternvl.loading import Loading, check_name, resolve_device
 from ternvl.lora.pool import AdapterPool, Entry
@@ -26,12 +27,13 @@ from ternvl.model.internvl import InternVL
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallParser
+from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message, ToolCall, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler
 from ternvl.sampling.tools import ToolChoice, tool_grammar, tool_names
-from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+from ternvl.types import FinishReason, Prompt, TokenLogprobs, TokenOutput
 
 Conversation = Sequence[Mapping[str, Any] | Message]
 
@@ -169,9 +171,7 @@ class LLM:
             stop_ids=self.tokenizer.stop_ids,
         )
         kind = ReferenceEngine if reference else Engine
-        self.engine: Engine | ReferenceEngine = kind(
-            model, engine_config, stop_ids=self.tokenizer.stop_ids, grammars=self.grammars
-        )
+        self.engine: Engine | ReferenceEngine = kind(model, engine_config, stop_ids=self.tokenizer.stop_ids)
         self.adapters = AdapterPool(model.config, self.engine.config, base=name, device=model.device)
         self._request_numbers = count()
 

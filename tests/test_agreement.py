@@ -11,8 +11,9 @@ import torch
 from ternvl.errors import ConfigError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
+from ternvl.params import SamplingParams
 from ternvl.quant.agreement import Agreement, compare, measure
-from ternvl.types import Prompt, SamplingParams
+from ternvl.types import Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
 

@@ -14,10 +14,10 @@ from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ternvl.errors import RequestError
+from ternvl.params import Grammar
 from ternvl.sampling import json_schema
 from ternvl.sampling.json_schema import SchemaError
 from ternvl.tool_form import START, TAIL, head
-from ternvl.types import Grammar
 
 MAX_TEXT = 256 * 1024
 """Bytes of a grammar's text."""

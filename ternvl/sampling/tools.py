@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ternvl.errors import RequestError
-from ternvl.types import Grammar
+from ternvl.params import Grammar
 
 ToolChoice = str | Mapping[str, Any]
 """OpenAI's `tool_choice`: "auto", "required", "none" or `{"type": "function", "function": {"name": ...}}`."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ternvl.lora.bank import Adapter
 from ternvl.output.tool_calls import ToolCallDelta
+from ternvl.params import SamplingParams
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import CompiledGrammar
@@ -21,7 +22,7 @@ from ternvl.server.generation import Delta, generate
 from ternvl.server.grammars import to_grammar
 from ternvl.server.sampling import new_id, to_params, to_requests
 from ternvl.server.schemas import ChatRequest
-from ternvl.types import Prompt, SamplingParams
+from ternvl.types import Prompt
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

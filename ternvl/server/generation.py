@@ -11,13 +11,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.output.reasoning import ReasoningParser
 from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
+from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.types import FinishReason, Request, SamplingParams, TokenLogprobs, TokenOutput
+from ternvl.types import FinishReason, TokenLogprobs, TokenOutput
 
 
 class Submitter(Protocol):

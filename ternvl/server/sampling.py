@@ -6,10 +6,11 @@ import dataclasses
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from ternvl.engine.validate import check_params
+from ternvl.engine.request import Request, check_params
 from ternvl.lora.bank import Adapter
+from ternvl.params import SamplingParams
 from ternvl.server.sampling_fields import SamplingFields
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.types import Prompt
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

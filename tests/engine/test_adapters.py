@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ternvl.config import EngineConfig, ModelConfig
+from ternvl.engine.request import Request
 from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
 from ternvl.fused.exact import prepare
 from ternvl.kernels import dispatch
@@ -22,7 +23,7 @@ from ternvl.lora.bank import LoRALinear
 from ternvl.lora.files import linears
 from ternvl.lora.pool import AdapterPool
 from ternvl.model.internvl import InternVL
-from ternvl.types import Request, SamplingParams
+from ternvl.params import SamplingParams
 from tests.engine import tiny
 from tests.engine.tiny import expected, make_engine, make_model, mixed_requests, run
 from tests.fakes import tiny_tokenizer

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
+from ternvl.engine.request import Request
 from ternvl.fused.adapters import FusedModule
 from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer
@@ -25,8 +26,9 @@ from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import VisionAttention
+from ternvl.params import SamplingParams
 from ternvl.quant.guard import quantize, relative_error, stages
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.types import Prompt
 from tests.engine.test_adapters import PARTS, write
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt
 

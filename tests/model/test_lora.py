@@ -16,12 +16,14 @@ from ternvl.checkpoint.weights import load
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
+from ternvl.engine.request import Request
 from ternvl.errors import AdapterError
 from ternvl.fused.exact import prepare
 from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 from tests.engine.tiny import run
 from tests.model import adapters, hf
 

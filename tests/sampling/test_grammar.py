@@ -13,11 +13,12 @@ import torch
 
 from ternvl.errors import EngineError, RequestError
 from ternvl.llm import LLM
+from ternvl.params import Grammar, GrammarKind, SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.json_schema import expanded_size
 from ternvl.sampling.tools import tool_grammar
-from ternvl.types import FinishReason, Grammar, GrammarKind, Prompt, SamplingParams
+from ternvl.types import FinishReason, Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_llm, tiny_model
 

@@ -1,12 +1,44 @@
-"""What is refused before any work is done for it."""
+"""A request as the engine takes it, and the checks that refuse one before any work is done for it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ternvl.config import LORA_DTYPES, EngineConfig, ModelConfig
 from ternvl.errors import ConfigError, ContextLengthError, RequestError
-from ternvl.types import Prompt, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
+
+if TYPE_CHECKING:
+    from ternvl.lora.bank import Adapter
+    from ternvl.sampling.grammar import CompiledGrammar, Matcher
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be answered once; `n` answers are `n` requests with seeds of their own."""
+
+    id: str
+    prompt: Prompt
+    params: SamplingParams
+    priority: int = 0
+    """Requests with lower numbers are served first."""
+    cache_salt: str = ""
+    """Requests share cached work only with requests that have the same salt."""
+    sibling_of: str | None = None
+    """Id of an earlier request with the very same prompt, whose keys and values this request reuses."""
+    adapter: Adapter | None = None
+    """The LoRA adapter that the request is answered with; None for the model alone."""
+    grammar: CompiledGrammar | None = None
+    """`params.grammar`, compiled."""
+
+    def matcher(self) -> Matcher | None:
+        """Return a matcher that follows the request's grammar from its beginning; None without a grammar."""
+        assert (self.grammar is None) == (self.params.grammar is None), "the grammar of a request must be compiled"
+        return None if self.grammar is None else self.grammar.matcher(ignore_eos=self.params.ignore_eos)
+
 
 _AT_LEAST = {
     "max_model_len": 1,
