@@ -21,7 +21,7 @@ from ternvl.lora.pool import Entry
 from ternvl.params import Grammar
 from ternvl.server.adapters import Adapters, card
 from ternvl.server.errors import HTTPError
-from ternvl.server.gate import Gate
+from ternvl.server.guard.gate import Gate
 from ternvl.server.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from ternvl.answer.choice import ChoiceDecoder, Delta, generate
 from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.params import SamplingParams
-from ternvl.server.generation import ChoiceDecoder, Delta, generate
 from ternvl.types import FinishReason, Prompt, TokenLogprobs, TokenOutput
 from tests.fakes import tiny_tokenizer
 

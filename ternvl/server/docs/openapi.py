@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ternvl import __version__
-from ternvl.server.completions import CompletionRequest
-from ternvl.server.docs_page import render
-from ternvl.server.lora import LoadRequest, UnloadRequest, UploadForm
-from ternvl.server.messages_schema import Conversation, MessagesRequest
-from ternvl.server.responses_schema import ResponseRequest
-from ternvl.server.schemas import ChatRequest
-from ternvl.server.tokens import DetokenizeRequest, TokenizeRequest
+from ternvl.server.docs.page import render
+from ternvl.server.protocols.adapters import LoadRequest, UnloadRequest, UploadForm
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.protocols.completions import CompletionRequest
+from ternvl.server.protocols.messages_schema import Conversation, MessagesRequest
+from ternvl.server.protocols.responses_schema import ResponseRequest
+from ternvl.server.protocols.tokens import DetokenizeRequest, TokenizeRequest
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -94,7 +94,7 @@ def load_examples() -> dict[str, Any]:
 
 
 def _load(name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(files("ternvl.server").joinpath(name).read_text(encoding="utf-8"))
+    value: dict[str, Any] = json.loads(files("ternvl.server.docs").joinpath(name).read_text(encoding="utf-8"))
     return value
 
 

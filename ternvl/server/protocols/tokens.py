@@ -12,12 +12,12 @@ from starlette.responses import JSONResponse, Response
 from ternvl.errors import RequestError
 from ternvl.llm import LLM
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.server.chat import build
 from ternvl.server.endpoint import read, serving_of
-from ternvl.server.fields import served_values_without
-from ternvl.server.sampling_fields import TokenId
-from ternvl.server.schema_types import Schema, refuse
-from ternvl.server.schemas import ChatRequest, Message, ProcessorOptions, ToolDefinition
+from ternvl.server.protocols.chat import build
+from ternvl.server.protocols.chat_schema import ChatRequest, Message, ProcessorOptions, ToolDefinition
+from ternvl.server.schema.fields import served_values_without
+from ternvl.server.schema.sampling import TokenId
+from ternvl.server.schema.types import Schema, refuse
 
 TOKENIZE_VALUES = served_values_without(add_special_tokens=(True, False))
 """The tokenizer has no special tokens to add, with or without this field."""

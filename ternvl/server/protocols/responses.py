@@ -11,14 +11,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ternvl.answer.ask import new_id
+from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.chat import Answering, answer
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.foreign import Foreign
-from ternvl.server.generation import Delta
-from ternvl.server.responses_schema import RESPONSE_VALUES, ResponseRequest
-from ternvl.server.sampling import new_id
+from ternvl.server.protocols.chat import Answering, answer
+from ternvl.server.protocols.responses_schema import RESPONSE_VALUES, ResponseRequest
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 

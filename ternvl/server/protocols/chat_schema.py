@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
-from ternvl.server.form_schemas import Choices, JsonText, ResponseFormat, StructuredOutputs, ToolChoice
-from ternvl.server.sampling_fields import SamplingFields
-from ternvl.server.schema_types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
+from ternvl.server.schema.forms import Choices, JsonText, ResponseFormat, StructuredOutputs, ToolChoice
+from ternvl.server.schema.sampling import SamplingFields
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
 
 
 class TextPart(Schema):

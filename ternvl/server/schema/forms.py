@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from ternvl.server.schema_types import STRING_OR_OBJECT, NonEmpty, Schema, by, refuse
+from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, refuse
 
 
 class FunctionName(Schema):

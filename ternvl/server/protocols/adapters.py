@@ -21,7 +21,7 @@ from ternvl.lora.files import CONFIG, WEIGHTS
 from ternvl.lora.pool import Entry
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
-from ternvl.server.schema_types import NonEmpty, Schema
+from ternvl.server.schema.types import NonEmpty, Schema
 
 _LOAD_VALUES: dict[str, tuple[Any, ...]] = {"load_inplace": (True,)}
 _FORM_BYTES = 100_000

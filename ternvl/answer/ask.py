@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ternvl.engine.request import Request, check_params
 from ternvl.lora.bank import Adapter
 from ternvl.params import SamplingParams
-from ternvl.server.sampling_fields import SamplingFields
+from ternvl.server.schema.sampling import SamplingFields
 from ternvl.types import Prompt
 
 if TYPE_CHECKING:

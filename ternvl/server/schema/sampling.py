@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ternvl.params import MAX_BIAS, MAX_TOKEN_LIST
-from ternvl.server.schema_types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
+from ternvl.server.schema.types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
 
 
 def _token_id(value: str) -> str:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Tag
 
 from ternvl.server.foreign import Foreign
-from ternvl.server.form_schemas import OutputConfig
-from ternvl.server.sampling_fields import DrawingFields
-from ternvl.server.schema_types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, uri
+from ternvl.server.schema.forms import OutputConfig
+from ternvl.server.schema.sampling import DrawingFields
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, uri
 
 MESSAGE_VALUES: dict[str, tuple[Any, ...]] = {
     "container": (),

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from ternvl.server.fields import served_values_without
 from ternvl.server.foreign import Foreign
-from ternvl.server.sampling_fields import DrawingFields
-from ternvl.server.schema_types import (
+from ternvl.server.schema.fields import served_values_without
+from ternvl.server.schema.sampling import DrawingFields
+from ternvl.server.schema.types import (
     REFUSED,
     STRING_OR_ARRAY,
     TAG_MARK,

@@ -14,8 +14,8 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.schema_types import REFUSED, TAG_MARK, Schema
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.schema.types import REFUSED, TAG_MARK, Schema
 
 T = TypeVar("T", bound=Schema)
 

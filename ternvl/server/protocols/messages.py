@@ -12,14 +12,14 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ternvl.answer.ask import new_id
+from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.chat import Answering, answer, build
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.foreign import Foreign
-from ternvl.server.generation import Delta
-from ternvl.server.messages_schema import MESSAGE_VALUES, Conversation, MessagesRequest
-from ternvl.server.sampling import new_id
+from ternvl.server.protocols.chat import Answering, answer, build
+from ternvl.server.protocols.messages_schema import MESSAGE_VALUES, Conversation, MessagesRequest
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 

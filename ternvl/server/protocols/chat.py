@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ternvl.answer.ask import new_id, to_params, to_requests
+from ternvl.answer.choice import Delta, generate
 from ternvl.lora.bank import Adapter
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.params import SamplingParams
@@ -17,11 +19,9 @@ from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import CompiledGrammar
 from ternvl.sampling.tools import tool_names
-from ternvl.server import logprobs
-from ternvl.server.generation import Delta, generate
 from ternvl.server.grammars import to_grammar
-from ternvl.server.sampling import new_id, to_params, to_requests
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.protocols import logprobs
+from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.types import Prompt
 
 if TYPE_CHECKING:

@@ -13,17 +13,17 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ternvl.answer.ask import new_id, to_params, to_requests
+from ternvl.answer.choice import Delta, generate
 from ternvl.errors import RequestError
 from ternvl.lora.bank import Adapter
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.server import logprobs
 from ternvl.server.endpoint import openai_form, read, send, serving_of
-from ternvl.server.fields import served_values_without
 from ternvl.server.foreign import Foreign
-from ternvl.server.generation import Delta, generate
-from ternvl.server.sampling import new_id, to_params, to_requests
-from ternvl.server.sampling_fields import SamplingFields, TokenId
-from ternvl.server.schema_types import REFUSED, Integer, refuse
+from ternvl.server.protocols import logprobs
+from ternvl.server.schema.fields import served_values_without
+from ternvl.server.schema.sampling import SamplingFields, TokenId
+from ternvl.server.schema.types import REFUSED, Integer, refuse
 from ternvl.server.serving import Serving
 from ternvl.types import Prompt
 
