@@ -28,7 +28,7 @@ from ternvl.engine.engine import Engine
 from ternvl.engine.request import Request
 from ternvl.params import Grammar, SamplingParams
 from ternvl.sampling import processors
-from ternvl.sampling.tools import tool_grammar
+from ternvl.sampling.tools import Tools
 
 NUM_STREAMS = 8
 SCHEMA = {
@@ -40,7 +40,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA
 GRAMMARS = {
     "free": None,
     "json_schema": Grammar.of("json_schema", SCHEMA),
-    "tools": tool_grammar([TOOL], "required"),
+    "tools": Tools([TOOL], "required").grammar(),
 }
 BOUND = 0.05
 

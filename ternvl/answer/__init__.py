@@ -1,1 +1,1 @@
-"""The hall: whatever door a request came in by, it becomes an `Ask`, and its answer leaves as deltas or a completion."""
+"""The hall: whatever door a request came in by, it is an `Ask` here, and its answer leaves as deltas."""

@@ -60,7 +60,7 @@ _OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_ca
 
 
 def check_config(config: EngineConfig) -> None:
-    """Raises ConfigError for a setting with which nothing could ever run."""
+    """Raise ConfigError for a setting with which nothing could ever run."""
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
         if value is None and name in _OPTIONAL:
@@ -82,8 +82,10 @@ def check_config(config: EngineConfig) -> None:
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:
-    """Raises RequestError for a token that the vocabulary lacks, and where no token may be drawn. `stop_ids` are the
-    model's own."""
+    """Raise RequestError for a token that the vocabulary lacks and for parameters that leave no token to draw.
+
+    `stop_ids` are the model's own stop tokens.
+    """
     given = [(f"stop_token_ids[{index}]", token_id) for index, token_id in enumerate(params.stop_token_ids)]
     given += [(f"allowed_token_ids[{index}]", token_id) for index, token_id in enumerate(params.allowed_token_ids)]
     given += [(f"logit_bias.{token_id}", token_id) for token_id, _ in params.logit_bias]
@@ -93,40 +95,45 @@ def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[i
             raise RequestError(message, param=path)
     ends = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
     if params.min_tokens and params.allowed_token_ids and ends.issuperset(params.allowed_token_ids):
-        message = "allowed_token_ids are all tokens that end the answer, of which min_tokens allows none at first."
+        message = "allowed_token_ids holds only tokens that end the answer, and min_tokens forbids these at first."
         raise RequestError(message, param="allowed_token_ids")
 
 
-def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int) -> None:
-    """Raises RequestError for a prompt that the model cannot take, ContextLengthError for one that is too long."""
+def check_prompt(prompt: Prompt, config: ModelConfig, max_model_len: int, *, path: str = "messages") -> None:
+    """Raise RequestError for a prompt that the model cannot take, ContextLengthError for one that is too long.
+
+    `path` is what the request calls the prompt; errors name it.
+    """
     if not prompt.token_ids:
-        raise RequestError("The prompt is empty, but the model needs at least one token.", param="messages")
+        raise RequestError("The prompt is empty, but the model needs at least one token.", param=path)
     if prompt.num_tokens > max_model_len:
         raise ContextLengthError(
             num_text_tokens=prompt.num_tokens - prompt.num_image_tokens,
             num_image_tokens=prompt.num_image_tokens,
             max_model_len=max_model_len,
+            param=path,
         )
     vocab_size = config.language.vocab_size
     strange = [token_id for token_id in prompt.token_ids if not 0 <= token_id < vocab_size]
     if strange:
         message = f"The prompt holds token {strange[0]}, but the model knows only 0 to {vocab_size - 1}."
-        raise RequestError(message, param="messages")
-    _check_images(prompt, config)
+        raise RequestError(message, param=path)
+    if problem := _image_problem(prompt, config):
+        raise RequestError(problem, param=path)
 
 
-def _check_images(prompt: Prompt, config: ModelConfig) -> None:
+def _image_problem(prompt: Prompt, config: ModelConfig) -> str | None:
+    """What is wrong with the images of a prompt; None if nothing is."""
     num_tiles = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
     wanted = (num_tiles, 3, config.tile_size, config.tile_size)
     if prompt.pixel_values is not None and tuple(prompt.pixel_values.shape) != wanted:
-        message = f"pixel_values has the shape {list(prompt.pixel_values.shape)}, but must have {list(wanted)}."
-        raise RequestError(message, param="messages")
+        return f"pixel_values has the shape {list(prompt.pixel_values.shape)}, but must have {list(wanted)}."
     first_tile, last_stop = 0, 0
     for number, image in enumerate(prompt.images, start=1):
         in_place = image.first_tile == first_tile and last_stop <= image.start and image.stop <= prompt.num_tokens
         if not in_place or image.num_tokens != image.num_tiles * config.tokens_per_tile:
-            raise RequestError(f"Image {number} of the prompt does not fit its tiles and tokens.", param="messages")
+            return f"Image {number} of the prompt does not fit its tiles and tokens."
         first_tile, last_stop = first_tile + image.num_tiles, image.stop
     if first_tile != num_tiles:
-        message = f"The prompt's images have {first_tile} tiles, but pixel_values holds {num_tiles}."
-        raise RequestError(message, param="messages")
+        return f"The prompt's images have {first_tile} tiles, but pixel_values holds {num_tiles}."
+    return None

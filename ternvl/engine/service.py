@@ -120,9 +120,15 @@ class Service:
         self._closing = True
         self._orders.put(None)
 
-    def _join(self) -> None:
-        if self._thread is not None and self._thread.is_alive():
-            self._thread.join()
+    def _join(self, seconds: float | None = None) -> None:
+        if self._thread is not None and self._thread not in (threading.current_thread(), None):
+            self._thread.join(seconds)
+
+    def end(self) -> None:
+        """Give up all requests and stop the thread; return once it has ended, or after ten seconds."""
+        self.abort_all()
+        self.stop()
+        self._join(10.0)
 
     def abort_all(self) -> None:
         """Refuse new requests and give up the present ones: whoever waits for them gets UnavailableError at once."""
@@ -197,7 +203,8 @@ class Service:
                 yield _taken(items.get(), pending)
         finally:
             self.close_group(group, has_ended=not pending)
-            self.wait_for_orders()
+            if pending:
+                self.wait_for_orders()
 
     def wait_for_orders(self) -> None:
         """Return once the thread has carried out all orders given so far, or has ended."""
