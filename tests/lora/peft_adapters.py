@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 
-from tests.model import hf
+from tests.checkpoint import hf
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """Of these the vision tower has q_proj, k_proj and v_proj, too."""

@@ -12,7 +12,7 @@ from ternvl.checkpoint import source
 from ternvl.checkpoint.source import load_config, resolve
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError
-from tests.model import hf
+from tests.checkpoint import hf
 
 SIZES = hf.SIZES[1]
 EXPECTED = ModelConfig(

@@ -15,7 +15,7 @@ from ternvl.checkpoint.weights import load, resolve_dtype, save
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
 from ternvl.model.internvl import InternVL
-from tests.model import hf
+from tests.checkpoint import hf
 
 SIZES = hf.SIZES[0]
 NORM, QKV = "language_model.model.norm.weight", "vision_model.encoder.layers.0.attn.qkv.weight"

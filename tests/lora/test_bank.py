@@ -22,8 +22,9 @@ from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt, Request, SamplingParams
+from tests.checkpoint import hf
 from tests.engine.tiny import run
-from tests.model import adapters, hf
+from tests.lora import peft_adapters as adapters
 
 TOLERANCE = 1e-4
 PROMPTS = ((), (1,), (3, 5))
