@@ -31,6 +31,7 @@ from ternvl.quant.guard import quantize, relative_error, stages
 from ternvl.types import Prompt
 from tests.engine.test_adapters import PARTS, write
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt
+from tests.lora.tiny import PARTS, write
 
 CONFIG = ModelConfig(
     VisionConfig(64, 2, 4, 96, image_size=16, patch_size=4), LanguageConfig(64, 2, 4, 2, 96, vocab_size=61)

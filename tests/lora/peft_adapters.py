@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 
-from tests.model import hf
+from ternvl.checkpoint.source import load_config
+from ternvl.lora.bank import Adapter
+from ternvl.lora.files import linears, read
+from tests.checkpoint import hf
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """Of these the vision tower has q_proj, k_proj and v_proj, too."""
@@ -118,3 +121,15 @@ def rewrite(folder: Path, *, config: dict[str, Any] | None = None, tensors: dict
         (folder / "adapter_model.safetensors").unlink()
         save_file(tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def small(folder: Path, targets: list[str] | None = None, shape: str = "hf-new", **options: Any) -> Path:
+    """An adapter of the smallest model, in `folder`/adapter."""
+    made = make(hf.build(hf.SIZES[0]), targets or ["o_proj", "fc1"], **options)
+    return save(made, folder / "adapter", shape)
+
+
+def read_small(folder: Path, **options: Any) -> Adapter:
+    """The adapter that `small` wrote, read for the smallest model."""
+    shapes = linears(load_config(hf.write(hf.SIZES[0], folder.parent / "model", "original")))
+    return read(folder, "own", shapes, **options)

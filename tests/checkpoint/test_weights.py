@@ -9,13 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ternvl.checkpoint.names import Target, remap
 from ternvl.checkpoint.source import load_config
 from ternvl.checkpoint.weights import load, resolve_dtype, save
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
 from ternvl.model.internvl import InternVL
-from tests.model import hf
+from tests.checkpoint import hf
 
 SIZES = hf.SIZES[0]
 NORM, QKV = "language_model.model.norm.weight", "vision_model.encoder.layers.0.attn.qkv.weight"
@@ -208,25 +207,6 @@ def test_weights_of_the_wanted_type_stay_in_the_mapped_file(tmp_path: Path) -> N
     spans = [[int(end, 16) for end in line[0].split("-")] for line in mapped]
     for parameter in model.parameters():
         assert any(start <= parameter.data_ptr() < stop for start, stop in spans)
-
-
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        ("lm_head.weight", Target("language_model.lm_head.weight")),
-        ("model.language_model.norm.weight", Target(NORM)),
-        ("language_model.model.norm.weight", Target(NORM)),
-        ("model.vision_tower.encoder.layer.0.attention.v_proj.weight", Target(QKV, 2)),
-        ("vision_tower.encoder.layer.11.lambda_2", Target("vision_model.encoder.layers.11.ls2")),
-        ("model.multi_modal_projector.linear_2.bias", Target("mlp1.3.bias")),
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", None),
-        ("visual.blocks.0.weight", Target("visual.blocks.0.weight")),
-    ],
-)
-def test_remap(name: str, target: Target | None) -> None:
-    assert remap(name) == target
-    if target and target.third is None:
-        assert remap(target.name) == target
 
 
 def test_the_type_to_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
