@@ -22,7 +22,8 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.llm import LLM
 from ternvl.server import bind, create_app
-from ternvl.server.docs.openapi import OPERATIONS, Operation
+from ternvl.server.docs.operation import Operation
+from ternvl.server.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -75,6 +75,7 @@ class Parameter:
 
     kind: Kind
     low: float
+    """The least value; of token ids, the fewest that a request may list."""
     high: float
     is_optional: bool
     """Whether the value may be None."""
@@ -133,7 +134,7 @@ class SamplingParams:
         0, Kind.INTEGER, "The number of tokens before the model may stop; at most `max_tokens`.", 0
     )
     stop: tuple[str, ...] = _parameter((), Kind.STRINGS, "The answer ends before the first of these strings.")
-    stop_token_ids: tuple[int, ...] = _parameter((), Kind.TOKEN_IDS, "Further token ids that end the answer.")
+    stop_token_ids: tuple[int, ...] = _parameter((), Kind.TOKEN_IDS, "Further token ids that end the answer.", 0)
     ignore_eos: bool = _parameter(False, Kind.BOOLEAN, "Continues past the model's own stop tokens.")
     logprobs: int | None = _parameter(
         None, Kind.INTEGER, "The number of most likely tokens listed beside each token.", 0, 20, is_shared=False
@@ -145,7 +146,7 @@ class SamplingParams:
         (), Kind.BIASES, "Added to the logits of these tokens, before penalties.", -MAX_BIAS, MAX_BIAS
     )
     allowed_token_ids: tuple[int, ...] = _parameter(
-        (), Kind.TOKEN_IDS, "If given, only these tokens are drawn; not together with tools or another form."
+        (), Kind.TOKEN_IDS, "If given, only these tokens are drawn; not together with tools or another form.", 1
     )
     include_stop_str_in_output: bool = _parameter(
         False, Kind.BOOLEAN, "Keeps the stop string that ended the answer as its last characters."

@@ -103,26 +103,22 @@ class PreparedAsk:
 def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_model_len: int) -> PreparedAsk:
     """Compile an ask's grammar and build its prompt; blocks meanwhile.
 
-    Raises RequestError for fields that contradict each other and for a grammar that is not served, and what
-    `build_prompt` raises.
+    Raises RequestError for fields that contradict each other, for a grammar that is not served and for an input that
+    makes no prompt; ImageError for an image that cannot be used; ContextLengthError for a prompt that is longer than
+    `max_model_len` tokens.
     """
     params = ask.whole_params
     grammar = None if params.grammar is None else compiler.compile(params.grammar)
-    return PreparedAsk(ask, params, build_prompt(ask, builder, max_model_len=max_model_len), grammar)
-
-
-def build_prompt(ask: Ask, builder: PromptBuilder, *, max_model_len: int) -> Prompt:
-    """Build an ask's prompt; blocks while its images are fetched and decoded.
-
-    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used and
-    ContextLengthError for a prompt longer than `max_model_len` tokens.
-    """
-    prompt = _prompt(ask, builder)
+    prompt = build_prompt(ask, builder)
     check_prompt(prompt, builder.config, max_model_len, path=ask.path)
-    return prompt
+    return PreparedAsk(ask, params, prompt, grammar)
 
 
-def _prompt(ask: Ask, builder: PromptBuilder) -> Prompt:
+def build_prompt(ask: Ask, builder: PromptBuilder) -> Prompt:
+    """Build an ask's prompt, of any length; blocks while its images are fetched and decoded.
+
+    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used.
+    """
     match ask.input:
         case Prompt():
             return ask.input

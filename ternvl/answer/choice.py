@@ -43,7 +43,7 @@ class Delta:
     index: int
     """Of the choice, from 0."""
     token_ids: tuple[int, ...] = ()
-    """Tokens that were drawn, shown or not. Neither a token that stops the answer nor one after a stop string is here."""
+    """Tokens that were drawn, shown or not. Without a token that stops the answer or follows a stop string."""
     reasoning: str = ""
     """What the model thinks before it answers."""
     text: str = ""

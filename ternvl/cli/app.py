@@ -106,9 +106,9 @@ def chat(
     model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig = _LOADING
 ) -> None:
     """Talk with a model in the terminal; /help lists what can be typed."""
-    from ternvl.cli.console import Conversation, talk
+    from ternvl.cli.console import ConsoleChat, talk
 
-    conversation = Conversation(_load(model, loading), _params(answers))
+    conversation = ConsoleChat(_load(model, loading), _params(answers))
     for path in image or []:
         conversation.attach(path)
     talk(conversation)
@@ -126,10 +126,10 @@ def run(
     loading: LoadingConfig = _LOADING,
 ) -> None:
     """Ask one question, with or without images, and print the answer."""
-    from ternvl.cli.console import Conversation, answer
+    from ternvl.cli.console import ConsoleChat, answer
 
     question = sys.stdin.read() if question == "-" else question
-    conversation = Conversation(_load(model, loading), _params(answers))
+    conversation = ConsoleChat(_load(model, loading), _params(answers))
     for path in image or []:
         conversation.attach(path)
     answer(conversation, question, as_json=json)

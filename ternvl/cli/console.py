@@ -1,4 +1,4 @@
-"""Talking with a model in a terminal, or through pipes."""
+"""A chat with a model in a terminal, or through pipes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ternvl.engine.request import Request
 from ternvl.errors import RequestError, TernvlError
-from ternvl.llm import LLM
-from ternvl.output.detokenizer import Detokenizer
-from ternvl.types import FinishReason, Prompt
+from ternvl.llm import LLM, RequestOutput
 
 HELP = """\
-/image PATH   show the model an image, together with your next message
-/reset        begin a new conversation
-/quit         leave (so does Ctrl-D)"""
+/image PATH   attach an image to your next message
+/reset        start a new conversation
+/quit         end the program (so does Ctrl-D)"""
 
 
-class Conversation:
+class ConsoleChat:
     """The turns so far, and the images that go with the next one."""
 
     def __init__(self, llm: LLM, params: dict[str, Any]) -> None:
-        """`params` are fields of `SamplingParams` other than the checkpoint's defaults."""
+        """`params` are the fields of `SamplingParams` in which the answers differ from the checkpoint's defaults."""
         self.llm = llm
-        self.prompt: Prompt | None = None
-        """Of the last question."""
-        self.num_tokens = 0
-        """Of the last answer."""
-        self.finish_reason: FinishReason | None = None
+        self.last: RequestOutput | None = None
+        """The last question's prompt with its answer."""
         self._params = replace(llm.default_params(), **params)
         self._messages: list[dict[str, Any]] = []
         self._images: list[str] = []
-        self._num_asked = 0
 
     def attach(self, path: Path) -> None:
-        """Adds an image to the next message. Raises RequestError where the file cannot be read."""
+        """Add an image to the next message. Raises RequestError if the file cannot be read."""
         try:
             data = path.expanduser().read_bytes()
         except OSError as error:
@@ -47,94 +40,79 @@ class Conversation:
         self._images.append("data:;base64," + base64.b64encode(data).decode())
 
     def reset(self) -> None:
-        """Forgets all turns and images."""
+        """Forget all turns and images."""
         self._messages.clear()
         self._images.clear()
 
     def ask(self, text: str) -> Iterator[str]:
-        """Pieces of the answer as they come. A turn that does not come to its end is forgotten.
+        """Yield pieces of the answer as they are generated, its reasoning first. A turn that is cut short is forgotten.
 
-        Raises what `LLM.prompt` and `Engine.add` raise.
+        Raises what `LLM.stream` raises.
         """
         images = [{"type": "image_url", "image_url": {"url": url}} for url in self._images]
         self._images = []
         turn = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
-        self.prompt = self.llm.prompt([*self._messages, turn])
-        answer = ""
-        for piece in self._generate(self.prompt):
-            answer += piece
-            yield piece
-        self._messages += [turn, {"role": "assistant", "content": answer}]
-
-    def _generate(self, prompt: Prompt) -> Iterator[str]:
-        engine, detokenizer = self.llm.engine, Detokenizer(self.llm.tokenizer)
-        request = Request(f"console-{self._num_asked}", prompt, self._params)
-        self._num_asked += 1
-        self.num_tokens = 0
-        engine.add(request)
-        try:
-            while engine.has_work:
-                for output in engine.step():
-                    self.num_tokens += len(output.token_ids)
-                    self.finish_reason = output.finish_reason
-                    yield detokenizer.decode(output.token_ids)
-            yield detokenizer.flush()
-        finally:
-            engine.abort(request.id)
+        with self.llm.stream([*self._messages, turn], self._params) as deltas:
+            for delta in deltas:
+                yield delta.reasoning + delta.text
+            self.last = deltas.output
+        self._messages += [turn, {"role": "assistant", "content": self.last.text}]
 
 
-def answer(conversation: Conversation, question: str, *, as_json: bool) -> None:
-    """Prints one answer: as it comes, or with its token counts as one JSON object."""
+def answer(chat: ConsoleChat, question: str, *, as_json: bool) -> None:
+    """Print one answer: as it is generated, or with its token counts as one JSON object."""
     if not as_json:
-        _show(conversation.ask(question))
+        _show(chat.ask(question))
         return
-    text = "".join(conversation.ask(question))
-    prompt = conversation.prompt
-    assert prompt is not None
-    assert conversation.finish_reason is not None
+    for _ in chat.ask(question):
+        pass
+    assert chat.last is not None
+    prompt, completion = chat.last.prompt, chat.last.outputs[0]
     usage = {
         "prompt_tokens": prompt.num_tokens,
         "image_tokens": prompt.num_image_tokens,
-        "completion_tokens": conversation.num_tokens,
+        "completion_tokens": len(completion.token_ids),
     }
-    described = {"model": conversation.llm.name, "text": text, "finish_reason": conversation.finish_reason.value}
+    described = {"model": chat.llm.name, "text": completion.text, "finish_reason": completion.finish_reason.value}
+    if completion.reasoning:
+        described["reasoning"] = completion.reasoning
     print(json.dumps(described | {"usage": usage}, ensure_ascii=False))
 
 
-def talk(conversation: Conversation) -> None:
-    """Reads messages and commands until the input ends."""
+def talk(chat: ConsoleChat) -> None:
+    """Read messages and commands until the input ends."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # importing it gives `input` its line editing
 
-        print(f"{conversation.llm.name} listens. /help lists commands.")
+        print(f"{chat.llm.name} is ready. /help lists the commands.")
     while (line := _read_line()) is not None:
         try:
             if line == "/quit":
                 return
             if line:
-                _obey(conversation, line)
+                _execute(chat, line)
         except TernvlError as error:
             print(f"ternvl: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             print()
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _execute(chat: ConsoleChat, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
-        conversation.attach(Path(rest.strip()))
+        chat.attach(Path(rest.strip()))
     elif command == "/reset":
-        conversation.reset()
+        chat.reset()
     elif command == "/help":
         print(HELP)
     elif command.startswith("/"):
-        raise RequestError(f"There is no command {command}; /help lists those there are.")
+        raise RequestError(f"There is no command {command}; /help lists the commands.")
     else:
-        _show(conversation.ask(line))
+        _show(chat.ask(line))
 
 
 def _read_line() -> str | None:
-    """The next line without white space around it; None at the end of the input."""
+    """Return the next line without surrounding white space; None at the end of the input."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

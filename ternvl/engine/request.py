@@ -35,9 +35,16 @@ class Request:
     """`params.grammar`, compiled."""
 
     def matcher(self) -> Matcher | None:
-        """Return a matcher that follows the request's grammar from its beginning; None without a grammar."""
-        assert (self.grammar is None) == (self.params.grammar is None), "the grammar of a request must be compiled"
-        return None if self.grammar is None else self.grammar.matcher(ignore_eos=self.params.ignore_eos)
+        """Return a matcher that follows the request's grammar from its beginning; None without a grammar.
+
+        Raises RequestError if `params` has a grammar and `grammar` is missing.
+        """
+        if self.grammar is not None:
+            return self.grammar.matcher(ignore_eos=self.params.ignore_eos)
+        if self.params.grammar is not None:
+            message = "params.grammar is not compiled: GrammarCompiler.compile makes the grammar of a Request."
+            raise RequestError(message, param="grammar")
+        return None
 
 
 _AT_LEAST = {

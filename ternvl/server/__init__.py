@@ -101,7 +101,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            print(_greeting(self._serving.names[0], sockets[0]), flush=True)
+            print(_greeting(self._serving.names.served[0], sockets[0]), flush=True)
 
     async def main_loop(self) -> None:
         await super().main_loop()

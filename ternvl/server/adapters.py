@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
-from ternvl.answer.choice import Delta
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
 from ternvl.errors import AdapterError, ConfigError, UnavailableError
@@ -58,41 +57,10 @@ class Adapters:
         """Begin no further loads."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
-    def answer(
-        self, name: str | None, begin: Callable[[Adapter | None], AsyncGenerator[Delta]]
-    ) -> AsyncGenerator[Delta]:
-        """The deltas that `begin` gives with an adapter, which is in memory for as long as they last.
-
-        Raises, at the first delta, what `AdapterPool.acquire` raises, and later UnavailableError where the adapter is
-        unloaded with an order to give its users up.
-        """
-        return begin(None) if name is None else self._answer(name, begin)
-
-    async def _answer(
-        self, name: str, begin: Callable[[Adapter | None], AsyncGenerator[Delta]]
-    ) -> AsyncGenerator[Delta]:
-        entry = self.pool.acquire_resident(name) or await self._acquire(name)
-        try:
-            if entry.is_given_up:
-                raise _gone(name)
-            async with aclosing(begin(entry.adapter)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            self.pool.release(entry)
-
-    async def _acquire(self, name: str) -> Entry:
-        future = self._loaders.submit(self.pool.acquire, name)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if not future.cancelled():
-                future.add_done_callback(self._release_result)
-            raise
-
-    def _release_result(self, future: Future[Entry]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self.pool.release(future.result())
+    def lease(self, name: str | None) -> AbstractAsyncContextManager[Adapter | None]:
+        """Return a context in which the adapter is in memory; None without a name. It raises what
+        `AdapterPool.acquire` raises, and UnavailableError if the adapter was unloaded and its users given up."""
+        return self.pool.lease(name, self._loaders)
 
     async def load(self, name: str, folder: Path) -> Entry:
         """Let an adapter be chosen; streams go on meanwhile. Raises AdapterError."""
@@ -137,12 +105,6 @@ class Adapters:
     def _check_name(self, name: str) -> None:
         if name in self._model_names:
             raise AdapterError(f"{name} is a name of the model itself; an adapter needs another.", param="lora_name")
-
-
-def card(entry: Entry, parent: str, max_model_len: int) -> dict[str, Any]:
-    """An adapter as an element of `GET /v1/models`."""
-    shown = {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "ternvl"}
-    return shown | {"max_model_len": max_model_len, "parent": parent}
 
 
 def _gone(name: str) -> UnavailableError:

@@ -1,4 +1,4 @@
-"""What the endpoints that answer have in common: reading a request, and sending its answer whole or in pieces."""
+"""What the endpoints have in common: reading a request, and sending its answer whole or as a stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.server.errors import HTTPError
 from ternvl.server.guard.limits import read_json
-from ternvl.server.schema.fields import SERVED_VALUES, ignored_header, parse
+from ternvl.server.schema.fields import ignored_header, parse
 from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, Form, event, until_disconnect
@@ -25,22 +25,21 @@ T = TypeVar("T")
 
 IGNORED_FIELDS = "x-ternvl-ignored-fields"
 
-Values = tuple[Any, ...]
-
 
 def serving_of(request: Request) -> Serving:
-    """What the application serves."""
+    """Return what the application serves."""
     serving: Serving = request.app.state.serving
     return serving
 
 
-async def read(
-    request: Request, schema: type[S], served_values: Mapping[str, Values] = SERVED_VALUES
-) -> tuple[S, dict[str, str]]:
-    """The body of a request, and the headers that its answer must have. Raises what `read_json` and `parse` raise."""
+async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dict[str, str]]:
+    """Return the body of a request, and the headers that its answer must have.
+
+    `protocol` selects the rows of `KNOWN_FIELDS`. Raises what `read_json` and `parse` raise.
+    """
     config = serving_of(request).config
     body = await read_json(request, config)
-    value, ignored = await asyncio.to_thread(parse, schema, body, strict=config.strict, served_values=served_values)
+    value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
     headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
     if ignored:
         logger.warning("ignored unknown fields: %s", headers[IGNORED_FIELDS])
@@ -55,7 +54,7 @@ async def send(
     form: Form[T] | None,
     headers: Mapping[str, str],
 ) -> Response:
-    """The answer that `values` are the pieces of: as a stream in a form, or without one folded into one JSON value.
+    """Return the answer that `values` add up to: streamed in a form or, without one, folded into one JSON value.
 
     Nothing is sent before the first value, so that an early failure has a status of its own.
     """
@@ -78,8 +77,11 @@ async def _first(values: AsyncGenerator[T]) -> T:
 
 
 def openai_form(*, include_usage: bool) -> Form[dict[str, Any]]:
-    """Chunks as OpenAI's clients get them: with `include_usage` each has the key and the last one the value; without it
-    the last one is not sent."""
+    """Return the form of OpenAI's streams.
+
+    With `include_usage` each chunk has the key `usage`, and the last one its value; without it, the last chunk is not
+    sent.
+    """
 
     def shown(chunk: dict[str, Any]) -> bytes:
         if include_usage:

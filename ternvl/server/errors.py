@@ -1,5 +1,5 @@
-"""Exceptions to HTTP answers in OpenAI's error shape, `{"error": {"message", "type", "param", "code"}}`, or in
-Anthropic's where its protocol is spoken."""
+"""Turns exceptions into HTTP answers in OpenAI's error shape, `{"error": {"message", "type", "param", "code"}}`, or in
+Anthropic's for the endpoints of its protocol."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ _ANTHROPIC_TYPES = {
 }
 
 
+ERROR_SHAPE = "ternvl.error_shape"
+"""Key of an ASGI scope whose value is the shape of the protocol's errors: "openai", the default, or "anthropic"."""
+
+
 class HTTPError(Exception):
-    """An answer that is no success. `type` follows from the status."""
+    """An answer with an error status. `type` follows from the status."""
 
     def __init__(
         self,
@@ -61,19 +65,19 @@ class HTTPError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
+        """The JSON body of the answer in OpenAI's shape."""
         error = {"message": self.message, "type": self._type, "param": self.param, "code": self.code}
         return {"error": error}
 
     @property
     def anthropic_body(self) -> dict[str, Any]:
-        """The JSON of the answer in Anthropic's shape."""
+        """The JSON body of the answer in Anthropic's shape."""
         kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
-    def response(self, path: str) -> Response:
-        """The answer itself, in the shape of the protocol that `path` belongs to."""
-        body = self.anthropic_body if path == "/v1/messages" or path.startswith("/v1/messages/") else self.body
+    def response(self, scope: Mapping[str, Any]) -> Response:
+        """Return the answer to the request of an ASGI `scope`, in the shape of its protocol."""
+        body = self.anthropic_body if scope.get(ERROR_SHAPE) == "anthropic" else self.body
         return JSONResponse(body, status_code=self.status, headers=self.headers)
 
     @property
@@ -83,7 +87,7 @@ class HTTPError(Exception):
 
 
 def to_http(error: BaseException) -> HTTPError:
-    """The answer to an exception. What is not the client's doing is logged under an id, and only the id is shown."""
+    """Return the answer to an exception. A fault of the server is logged under an id, and only the id is shown."""
     match error:
         case HTTPError():
             return error
@@ -104,19 +108,19 @@ def to_http(error: BaseException) -> HTTPError:
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """`endpoint` with every exception answered in the protocol's shape."""
+    """Return `endpoint` with every exception answered in the protocol's shape."""
 
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
         except Exception as error:
-            return to_http(error).response(request.url.path)
+            return to_http(error).response(request.scope)
 
     return answer
 
 
 async def plain_http_error(request: Request, error: Exception) -> Response:
-    """Answers what the router refuses (unknown path, wrong method) in the protocol's shape."""
+    """Answer what the router refuses (unknown path, wrong method) in the protocol's shape."""
     assert isinstance(error, HTTPException)
     message = _PLAIN.get(error.status_code, error.detail).format(method=request.method, path=request.url.path)
-    return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response(request.url.path)
+    return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response(request.scope)

@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells Prometheus: the engine now, and what requests asked, got and waited for."""
+"""The metrics of `GET /metrics`: the engine's state, and how requests were answered and how long they waited."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COUNTERS = {
 
 
 class _EngineCollector(Collector):
-    """The engine's own counts, read when someone asks."""
+    """The engine's own counters, read at each scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
@@ -56,10 +56,10 @@ class _EngineCollector(Collector):
 
 
 class Metrics:
-    """The measurements of one server."""
+    """The metrics of one server."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        """`stats` gives the engine's, from any thread."""
+        """`stats` returns the engine's counters and may be called from any thread."""
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(stats))
         registry = self._registry
@@ -90,11 +90,11 @@ class Metrics:
         self.finished = Counter("ternvl_answers", "Answers that ended.", ("finish_reason",), registry=registry)
 
     def meter(self) -> Meter:
-        """Measures a request that comes now."""
+        """Return a clock for a request that begins now."""
         return Meter(self)
 
     def render(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -107,7 +107,7 @@ class Meter:
         self._last: dict[int, float] = {}
 
     async def watch(self, deltas: AsyncGenerator[Delta], num_prompt_tokens: int) -> AsyncGenerator[Delta]:
-        """The deltas, counted on their way. Closing it closes them."""
+        """Yield the deltas and count them. Closing it closes them."""
         async with aclosing(deltas):
             async for delta in deltas:
                 if not self._last:
@@ -121,7 +121,7 @@ class Meter:
         if last is None:
             metrics.first_token.observe(now - self._started)
         else:
-            for _ in range(delta.num_tokens):  # those that come together share the time
+            for _ in range(delta.num_tokens):  # tokens of one delta share its time
                 metrics.between_tokens.observe((now - last) / delta.num_tokens)
         self._last[delta.index] = now
         metrics.answer_tokens.inc(delta.num_tokens)
@@ -129,17 +129,20 @@ class Meter:
             metrics.finished.labels(delta.finish_reason).inc()
 
 
-class Measured:
-    """ASGI middleware that counts the answers to known paths by their status."""
+ENDPOINT = "ternvl.endpoint"
+"""Key of an ASGI scope with the endpoint's path. Requests without it count as "other", so that paths which a client
+invents make no series of their own."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
-        """Other paths count as "other", so that a client's invention makes no series of its own."""
+
+class Measured:
+    """ASGI middleware that counts the answers of each endpoint by their status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and takes its time."""
+        """Pass the request on and measure its time."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started, status = time.perf_counter(), 499
@@ -153,6 +156,6 @@ class Measured:
         try:
             await self._app(scope, receive, watched)
         finally:
-            endpoint = scope["path"] if scope["path"] in self._paths else "other"
+            endpoint = scope.get(ENDPOINT, "other")
             self._metrics.requests.labels(endpoint, str(status)).inc()
             self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)

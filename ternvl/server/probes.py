@@ -1,4 +1,4 @@
-"""The endpoints that tell of the server itself."""
+"""The endpoints that describe the server itself."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ternvl.server.metrics import CONTENT_TYPE
 async def models(request: Request) -> Response:
     """`GET /v1/models`."""
     serving = serving_of(request)
-    return JSONResponse({"object": "list", "data": serving.model_cards()})
+    return JSONResponse({"object": "list", "data": serving.cards.all()})
 
 
 async def model(request: Request) -> Response:
     """`GET /v1/models/{id}`; an id may hold slashes."""
     serving = serving_of(request)
-    return JSONResponse(serving.model_card(serving.resolve(request.path_params["name"])))
+    return JSONResponse(serving.cards.of(serving.names.resolve(request.path_params["id"])))
 
 
 async def health(request: Request) -> Response:
-    """`GET /health`: the process is alive, and takes requests unless it is about to stop."""
+    """`GET /health`: whether the process is alive and not about to stop."""
     if serving_of(request).gate.draining:
         return JSONResponse({"status": "draining"}, status_code=503)
     return JSONResponse({"status": "ok"})
 
 
 async def ready(request: Request) -> Response:
-    """`GET /ready`: whether a request that came now would be taken."""
+    """`GET /ready`: whether a request would be accepted now."""
     serving = serving_of(request)
     try:
         serving.gate.check()

@@ -73,9 +73,12 @@ def answers_of(llm: LLM, requests: list[Request], seed: int, **options: Any) -> 
     """Requests that arrive at random while others run; the books are checked after every step."""
     rng = random.Random(seed)
     config = EngineConfig(**options)
-    engine = Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids, grammars=llm.grammars)
+    engine = Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids)
     answers = {request.id: Answer() for request in requests}
-    pending = list(requests)
+    pending = [
+        replace(request, grammar=request.params.grammar and llm.grammars.compile(request.params.grammar))
+        for request in requests
+    ]
     while pending or engine.has_work:
         while pending and not engine.is_full and (rng.random() < 0.3 or not engine.has_work):
             engine.add(pending.pop(0))

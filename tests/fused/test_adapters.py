@@ -29,7 +29,6 @@ from ternvl.model.vision import VisionAttention
 from ternvl.params import SamplingParams
 from ternvl.quant.guard import quantize, relative_error, stages
 from ternvl.types import Prompt
-from tests.engine.test_adapters import PARTS, write
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt
 from tests.lora.tiny import PARTS, write
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 
-from ternvl.errors import EngineError, RequestError
+from ternvl.errors import RequestError
 from ternvl.llm import LLM
 from ternvl.params import Grammar, GrammarKind, SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
@@ -345,11 +345,11 @@ def test_a_grammar_that_comes_to_a_dead_end_fails_its_own_request_alone(llm: LLM
     assert [len(output.token_ids) for output in outputs] == [5, 5]
 
 
-def test_an_engine_without_a_vocabulary_says_so() -> None:
+def test_an_engine_refuses_a_grammar_that_is_not_compiled() -> None:
     from tests.engine import tiny
 
     engine = tiny.make_engine(tiny.make_model())
-    with pytest.raises(RequestError, match="knows no grammars"):
+    with pytest.raises(RequestError, match="grammar is not compiled"):
         engine.add(
             tiny.Request("r", tiny.text_prompt(random.Random(1), 3), SamplingParams(grammar=Grammar("json_object")))
         )
@@ -373,6 +373,6 @@ def test_a_grammar_and_a_list_of_allowed_tokens_exclude_each_other() -> None:
 def test_a_grammar_error_is_the_requests_own(llm: LLM) -> None:
     compiled = llm.grammars.compile(Grammar.of("regex", "broken"))
     compiled._matcher.consume_token(tiny_tokenizer().encode_text("z")[0])  # a matcher in its error state
-    with pytest.raises(EngineError, match="cannot be followed") as failure:
+    with pytest.raises(RequestError, match="cannot be followed") as failure:
         answer(llm, Grammar.of("regex", "broken"))
-    assert isinstance(failure.value.cause, RequestError)
+    assert failure.value.code == "grammar_limit"

@@ -16,6 +16,7 @@ import uvicorn
 from ternvl.config import EngineConfig, ImageLimits, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
 from ternvl.engine.engine import EngineStats
 from ternvl.engine.request import Request
+from ternvl.engine.service import Service
 from ternvl.errors import TernvlError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
@@ -67,7 +68,7 @@ class ScriptedEngine:
     fail_after: int | None = None
     endless: bool = False
     cached: tuple[int, ...] = (0,)
-    config: EngineConfig = field(default_factory=lambda: EngineConfig(max_model_len=512))
+    config: EngineConfig = field(default_factory=lambda: EngineConfig(max_model_len=1024))
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
 
@@ -118,7 +119,9 @@ class ScriptedEngine:
 def scripted_llm(text: str, **options: Any) -> LLM:
     """The tiny model's prompts, a scripted engine's answers."""
     llm = tiny_llm()
-    llm.engine = ScriptedEngine(text, **options)  # type: ignore[assignment]
+    engine = ScriptedEngine(text, **options)
+    llm.engine = engine  # type: ignore[assignment]
+    llm.service = Service(engine)
     return llm
 
 

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ternvl.config import ServerConfig
 from ternvl.server import create_app
-from ternvl.server.docs.openapi import OPERATIONS, document, load_examples
+from ternvl.server.docs.openapi import document, load_examples
+from ternvl.server.operations import OPERATIONS
 from tests.server.fakes import scripted_llm, serving, tiny_llm
 
 CHAT = "/v1/chat/completions"
@@ -143,9 +144,9 @@ SHOWN = [each for each in OPERATIONS if each.request and each.name in load_examp
 
 @pytest.mark.parametrize("operation", SHOWN, ids=lambda each: each.path)
 def test_the_examples_are_answered_and_match_their_schema(http: httpx.Client, operation: Any) -> None:
-    told = document()["paths"][operation.path][operation.method]
+    told = document(OPERATIONS)["paths"][operation.path][operation.method]
     example = told["requestBody"]["content"]["application/json"]["example"]
-    root = {"components": document()["components"]}
+    root = {"components": document(OPERATIONS)["components"]}
     reference = told["requestBody"]["content"]["application/json"]["schema"]
     jsonschema.Draft202012Validator(root | reference).validate(example)
     response = http.post(operation.path, json={**example, "model": "tiny"})

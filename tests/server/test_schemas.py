@@ -15,7 +15,12 @@ from pydantic import ValidationError
 
 from ternvl.errors import RequestError
 from ternvl.server.protocols.chat_schema import ChatRequest
-from ternvl.server.schema.fields import ignored_header, parse_chat
+from ternvl.server.schema.fields import ignored_header, parse
+
+
+def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[str]]:
+    return parse(ChatRequest, body, protocol="chat", strict=strict)
+
 
 USER = {"role": "user", "content": "hi"}
 PNG = "data:image/png;base64,iVBORw0KGgo="

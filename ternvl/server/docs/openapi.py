@@ -3,93 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ternvl import __version__
+from ternvl.server.docs.operation import JSON, Operation
 from ternvl.server.docs.page import render
-from ternvl.server.protocols.adapters import LoadRequest, UnloadRequest, UploadForm
-from ternvl.server.protocols.chat_schema import ChatRequest
-from ternvl.server.protocols.completions import CompletionRequest
-from ternvl.server.protocols.messages_schema import Conversation, MessagesRequest
-from ternvl.server.protocols.responses_schema import ResponseRequest
-from ternvl.server.protocols.tokens import DetokenizeRequest, TokenizeRequest
 
-JSON = "application/json"
-FORM = "multipart/form-data"
 REFERENCE = "#/components/schemas/{model}"
 
 _ERRORS = {
-    400: "The body is no JSON, a field breaks a rule, an image cannot be had, or the prompt does not fit the context.",
+    400: "The body is not JSON, a field breaks a rule, an image cannot be used, or the prompt is too long.",
     401: "The key is missing or wrong.",
     404: "The model is not served.",
     408: "The body did not arrive in time.",
-    403: "Adapters are not loaded, unloaded or uploaded here.",
+    403: "The server does not load, unload or take uploads of adapters.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
-    429: "Too much work is waiting; Retry-After says when to ask again.",
-    500: "The server's fault; the message has the id under which the log has the cause.",
+    429: "Too much work is waiting; Retry-After says when to try again.",
+    500: "A fault of the server; its log has the cause under the id in the message.",
     503: "The server is stopping.",
     504: "The answer took longer than the server allows.",
 }
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One endpoint."""
-
-    method: str
-    path: str
-    summary: str
-    request: type[BaseModel] | None = None
-    streams: bool = False
-    media_type: str = JSON
-    takes: str = JSON
-
-    @property
-    def name(self) -> str:
-        return f"{self.method.upper()} {self.path}"
-
-
-OPERATIONS = (
-    Operation("post", "/v1/chat/completions", "Answers a conversation.", ChatRequest, streams=True),
-    Operation("post", "/v1/completions", "Goes on with plain prompts.", CompletionRequest, streams=True),
-    Operation("post", "/v1/responses", "OpenAI's Responses, without state.", ResponseRequest, streams=True),
-    Operation("post", "/v1/messages", "Anthropic's Messages.", MessagesRequest, streams=True),
-    Operation("post", "/v1/messages/count_tokens", "Counts the tokens of a conversation.", Conversation),
-    Operation("post", "/v1/load_lora_adapter", "Loads a LoRA adapter from a folder.", LoadRequest),
-    Operation("post", "/v1/unload_lora_adapter", "Unloads a LoRA adapter.", UnloadRequest),
-    Operation("post", "/v1/upload_lora_adapter", "Stores and loads a LoRA adapter.", UploadForm, takes=FORM),
-    Operation("post", "/tokenize", "The token ids of a text or a conversation.", TokenizeRequest),
-    Operation("post", "/detokenize", "The text of token ids.", DetokenizeRequest),
-    Operation("get", "/v1/models", "The served models."),
-    Operation("get", "/v1/models/{id}", "One served model."),
-    Operation("get", "/health", "Whether the process is alive; needs no key."),
-    Operation("get", "/ready", "Whether a request that came now would be taken; needs no key."),
-    Operation("get", "/version", "The version of the server."),
-    Operation("get", "/metrics", "Measurements for Prometheus.", media_type="text/plain"),
-    Operation("get", "/schema/chat-completions.json", "The request schema of Chat Completions (draft-07)."),
-    Operation("get", "/openapi.json", "This document."),
-    Operation("get", "/docs", "This document for people.", media_type="text/html"),
-)
-
-
 @cache
 def load_schema() -> dict[str, Any]:
-    """The request schema of Chat Completions as JSON Schema draft-07."""
+    """Return the request schema of Chat Completions as JSON Schema draft-07."""
     return _load("chat-completions.schema.json")
 
 
 @cache
 def load_examples() -> dict[str, Any]:
-    """By an operation's name: a `request`, where it takes one, and the `answer` that the embedded model gave."""
+    """Return, by an operation's name, a `request` if it takes one and the `answer` that the embedded model gave."""
     return _load("examples.json")
 
 
@@ -99,12 +50,12 @@ def _load(name: str) -> dict[str, Any]:
 
 
 @cache
-def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
-    models = [operation.request for operation in OPERATIONS if operation.request]
+def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of a list of endpoints."""
+    models = [operation.request for operation in operations if operation.request]
     _, described = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     security = {"bearer": {"type": "http", "scheme": "bearer"}}
     description = "InternVL3 behind an OpenAI-compatible API."
@@ -148,14 +99,14 @@ def _answer(operation: Operation, example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _errors(operation: Operation) -> dict[str, Any]:
-    is_anthropic = operation.path.startswith("/v1/messages")
-    content = {JSON: {"schema": {"$ref": REFERENCE.format(model="AnthropicError" if is_anthropic else "Error")}}}
+    model = "AnthropicError" if operation.error_shape == "anthropic" else "Error"
+    content = {JSON: {"schema": {"$ref": REFERENCE.format(model=model)}}}
     statuses = _ERRORS if operation.request else {status: _ERRORS[status] for status in (401, 500)}
     return {str(status): {"description": text, "content": content} for status, text in statuses.items()}
 
 
 def schema_of(value: Any) -> dict[str, Any]:
-    """A schema of what an example is one of: types, and the keys that its objects have."""
+    """Return a schema that an example matches: its types, and the keys that its objects have."""
     match value:
         case None:
             return {}
@@ -199,9 +150,9 @@ async def page_schema(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """`GET /openapi.json`."""
-    return JSONResponse(document())
+    return JSONResponse(document(request.app.state.operations))
 
 
 async def docs(request: Request) -> Response:
     """`GET /docs`."""
-    return HTMLResponse(render(document()))
+    return HTMLResponse(render(document(request.app.state.operations)))

@@ -10,16 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.server.errors import HTTPError
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that need no key: what probes ask."""
-
-ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/upload_lora_adapter"})
-"""Paths that need the admin key, where there is one: they change what others get."""
+ACCESS = "ternvl.access"
+"""Key of an ASGI scope that says who may ask: "open" for everyone, "admin", or "key", the default."""
 
 
 class BearerAuth:
-    """ASGI middleware that answers 401 unless the request carries the key that its path needs. The admin key opens
-    every path."""
+    """ASGI middleware that answers 401 unless the request carries the key that its endpoint needs. The admin key is
+    accepted by every endpoint."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None = None) -> None:
         self._app = app
@@ -27,30 +24,30 @@ class BearerAuth:
         self._admin_key = admin_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes requests on that carry the key or need none."""
-        keys = self._keys(scope["path"]) if scope["type"] == "http" else []
+        """Pass on requests that carry the key or need none."""
+        keys = self._keys(scope.get(ACCESS, "key")) if scope["type"] == "http" else []
         if not keys:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if not key:
             scheme, key = "bearer", headers.get("x-api-key", "")
-        # Latin-1 gives the bytes of the header back. They are compared in constant time: how long it takes must not
-        # tell how much of a guess was right, so each key is compared.
+        # Latin-1 restores the bytes of the header. Each key is compared, in constant time, so that the time that an
+        # answer takes does not reveal how much of a guess was right.
         given = key.strip().encode("latin-1")
         num_right = sum(hmac.compare_digest(given, each) for each in keys)
         if scheme.lower() == "bearer" and num_right:
             return await self._app(scope, receive, send)
-        kind = "admin" if scope["path"] in ADMIN_PATHS and self._admin_key else "API"
+        kind = "admin" if scope.get(ACCESS) == "admin" and self._admin_key else "API"
         needed = f"An {kind} key is needed: send it as `Authorization: Bearer KEY`."
         message = f"The {kind} key is wrong." if key else needed
         error = HTTPError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        await error.response(scope["path"])(scope, receive, send)
+        await error.response(scope)(scope, receive, send)
 
-    def _keys(self, path: str) -> list[bytes]:
-        """The keys that open a path; none where it is open."""
-        if path in OPEN_PATHS:
+    def _keys(self, access: str) -> list[bytes]:
+        """Return the keys that give this access; none if everyone has it."""
+        if access == "open":
             return []
-        if path in ADMIN_PATHS and self._admin_key:
+        if access == "admin" and self._admin_key:
             return [self._admin_key.encode()]
         return [each.encode() for each in (self._api_key, self._admin_key) if each] if self._api_key else []

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
@@ -23,9 +23,8 @@ from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.schema.types import NonEmpty, Schema
 
-_LOAD_VALUES: dict[str, tuple[Any, ...]] = {"load_inplace": (True,)}
 _FORM_BYTES = 100_000
-"""Of an upload beside its files."""
+"""The most bytes of an upload besides its files."""
 
 
 class LoadRequest(Schema):
@@ -36,7 +35,8 @@ class LoadRequest(Schema):
 
 
 class UnloadRequest(Schema):
-    """The body of `POST /v1/unload_lora_adapter`. `abort` gives up who uses the adapter, who is waited for else."""
+    """The body of `POST /v1/unload_lora_adapter`. With `abort`, the requests that use the adapter are given up; without
+    it, they are waited for."""
 
     lora_name: NonEmpty
     abort: bool | None = None
@@ -51,27 +51,27 @@ class UploadForm(BaseModel):
 
 
 async def load(request: Request) -> Response:
-    """`POST /v1/load_lora_adapter`. An adapter that has the name already is replaced for requests that come later."""
+    """`POST /v1/load_lora_adapter`. An adapter with the same name is replaced for later requests."""
     _check_allowed(request)
-    wanted, headers = await read(request, LoadRequest, _LOAD_VALUES)
+    wanted, headers = await read(request, LoadRequest, "adapters")
     entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
     return _loaded(request, entry, headers)
 
 
 async def unload(request: Request) -> Response:
-    """`POST /v1/unload_lora_adapter`. The answer comes when nobody uses the adapter any more."""
+    """`POST /v1/unload_lora_adapter`. It answers once no request uses the adapter any more."""
     _check_allowed(request)
-    wanted, headers = await read(request, UnloadRequest)
+    wanted, headers = await read(request, UnloadRequest, "adapters")
     num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
-    told = {"id": wanted.lora_name, "object": "model", "deleted": True}
-    return JSONResponse(told | {"aborted" if wanted.abort else "waited_for": num_users}, headers=headers)
+    body = {"id": wanted.lora_name, "object": "model", "deleted": True}
+    return JSONResponse(body | {"aborted" if wanted.abort else "waited_for": num_users}, headers=headers)
 
 
 async def upload(request: Request) -> Response:
     """`POST /v1/upload_lora_adapter`: a form with `lora_name` and the two files, named like them."""
     serving = serving_of(request)
     if not serving.config.allow_lora_upload:
-        message = "This server takes no uploads of adapters; --allow-lora-upload lets it."
+        message = "This server takes no uploads of adapters; start it with --allow-lora-upload to allow them."
         raise HTTPError(403, message, code="uploads_not_allowed")
     form = await _form(request, serving.config)
     try:
@@ -86,14 +86,15 @@ async def upload(request: Request) -> Response:
 
 
 def _loaded(request: Request, entry: Entry, headers: dict[str, str]) -> Response:
-    return JSONResponse(serving_of(request).adapter_card(entry), headers=headers)
+    return JSONResponse(serving_of(request).cards.of_adapter(entry), headers=headers)
 
 
 def _check_allowed(request: Request) -> None:
-    """Whoever sends the admin key may, which `auth.py` has seen to; without one, those on this machine."""
+    """Without an admin key, only a server on this machine's loopback interface loads and unloads adapters; with one,
+    `guard/auth.py` has checked it."""
     config = serving_of(request).config
     if config.admin_key is None and not _is_loopback(config.host):
-        message = f"The server listens on {config.host}: adapters are only loaded and unloaded with --admin-key."
+        message = f"The server listens on {config.host}: adapters can only be loaded and unloaded with --admin-key."
         raise HTTPError(403, message, code="admin_key_needed")
 
 
@@ -109,15 +110,15 @@ async def _form(request: Request, config: ServerConfig) -> FormData:
     if media_type != "multipart/form-data":
         raise HTTPError(415, f"The Content-Type is {media_type!r}; an upload is multipart/form-data.")
     limit = config.max_lora_bytes + _FORM_BYTES
-    with _told(config):
+    with _form_errors(config):
         async with asyncio.timeout(config.body_timeout):
             parser = MultiPartParser(request.headers, _limited(request, limit, config), max_files=2, max_fields=1)
             return await parser.parse()
 
 
 @contextmanager
-def _told(config: ServerConfig) -> Iterator[None]:
-    """What can go wrong with a form, as answers."""
+def _form_errors(config: ServerConfig) -> Iterator[None]:
+    """Turn the errors of reading a form into answers."""
     try:
         yield
     except TimeoutError:
@@ -129,7 +130,7 @@ def _told(config: ServerConfig) -> Iterator[None]:
 
 
 async def _limited(request: Request, limit: int, config: ServerConfig) -> AsyncGenerator[bytes]:
-    """The body's bytes, up to a limit."""
+    """Yield the body's bytes, up to a limit."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -140,7 +141,7 @@ async def _limited(request: Request, limit: int, config: ServerConfig) -> AsyncG
 
 
 def _file(form: FormData, name: str) -> UploadFile:
-    """The file with a name, which its field or the file itself may have."""
+    """Return the file whose field or whose own name is `name`."""
     uploads = [(field, value) for field, value in form.multi_items() if isinstance(value, UploadFile)]
     for field, value in uploads:
         if name in (field, value.filename):

@@ -1,51 +1,33 @@
-"""Chat Completions between the schema and the engine: a body to requests, deltas to chunks, chunks to an
-answer. The answer that is not streamed folds the chunks of the one that is."""
+"""`POST /v1/chat/completions`: deltas to chunks, chunks to an answer. The answer that is not streamed is a fold over
+the chunks of the stream."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from ternvl.answer.ask import new_id, to_params, to_requests
-from ternvl.answer.choice import Delta, generate
-from ternvl.lora.bank import Adapter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.params import SamplingParams
-from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.sampling.grammar import CompiledGrammar
-from ternvl.sampling.tools import tool_names
-from ternvl.server.grammars import to_grammar
+from ternvl.server.answering import answer, new_id
+from ternvl.server.endpoint import openai_form, read, send, serving_of
 from ternvl.server.protocols import logprobs
 from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.serving import Serving
 from ternvl.types import Prompt
 
-if TYPE_CHECKING:
-    from ternvl.llm import LLM
-    from ternvl.server.serving import Serving
-
-Chunk = dict[str, Any]
-
-
-def to_messages(request: ChatRequest) -> list[Message]:
-    """The conversation without JSON."""
-    return parse_messages([message.model_dump(exclude_unset=True) for message in request.messages])
-
-
-def to_tools(request: ChatRequest) -> list[dict[str, Any]]:
-    """The tools that the prompt shows: none with `tool_choice` "none". `strict` is not the model's to read."""
-    if request.tool_choice == "none":
-        return []
-    return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in request.tools or []]
+ChatChunk = dict[str, Any]
 
 
 @dataclass
-class Completion:
-    """One answer under way: what its chunks have in common, and what was counted so far."""
+class ChatAnswer:
+    """An answer that is being generated: what its chunks have in common, and the counts so far."""
 
     id: str
     model: str
@@ -58,7 +40,7 @@ class Completion:
     num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._begun: set[int] = set()
+        self._introduced: set[int] = set()
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -71,8 +53,8 @@ class Completion:
             "prompt_tokens_details": details,
         }
 
-    def chunk(self, *choices: dict[str, Any]) -> Chunk:
-        """A `chat.completion.chunk`."""
+    def chunk(self, *choices: dict[str, Any]) -> ChatChunk:
+        """Return a `chat.completion.chunk`."""
         return {
             "id": self.id,
             "object": "chat.completion.chunk",
@@ -82,9 +64,9 @@ class Completion:
             "choices": list(choices),
         }
 
-    def to_chunks(self, delta: Delta) -> Iterator[Chunk]:
-        """Chunks of one delta: at most one with reasoning, one with text, one a piece of a call, one with the
-        finish reason."""
+    def to_chunks(self, delta: Delta) -> Iterator[ChatChunk]:
+        """Yield the chunks of one delta: at most one with reasoning, one with text, one for each piece of a call, one
+        with the finish reason."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         listed = [logprobs.entry(self.tokenizer, *item) for item in delta.logprobs]
@@ -94,17 +76,17 @@ class Completion:
         if delta.reasoning:
             added.insert(0, {"reasoning_content": delta.reasoning})
         for content in added:
-            yield self.chunk(self._choice(delta.index, self._begun_with(delta.index, content), listed, None))
+            yield self.chunk(self._choice(delta.index, self._with_role(delta.index, content), listed, None))
             listed = []
         if delta.finish_reason:
-            last = self._begun_with(delta.index, {})
+            last = self._with_role(delta.index, {})
             yield self.chunk(self._choice(delta.index, last, [], delta.finish_reason))
 
-    def _begun_with(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
-        """What is added to the message of choice `index`: with the role, if it is the first."""
-        if index in self._begun:
+    def _with_role(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
+        """What is added to the message of choice `index`; the first addition has the role."""
+        if index in self._introduced:
             return content
-        self._begun.add(index)
+        self._introduced.add(index)
         return {"role": "assistant", "content": None if "tool_calls" in content else "", **content}
 
     def _choice(
@@ -121,72 +103,62 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def build(llm: LLM, request: ChatRequest) -> Prompt:
-    """The prompt of a request; blocks while images are fetched. Raises what `PromptBuilder.build` raises."""
-    tiles = request.mm_processor_kwargs.max_dynamic_patch if request.mm_processor_kwargs else None
-    return llm.builder.build(
-        to_messages(request),
-        tools=to_tools(request),
-        add_generation_prompt=request.add_generation_prompt is not False,
-        continue_final_message=bool(request.continue_final_message),
-        max_dynamic_patch=tiles,
-    )
-
-
-@dataclass(frozen=True)
-class Answering:
-    """A conversation that is being answered: what every protocol makes its own answer of."""
-
-    model: str
-    """The name of the model that answers."""
-    prompt: Prompt
-    params: SamplingParams
-    deltas: AsyncGenerator[Delta]
-    """Closing it aborts what still runs."""
-    grammar: CompiledGrammar | None
-    """While it is held, the engine need not compile it."""
-
-
-async def answer(serving: Serving, request: ChatRequest, answer_id: str, *, split_reasoning: bool = False) -> Answering:
-    """Begins an answer; `answer_id` is what its requests are called by. Reasoning is text unless it is split off.
-
-    Raises the errors of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing deltas.
-    """
-    llm = serving.llm
-    choice = serving.choose(request.model, request.lora)
-    meter = serving.metrics.meter()
-    params = replace(to_params(request, llm), grammar=to_grammar(request))
-    serving.check_cost(request.num_answers, params.max_tokens)
-    deadline = serving.deadline()
-    grammar = await serving.compile(params.grammar, deadline=deadline)
-    building = partial(build, llm, request)
-    prompt = await serving.build_prompt(building, has_images=request.has_images, deadline=deadline)
-    names = tool_names(to_tools(request))
-    is_free = params.grammar is None or params.grammar.kind == "tools"
-
-    def begin(adapter: Adapter | None) -> AsyncGenerator[Delta]:
-        return generate(
-            serving.service,
-            to_requests(answer_id, prompt, params, request, adapter),
-            llm.tokenizer,
-            tool_names=names,
-            split_reasoning=split_reasoning and is_free,
-            deadline=deadline,
-        )
-
-    deltas = serving.adapters.answer(choice.adapter, begin)
-    return Answering(choice.name, prompt, params, meter.watch(deltas, prompt.num_tokens), grammar)
-
-
-async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Chunk]:
-    """Chunks of the answer; the last one has no choices and the usage. Closing it aborts what still runs."""
+async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
+    """Yield the chunks of the answer; the last one has no choices but the usage. Closing it aborts what still runs."""
     answer_id = new_id("chatcmpl")
-    begun = await answer(serving, request, answer_id, split_reasoning=True)
-    with_logprobs = begun.params.logprobs is not None
-    tokenizer = serving.llm.tokenizer
-    completion = Completion(answer_id, begun.model, serving.fingerprint, begun.prompt, tokenizer, with_logprobs)
+    begun = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
+    chunks = ChatAnswer(
+        answer_id, begun.model, serving.fingerprint, begun.prompts[0], serving.llm.tokenizer, begun.has_logprobs
+    )
     async with aclosing(begun.deltas) as deltas:
         async for delta in deltas:
-            for chunk in completion.to_chunks(delta):
+            for chunk in chunks.to_chunks(delta):
                 yield chunk
-    yield completion.chunk() | {"usage": completion.usage}
+    yield chunks.chunk() | {"usage": chunks.usage}
+
+
+async def fold(chunks: AsyncIterable[ChatChunk]) -> dict[str, Any]:
+    """Return the `chat.completion` that a stream of `chat.completion.chunk` adds up to."""
+    answer: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    async for chunk in chunks:
+        answer |= chunk
+        for piece in chunk["choices"]:
+            _add_piece(choices.setdefault(piece["index"], _empty_choice(piece["index"])), piece)
+    return answer | {"object": "chat.completion", "choices": [choices[index] for index in sorted(choices)]}
+
+
+def _empty_choice(index: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": None}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": None}
+
+
+def _add_piece(choice: dict[str, Any], piece: dict[str, Any]) -> None:
+    message, delta = choice["message"], piece["delta"]
+    if delta.get("content") is not None:
+        message["content"] = (message["content"] or "") + delta["content"]
+    if "reasoning_content" in delta:
+        message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
+    for call in delta.get("tool_calls", ()):
+        _add_call(message.setdefault("tool_calls", []), call)
+    if piece["logprobs"] is not None:
+        choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
+        choice["logprobs"]["content"] += piece["logprobs"]["content"]
+    choice["finish_reason"] = piece["finish_reason"]
+    if choice["finish_reason"] and "tool_calls" in message:
+        message["content"] = message["content"] or None
+
+
+def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    function = piece["function"]
+    if piece["index"] == len(calls):
+        calls.append({"id": piece["id"], "type": piece["type"], "function": dict(function)})
+    else:
+        calls[piece["index"]]["function"]["arguments"] += function["arguments"]
+
+
+async def chat_completions(request: Request) -> Response:
+    """`POST /v1/chat/completions`."""
+    wanted, headers = await read(request, ChatRequest, "chat")
+    form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
+    return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

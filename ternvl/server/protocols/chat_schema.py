@@ -1,12 +1,18 @@
-"""What a client may send to `POST /v1/chat/completions`: the page's request schema, its undefined parts defined."""
+"""What a client may send to `POST /v1/chat/completions`: the request schema of the page that ternvl follows, with its
+undefined parts defined."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
-from ternvl.server.schema.forms import Choices, JsonText, ResponseFormat, StructuredOutputs, ToolChoice
+from ternvl.answer.ask import Ask
+from ternvl.params import SamplingParams
+from ternvl.prompt.messages import parse_messages
+from ternvl.sampling.tools import Tools
+from ternvl.server.schema.forms import FormFields, ToolChoiceField
 from ternvl.server.schema.sampling import SamplingFields
 from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
 
@@ -36,12 +42,12 @@ TextContent = Annotated[
     Annotated[str, Tag("@string")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("@array")],
     STRING_OR_ARRAY,
 ]
-Part = Annotated[
+UserPart = Annotated[
     Annotated[TextPart, Tag("@text")] | Annotated[ImagePart, Tag("@image_url")],
     by("type", "text", "image_url"),
 ]
 UserContent = Annotated[
-    Annotated[str, Tag("@string")] | Annotated[list[Part], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
+    Annotated[str, Tag("@string")] | Annotated[list[UserPart], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
 ]
 
 
@@ -59,19 +65,19 @@ class UserMessage(Schema):
     content: UserContent
 
 
-class FunctionCall(Schema):
-    """What an assistant's tool call calls; `arguments` is a string of JSON."""
+class CalledFunction(Schema):
+    """The function that an assistant's tool call names; `arguments` is a string of JSON."""
 
     name: NonEmpty
     arguments: str
 
 
-class ToolCall(Schema):
+class AssistantToolCall(Schema):
     """A tool call that the assistant made in an earlier turn."""
 
     id: str
     type: Literal["function"]
-    function: FunctionCall
+    function: CalledFunction
 
 
 class AssistantMessage(Schema):
@@ -79,7 +85,7 @@ class AssistantMessage(Schema):
 
     role: Literal["assistant"]
     content: TextContent | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
+    tool_calls: Annotated[list[AssistantToolCall], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -89,14 +95,14 @@ class AssistantMessage(Schema):
 
 
 class ToolMessage(Schema):
-    """What a tool answered."""
+    """The result of a tool call."""
 
     role: Literal["tool"]
     content: TextContent
     tool_call_id: str
 
 
-Message = Annotated[
+ChatMessage = Annotated[
     Annotated[SystemMessage, Tag("@system")]
     | Annotated[UserMessage, Tag("@user")]
     | Annotated[AssistantMessage, Tag("@assistant")]
@@ -127,19 +133,13 @@ class ProcessorOptions(Schema):
     max_dynamic_patch: Annotated[Integer, Field(ge=1, le=40)] | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, FormFields):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: JsonText | None = None
-    guided_regex: str | None = None
-    guided_choice: Choices | None = None
-    guided_grammar: str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
@@ -150,11 +150,26 @@ class ChatRequest(SamplingFields):
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
-    def has_images(self) -> bool:
-        """Whether any message holds an image."""
-        contents = (message.content for message in self.messages if isinstance(message, UserMessage))
-        return any(isinstance(part, ImagePart) for parts in contents if isinstance(parts, list) for part in parts)
+    def to_ask(self, defaults: SamplingParams) -> Ask:
+        """Return what the request asks. Raises RequestError for messages or forms that contradict themselves."""
+        return Ask(
+            input=parse_messages([message.model_dump(exclude_unset=True) for message in self.messages]),
+            params=replace(self.to_params(defaults), grammar=self.to_grammar()),
+            tools=self._tools(),
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt or "",
+            add_generation_prompt=self.add_generation_prompt is not False,
+            continue_final_message=bool(self.continue_final_message),
+            max_dynamic_patch=self.mm_processor_kwargs.max_dynamic_patch if self.mm_processor_kwargs else None,
+        )
+
+    def _tools(self) -> Tools:
+        choice = self.tool_choice or "auto"
+        return Tools(
+            [tool.model_dump(exclude_none=True) for tool in self.tools or []],
+            choice if isinstance(choice, str) else choice.model_dump(),
+            self.parallel_tool_calls is not False,
+        )
 
     @model_validator(mode="after")
     def _chat_fields_agree(self) -> Self:
@@ -168,6 +183,6 @@ class ChatRequest(SamplingFields):
 
 
 def _ends_open(messages: list[Any]) -> bool:
-    """Whether the conversation ends in text that the assistant can go on with."""
+    """Whether the conversation ends in text that the assistant can continue."""
     last = messages[-1] if messages else None
     return isinstance(last, AssistantMessage) and last.content is not None and not last.tool_calls

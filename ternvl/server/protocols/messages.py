@@ -1,4 +1,4 @@
-"""`POST /v1/messages`: deltas of a chat answer as the events of Anthropic's Messages."""
+"""`POST /v1/messages`: deltas to the events of Anthropic's Messages."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.answer.ask import new_id
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
+from ternvl.server.answering import InFlightAnswer, answer, new_id
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
-from ternvl.server.foreign import Foreign
-from ternvl.server.protocols.chat import Answering, answer, build
-from ternvl.server.protocols.messages_schema import MESSAGE_VALUES, Conversation, MessagesRequest
+from ternvl.server.protocols.messages_schema import CountTokensRequest, MessagesRequest
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 
-Event = dict[str, Any]
+MessageEvent = dict[str, Any]
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 @dataclass
-class _Answer:
-    """One message under way: how many blocks it has, and of which type the open one is."""
+class MessageAnswer:
+    """A message that is being generated: how many blocks it has, and the type of the open block."""
 
     id: str
-    begun: Answering
+    running: InFlightAnswer
     num_tokens: int = 0
     num_blocks: int = 0
     open_type: str | None = None
 
-    def begin(self, delta: Delta) -> Event:
-        """The event before the first block."""
-        prompt = self.begun.prompt
+    def begin(self, delta: Delta) -> MessageEvent:
+        """Return the event before the first block."""
+        prompt = self.running.prompts[0]
         usage = {
             "input_tokens": prompt.num_tokens - delta.num_cached_tokens,
             "cache_creation_input_tokens": 0,
@@ -51,7 +49,7 @@ class _Answer:
             "id": self.id,
             "type": "message",
             "role": "assistant",
-            "model": self.begun.model,
+            "model": self.running.model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -59,8 +57,8 @@ class _Answer:
         }
         return {"type": "message_start", "message": message}
 
-    def add(self, delta: Delta) -> Iterator[Event]:
-        """The events of a delta; the last delta has the last event."""
+    def add(self, delta: Delta) -> Iterator[MessageEvent]:
+        """Yield the events of a delta; the last delta has the last event."""
         self.num_tokens += delta.num_tokens
         if delta.text:
             if self.open_type != "text":
@@ -73,38 +71,38 @@ class _Answer:
             yield self._end(delta)
             yield {"type": "message_stop"}
 
-    def _end(self, delta: Delta) -> Event:
+    def _end(self, delta: Delta) -> MessageEvent:
         by_string = delta.stop_string is not None and delta.finish_reason == "stop"
         reason = "stop_sequence" if by_string else _STOP_REASONS[delta.finish_reason or ""]
-        told = {"stop_reason": reason, "stop_sequence": delta.stop_string if by_string else None}
-        return {"type": "message_delta", "delta": told, "usage": {"output_tokens": self.num_tokens}}
+        fields = {"stop_reason": reason, "stop_sequence": delta.stop_string if by_string else None}
+        return {"type": "message_delta", "delta": fields, "usage": {"output_tokens": self.num_tokens}}
 
-    def _add_call(self, call: ToolCallDelta) -> Iterator[Event]:
+    def _add_call(self, call: ToolCallDelta) -> Iterator[MessageEvent]:
         if call.name is not None:
             yield from self._open({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
         if call.arguments:
             yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
 
-    def _delta(self, delta: dict[str, Any]) -> Event:
+    def _delta(self, delta: dict[str, Any]) -> MessageEvent:
         return {"type": "content_block_delta", "index": self.num_blocks - 1, "delta": delta}
 
-    def _open(self, block: dict[str, Any]) -> Iterator[Event]:
+    def _open(self, block: dict[str, Any]) -> Iterator[MessageEvent]:
         yield from self._close()
         self.open_type = block["type"]
         self.num_blocks += 1
         yield {"type": "content_block_start", "index": self.num_blocks - 1, "content_block": block}
 
-    def _close(self) -> Iterator[Event]:
+    def _close(self) -> Iterator[MessageEvent]:
         if self.open_type is not None:
             self.open_type = None
             yield {"type": "content_block_stop", "index": self.num_blocks - 1}
 
 
-async def respond(serving: Serving, foreign: Foreign) -> AsyncGenerator[Event]:
-    """The events of a message. Closing it aborts what still runs."""
+async def respond(serving: Serving, request: MessagesRequest) -> AsyncGenerator[MessageEvent]:
+    """Yield the events of a message. Closing it aborts what still runs."""
     answer_id = new_id("msg", "_")
-    begun = await answer(serving, foreign.parse(), answer_id)
-    message, has_begun = _Answer(answer_id, begun), False
+    begun = await answer(serving, request, lambda defaults: [request.to_ask(request.to_params(defaults))], answer_id)
+    message, has_begun = MessageAnswer(answer_id, begun), False
     async with aclosing(begun.deltas) as deltas:
         async for delta in deltas:
             if not has_begun:
@@ -114,8 +112,8 @@ async def respond(serving: Serving, foreign: Foreign) -> AsyncGenerator[Event]:
                 yield event
 
 
-async def fold(events: AsyncIterable[Event]) -> dict[str, Any]:
-    """The message that is not streamed: what the events of a stream add up to."""
+async def fold(events: AsyncIterable[MessageEvent]) -> dict[str, Any]:
+    """Return the message that is not streamed: what the events of a stream add up to."""
     message: dict[str, Any] = {}
     pieces: dict[int, str] = {}
     async for event in events:
@@ -139,7 +137,7 @@ def _fill(block: dict[str, Any], text: str) -> None:
     if block["type"] == "text":
         block["text"] = text
     else:
-        # What there is of a call that was cut, as Anthropic's clients read it from a stream.
+        # A call that was cut is read as far as it goes, as Anthropic's clients do with a stream.
         block["input"] = from_json(text or "{}", allow_partial=True)
 
 
@@ -147,25 +145,22 @@ def _failure(error: HTTPError) -> bytes:
     return named_event(error.anthropic_body)
 
 
-FORM: Form[Event] = Form(named_event, _failure)
+FORM: Form[MessageEvent] = Form(named_event, _failure)
 
 
 async def messages(request: Request) -> Response:
     """`POST /v1/messages`."""
-    wanted, headers = await read(request, MessagesRequest, MESSAGE_VALUES)
-    foreign = wanted.to_chat()
-    events = foreign.worded(respond(serving_of(request), foreign))
+    wanted, headers = await read(request, MessagesRequest, "messages")
+    events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=FORM if wanted.stream else None, headers=headers)
 
 
 async def count_tokens(request: Request) -> Response:
-    """`POST /v1/messages/count_tokens`: tokens of the prompt that the same conversation would be."""
+    """`POST /v1/messages/count_tokens`: the number of tokens of the prompt that the same conversation would make."""
     serving = serving_of(request)
-    wanted, headers = await read(request, Conversation, MESSAGE_VALUES)
-    foreign = wanted.to_chat()
-    with foreign.in_their_words():
-        chat = foreign.parse()
-        serving.resolve(chat.model)
-        building = partial(build, serving.llm, chat)
-        prompt = await serving.build_prompt(building, has_images=chat.has_images, deadline=serving.deadline())
+    wanted, headers = await read(request, CountTokensRequest, "messages")
+    serving.names.resolve(wanted.model)
+    deadline = serving.deadline()
+    ask = await serving.threads.run(partial(wanted.to_ask, serving.llm.default_params()), deadline=deadline)
+    prompt = await serving.threads.build_prompt(ask, deadline=deadline)
     return JSONResponse({"input_tokens": prompt.num_tokens}, headers=headers)

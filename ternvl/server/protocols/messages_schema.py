@@ -1,30 +1,25 @@
-"""What a client may send to `POST /v1/messages` (Anthropic's Messages), and the chat request it stands for."""
+"""What a client may send to `POST /v1/messages` (Anthropic's Messages)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, Tag
+from pydantic import AfterValidator, Field, Tag, model_validator
 
-from ternvl.server.foreign import Foreign
-from ternvl.server.schema.forms import OutputConfig
-from ternvl.server.schema.sampling import DrawingFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, uri
-
-MESSAGE_VALUES: dict[str, tuple[Any, ...]] = {
-    "container": (),
-    "context_management": (),
-    "mcp_servers": ([],),
-    "output_format": (),
-    "service_tier": ("auto", "standard_only"),
-    "thinking": ({"type": "disabled"},),
-}
+from ternvl.answer.ask import Ask
+from ternvl.errors import RequestError
+from ternvl.params import MAX_STOP_STRINGS, Grammar, SamplingParams
+from ternvl.prompt.messages import ImageInput, Message, ToolCall
+from ternvl.sampling.tools import ToolChoice, Tools
+from ternvl.server.schema.sampling import TextRequest
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
 
 
 class CacheControl(Schema):
-    """A wish to cache what comes before; the server does so anyway."""
+    """Asks to cache the prompt up to here; the server always caches prompts."""
 
     type: Literal["ephemeral"]
 
@@ -82,7 +77,7 @@ Texts = Annotated[
 
 
 class ToolResultBlock(Schema):
-    """What a tool answered: text. That of an error begins with "Error: "."""
+    """The result of a tool call: text. The text of an error is given to the model after "Error: "."""
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -103,7 +98,7 @@ AssistantBlock = Annotated[
 
 
 class UserTurn(Schema):
-    """A turn of the user: text, images and what tools answered."""
+    """A turn of the user: text, images and results of tool calls."""
 
     role: Literal["user"]
     content: Annotated[
@@ -111,23 +106,22 @@ class UserTurn(Schema):
         STRING_OR_ARRAY,
     ]
 
-    def to_chat(self) -> Iterator[dict[str, Any]]:
-        """Messages of the chat request: what tools answered comes before what the user says."""
+    def to_messages(self, path: str) -> Iterator[Message]:
+        """Yield the messages of the prompt: results of tool calls come before what the user says."""
         if isinstance(self.content, str):
-            yield {"role": "user", "content": self.content}
+            yield Message("user", self.content, path=path)
             return
-        parts = []
-        for block in self.content:
+        for index, block in enumerate(self.content):
             if isinstance(block, ToolResultBlock):
-                yield _tool_message(block)
-            else:
-                parts.append(_part(block))
-        if parts or not self.content:
-            yield {"role": "user", "content": parts}
+                yield _tool_result(block, f"{path}.content[{index}]")
+        texts = [block.text for block in self.content if isinstance(block, TextBlock)]
+        images = tuple(ImageInput(_url(block.source)) for block in self.content if isinstance(block, ImageBlock))
+        if texts or images or not self.content:
+            yield Message("user", "\n".join(texts), images, path=path)
 
 
 class AssistantTurn(Schema):
-    """An earlier answer; the last turn, if it is text alone, is gone on with."""
+    """An earlier answer. If the conversation ends with one that has no calls, the new answer continues it."""
 
     role: Literal["assistant"]
     content: Annotated[
@@ -135,14 +129,14 @@ class AssistantTurn(Schema):
         STRING_OR_ARRAY,
     ]
 
-    def to_chat(self) -> Iterator[dict[str, Any]]:
-        """One message of the chat request."""
+    def to_messages(self, path: str) -> Iterator[Message]:
+        """Yield the message of the prompt."""
         if isinstance(self.content, str):
-            yield {"role": "assistant", "content": self.content}
+            yield Message("assistant", self.content, path=path)
             return
-        texts = [_part(block) for block in self.content if isinstance(block, TextBlock)]
-        calls = [_call(block) for block in self.content if isinstance(block, ToolUseBlock)]
-        yield {"role": "assistant", "content": texts} | ({"tool_calls": calls} if calls else {})
+        texts = [block.text for block in self.content if isinstance(block, TextBlock)]
+        calls = tuple(_call(block) for block in self.content if isinstance(block, ToolUseBlock))
+        yield Message("assistant", "\n".join(texts), tool_calls=calls, path=path)
 
 
 class CustomTool(Schema):
@@ -156,7 +150,7 @@ class CustomTool(Schema):
     cache_control: CacheControl | None = None
 
 
-class ToolChoice(Schema):
+class AnthropicToolChoice(Schema):
     """Whether, and which, tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -170,7 +164,26 @@ class UserMetadata(Schema):
     user_id: str | None = None
 
 
-class Conversation(Schema):
+class AnthropicFormat(Schema):
+    """JSON that matches a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Schema):
+    """The form of a message."""
+
+    format: AnthropicFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_no_effort(self) -> Self:
+        if (self.model_extra or {}).get("effort") is not None:
+            raise refuse("effort", "is not supported", code="unsupported_parameter")
+        return self
+
+
+class CountTokensRequest(Schema):
     """What makes the prompt: the body of `POST /v1/messages/count_tokens`."""
 
     model: str | None = None
@@ -185,80 +198,82 @@ class Conversation(Schema):
     ]
     system: Texts | None = None
     tools: Annotated[list[CustomTool], Field(fail_fast=True)] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: AnthropicToolChoice | None = None
     output_config: OutputConfig | None = None
 
-    def to_chat(self) -> Foreign:
-        """The chat request that this stands for."""
-        turns = [(f"messages[{index}]", turn) for index, each in enumerate(self.messages) for turn in each.to_chat()]
+    def to_ask(self, params: SamplingParams) -> Ask:
+        """Return what the request asks. Reasoning stays part of the text."""
+        turns = [
+            message for index, turn in enumerate(self.messages) for message in turn.to_messages(f"messages[{index}]")
+        ]
         if self.system is not None:
-            turns.insert(0, ("system", {"role": "system", "content": _plain(self.system)}))
-        body: dict[str, Any] = {"messages": [turn for _, turn in turns]} | self._chat_fields()
-        if turns[-1][1]["role"] == "assistant" and "tool_calls" not in turns[-1][1]:
-            body["continue_final_message"] = True
-        return Foreign(body, [path for path, _ in turns], _NAMES)
+            turns.insert(0, Message("system", _text(self.system), path="system"))
+        return Ask(
+            input=turns,
+            params=replace(params, grammar=self._grammar()),
+            tools=self._tools(),
+            continue_final_message=turns[-1].role == "assistant" and not turns[-1].tool_calls,
+            splits_reasoning=False,
+        )
 
-    def _chat_fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {} if self.model is None else {"model": self.model}
-        if self.tools:
-            fields["tools"] = [_tool(tool) for tool in self.tools]
-        if self.tool_choice is not None:
-            fields["tool_choice"] = _tool_choice(self.tool_choice)
-            if self.tool_choice.disable_parallel_tool_use:
-                fields["parallel_tool_calls"] = False
-        if self.output_config is not None and self.output_config.format is not None:
-            schema = {"name": "answer", "schema": self.output_config.format.json_schema}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return fields
+    def _grammar(self) -> Grammar | None:
+        wanted = self.output_config.format if self.output_config else None
+        if wanted is None:
+            return None
+        return Grammar.of("json_schema", wanted.json_schema, param="output_config.format.schema")
+
+    def _tools(self) -> Tools:
+        choice = self.tool_choice
+        return Tools(
+            [_tool(tool) for tool in self.tools or []],
+            "auto" if choice is None else _tool_choice(choice),
+            not (choice and choice.disable_parallel_tool_use),
+            schema_path="tools[{index}].input_schema",
+            name_path="tool_choice.name",
+        )
 
 
-class MessagesRequest(Conversation, DrawingFields):
+class MessagesRequest(CountTokensRequest, TextRequest):
     """The body of `POST /v1/messages`. Sampling fields that Anthropic lacks mean what they mean in Chat Completions."""
 
     max_tokens: Annotated[Integer, Field(ge=1)]
     stop_sequences: Annotated[list[NonEmpty], Field(max_length=16)] | None = None
     metadata: UserMetadata | None = None  # type: ignore[assignment]
 
-    def _chat_fields(self) -> dict[str, Any]:
-        names = set(DrawingFields.model_fields) - {"metadata", "user"}
-        fields = self.model_dump(include=names | {"max_tokens"}, exclude_none=True)
-        stops = [*([self.stop] if isinstance(self.stop, str) else self.stop or []), *(self.stop_sequences or [])]
-        return fields | ({"stop": stops} if stops else {}) | super()._chat_fields()
+    @property
+    def answer_limit(self) -> int | None:
+        """`max_tokens`."""
+        return self.max_tokens
+
+    def to_params(self, defaults: SamplingParams) -> SamplingParams:
+        """Return the sampling parameters, whose stop strings are those of `stop` and `stop_sequences`."""
+        params = super().to_params(defaults)
+        stops = (*params.stop, *(self.stop_sequences or ()))
+        if len(stops) > MAX_STOP_STRINGS:
+            message = f"stop_sequences and stop have {len(stops)} strings; together they may have {MAX_STOP_STRINGS}."
+            raise RequestError(message, param="stop_sequences")
+        return replace(params, stop=stops)
+
+    def to_ask(self, params: SamplingParams) -> Ask:
+        """Return what the request asks."""
+        return replace(super().to_ask(params), priority=self.priority or 0, cache_salt=self.cache_salt or "")
 
 
-_NAMES = (
-    (r"stop\b", "stop_sequences"),
-    (r"tools\[(\d+)\]\.function\.parameters", r"tools[\1].input_schema"),
-    (r"tools\[(\d+)\]\.function", r"tools[\1]"),
-    (r"parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
-    (r"response_format\.json_schema", "output_config.format"),
-    (r"n$", "max_tokens"),
-)
+def _text(texts: str | list[TextBlock]) -> str:
+    return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
 
 
-def _plain(texts: str | list[TextBlock]) -> str | list[dict[str, Any]]:
-    return texts if isinstance(texts, str) else [_part(block) for block in texts]
+def _url(source: Base64Source | UrlSource) -> str:
+    return source.url if isinstance(source, UrlSource) else f"data:{source.media_type};base64,{source.data}"
 
 
-def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
-    if isinstance(block, TextBlock):
-        return {"type": "text", "text": block.text}
-    source = block.source
-    url = source.url if isinstance(source, UrlSource) else f"data:{source.media_type};base64,{source.data}"
-    return {"type": "image_url", "image_url": {"url": url}}
+def _tool_result(block: ToolResultBlock, path: str) -> Message:
+    text = "" if block.content is None else _text(block.content)
+    return Message("tool", f"Error: {text}" if block.is_error else text, path=path)
 
 
-def _tool_message(block: ToolResultBlock) -> dict[str, Any]:
-    content = "" if block.content is None else _plain(block.content)
-    if block.is_error:
-        text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-        content = f"Error: {text}"
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
-
-
-def _call(block: ToolUseBlock) -> dict[str, Any]:
-    arguments = json.dumps(block.input, ensure_ascii=False)
-    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+def _call(block: ToolUseBlock) -> ToolCall:
+    return ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:
@@ -266,7 +281,7 @@ def _tool(tool: CustomTool) -> dict[str, Any]:
     return {"type": "function", "function": named | {"parameters": tool.input_schema}}
 
 
-def _tool_choice(choice: ToolChoice) -> Any:
+def _tool_choice(choice: AnthropicToolChoice) -> ToolChoice:
     if choice.type == "tool":
         return {"type": "function", "function": {"name": choice.name}}
     return "required" if choice.type == "any" else choice.type

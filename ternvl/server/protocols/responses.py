@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: deltas of a chat answer as the events of OpenAI's Responses."""
+"""`POST /v1/responses`: deltas to the events of OpenAI's Responses."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ternvl.answer.ask import new_id
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
+from ternvl.server.answering import InFlightAnswer, answer, new_id
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
-from ternvl.server.foreign import Foreign
-from ternvl.server.protocols.chat import Answering, answer
-from ternvl.server.protocols.responses_schema import RESPONSE_VALUES, ResponseRequest
+from ternvl.server.protocols.responses_schema import ResponseRequest
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 
-Event = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 
 @dataclass
-class _Answer:
-    """One response under way: its items so far, and the events that tell of them."""
+class ResponseAnswer:
+    """A response that is being generated: its items so far, and the events that announce them."""
 
     request: ResponseRequest
     id: str
-    begun: Answering
+    running: InFlightAnswer
     created: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
     num_tokens: int = 0
@@ -40,18 +38,18 @@ class _Answer:
     is_open: bool = False
     """Whether the last item may still grow."""
 
-    def event(self, kind: str, **fields: Any) -> Event:
-        """The next event."""
+    def event(self, kind: str, **fields: Any) -> ResponseEvent:
+        """Return the next event."""
         self.num_events += 1
         return {"type": f"response.{kind}", "sequence_number": self.num_events - 1, **fields}
 
-    def begin(self) -> Iterator[Event]:
-        """The events before the first item."""
+    def begin(self) -> Iterator[ResponseEvent]:
+        """Yield the events before the first item."""
         for kind in ("created", "in_progress"):
             yield self.event(kind, response=self.to_json("in_progress"))
 
-    def add(self, delta: Delta) -> Iterator[Event]:
-        """The events of a delta; the last delta has the last event."""
+    def add(self, delta: Delta) -> Iterator[ResponseEvent]:
+        """Yield the events of a delta; the last delta has the last event."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.text:
@@ -64,18 +62,18 @@ class _Answer:
             status = "completed" if is_whole else "incomplete"
             yield self.event(status, response=self.to_json(status))
 
-    def _add_text(self, text: str) -> Iterator[Event]:
+    def _add_text(self, text: str) -> Iterator[ResponseEvent]:
         if not (self.is_open and self.output[-1]["type"] == "message"):
             yield from self._close("completed")
             item: dict[str, Any] = {"id": new_id("msg", "_"), "type": "message", "role": "assistant", "content": []}
             yield self._open(item)
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             item["content"] = [part]
-            yield self.event("content_part.added", **self._place(), content_index=0, part=dict(part))
+            yield self.event("content_part.added", **self._position(), content_index=0, part=dict(part))
         self.output[-1]["content"][0]["text"] += text
-        yield self.event("output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
+        yield self.event("output_text.delta", **self._position(), content_index=0, delta=text, logprobs=[])
 
-    def _add_call(self, call: ToolCallDelta) -> Iterator[Event]:
+    def _add_call(self, call: ToolCallDelta) -> Iterator[ResponseEvent]:
         if call.name is not None:
             yield from self._close("completed")
             yield self._open(
@@ -89,36 +87,36 @@ class _Answer:
             )
         if call.arguments:
             self.output[-1]["arguments"] += call.arguments
-            yield self.event("function_call_arguments.delta", **self._place(), delta=call.arguments)
+            yield self.event("function_call_arguments.delta", **self._position(), delta=call.arguments)
 
-    def _place(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
 
-    def _open(self, item: dict[str, Any]) -> Event:
+    def _open(self, item: dict[str, Any]) -> ResponseEvent:
         item["status"] = "in_progress"
         self.output.append(item)
         self.is_open = True
         return self.event("output_item.added", output_index=len(self.output) - 1, item=dict(item))
 
-    def _close(self, status: str) -> Iterator[Event]:
+    def _close(self, status: str) -> Iterator[ResponseEvent]:
         if not self.is_open:
             return
         self.is_open = False
         item = self.output[-1]
         if item["type"] == "message":
             part = item["content"][0]
-            yield self.event("output_text.done", **self._place(), content_index=0, text=part["text"], logprobs=[])
-            yield self.event("content_part.done", **self._place(), content_index=0, part=part)
+            yield self.event("output_text.done", **self._position(), content_index=0, text=part["text"], logprobs=[])
+            yield self.event("content_part.done", **self._position(), content_index=0, part=part)
         else:
             named = {"name": item["name"], "arguments": item["arguments"]}
-            yield self.event("function_call_arguments.done", **self._place(), **named)
+            yield self.event("function_call_arguments.done", **self._position(), **named)
         item["status"] = status
         yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
 
     def to_json(self, status: str) -> dict[str, Any]:
-        """The response as it is now."""
+        """Return the response as it is now."""
         request, cut = self.request, status == "incomplete"
-        given = request.model_dump(include={"tools", "text"}, exclude_unset=True)
+        given = request.model_dump(include={"tools", "text", "tool_choice"}, exclude_unset=True, by_alias=True)
         return {
             "id": self.id,
             "object": "response",
@@ -129,16 +127,16 @@ class _Answer:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
-            "model": self.begun.model,
+            "model": self.running.model,
             "output": list(self.output),
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
-            "temperature": self.begun.params.temperature,
+            "temperature": self.running.params.temperature,
             "text": given.get("text") or {"format": {"type": "text"}},
-            "tool_choice": request.tool_choice or "auto",
+            "tool_choice": given.get("tool_choice") or "auto",
             "tools": given.get("tools") or [],
-            "top_p": self.begun.params.top_p,
+            "top_p": self.running.params.top_p,
             "truncation": "disabled",
             "usage": None if status == "in_progress" else self._usage(),
             "user": request.user,
@@ -146,7 +144,7 @@ class _Answer:
         }
 
     def _usage(self) -> dict[str, Any]:
-        prompt = self.begun.prompt
+        prompt = self.running.prompts[0]
         return {
             "input_tokens": prompt.num_tokens,
             "input_tokens_details": {
@@ -159,11 +157,11 @@ class _Answer:
         }
 
 
-async def respond(serving: Serving, request: ResponseRequest, foreign: Foreign) -> AsyncGenerator[Event]:
-    """The events of a response; the last one has it whole. Closing it aborts what still runs."""
+async def respond(serving: Serving, request: ResponseRequest) -> AsyncGenerator[ResponseEvent]:
+    """Yield the events of a response; the last one holds all of it. Closing it aborts what still runs."""
     answer_id = new_id("resp", "_")
-    begun = await answer(serving, foreign.parse(), answer_id)
-    response = _Answer(request, answer_id, begun)
+    begun = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
+    response = ResponseAnswer(request, answer_id, begun)
     async with aclosing(begun.deltas) as deltas:
         async for delta in deltas:
             if not response.num_events:
@@ -173,32 +171,31 @@ async def respond(serving: Serving, request: ResponseRequest, foreign: Foreign) 
                 yield event
 
 
-async def fold(events: AsyncIterable[Event]) -> dict[str, Any]:
-    """The response that is not streamed: what the last event tells."""
+async def fold(events: AsyncIterable[ResponseEvent]) -> dict[str, Any]:
+    """Return the response that is not streamed: that of the last event."""
     response: dict[str, Any] = {}
     async for event in events:
         response = event.get("response", response)
     return response
 
 
-def _form() -> Form[Event]:
+def _form() -> Form[ResponseEvent]:
     num_events = 0
 
-    def shown(event: Event) -> bytes:
+    def shown(event: ResponseEvent) -> bytes:
         nonlocal num_events
         num_events = event["sequence_number"] + 1
         return named_event(event)
 
     def failure(error: HTTPError) -> bytes:
-        told = {"code": error.code, "message": error.message, "param": error.param}
-        return named_event({"type": "error", "sequence_number": num_events, **told})
+        fields = {"code": error.code, "message": error.message, "param": error.param}
+        return named_event({"type": "error", "sequence_number": num_events, **fields})
 
     return Form(shown, failure)
 
 
 async def responses(request: Request) -> Response:
     """`POST /v1/responses`."""
-    wanted, headers = await read(request, ResponseRequest, RESPONSE_VALUES)
-    foreign = wanted.to_chat()
-    events = foreign.worded(respond(serving_of(request), wanted, foreign))
+    wanted, headers = await read(request, ResponseRequest, "responses")
+    events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=_form() if wanted.stream else None, headers=headers)

@@ -1,43 +1,34 @@
-"""What a client may send to `POST /v1/responses` (OpenAI Responses), and the chat request it stands for.
+"""What a client may send to `POST /v1/responses` (OpenAI Responses).
 
-The server keeps no responses: a conversation comes whole in `input`.
+The server keeps no responses: `input` holds the whole conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from ternvl.server.foreign import Foreign
-from ternvl.server.schema.fields import served_values_without
-from ternvl.server.schema.sampling import DrawingFields
+from ternvl.answer.ask import Ask
+from ternvl.errors import RequestError
+from ternvl.params import Grammar, SamplingParams
+from ternvl.prompt.messages import ImageInput, Message, Role, ToolCall, tool_call
+from ternvl.sampling.tools import ToolChoice, Tools
+from ternvl.server.schema.forms import FunctionName, JsonObjectFormat, TextFormat
+from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import (
     REFUSED,
     STRING_OR_ARRAY,
+    STRING_OR_OBJECT,
     TAG_MARK,
     Integer,
     NonEmpty,
     Schema,
     by,
+    refuse,
     uri,
-)
-
-RESPONSE_VALUES = served_values_without(
-    "tool_choice",
-    "parallel_tool_calls",
-    background=(False,),
-    conversation=(),
-    include=([],),
-    max_tool_calls=(),
-    n=(1,),
-    previous_response_id=(),
-    prompt=(),
-    reasoning=({},),
-    stream_options=({}, {"include_obfuscation": False}),
-    top_logprobs=(0,),
-    truncation=("disabled",),
 )
 
 
@@ -57,7 +48,7 @@ class InputImage(Schema):
 
 
 class OutputText(Schema):
-    """A piece of text in an earlier answer; its `annotations` and `logprobs` mean nothing to the model."""
+    """A piece of text in an earlier answer; the model does not see its `annotations` and `logprobs`."""
 
     type: Literal["output_text"]
     text: str
@@ -98,7 +89,7 @@ class FunctionCallItem(Schema):
 
 
 class FunctionCallOutputItem(Schema):
-    """What a function answered."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -139,15 +130,54 @@ class FunctionTool(Schema):
     strict: bool | None = None
 
 
+class NamedFunction(Schema):
+    """Asks for a call of one function, in the form of Responses or of Chat Completions."""
+
+    type: Literal["function"]
+    name: NonEmpty | None = None
+    function: FunctionName | None = None
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if self.name is None and self.function is None:
+            raise refuse("name", "is required", code="missing_required_parameter")
+        return self
+
+    @property
+    def function_name(self) -> str:
+        """The name, wherever it is given."""
+        return self.name or (self.function.name if self.function else "")
+
+
+class ResponseSchemaFormat(Schema):
+    """JSON that matches a schema."""
+
+    type: Literal["json_schema"]
+    name: NonEmpty
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+TextFormatField = Annotated[
+    Annotated[TextFormat, Tag("@text")]
+    | Annotated[JsonObjectFormat, Tag("@json_object")]
+    | Annotated[ResponseSchemaFormat, Tag("@json_schema")],
+    by("type", "text", "json_object", "json_schema"),
+]
+
+
 class TextOptions(Schema):
     """The form of the answer's text."""
 
-    format: dict[str, Any] | None = None
+    format: TextFormatField | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseRequest(DrawingFields):
+class ResponseRequest(TextRequest):
     """The body of `POST /v1/responses`. The other fields mean what they mean in Chat Completions."""
+
+    limit_name: ClassVar[str] = "max_output_tokens"
 
     input: Annotated[
         Annotated[str, Tag("@string")] | Annotated[list[Item], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
@@ -155,87 +185,96 @@ class ResponseRequest(DrawingFields):
     instructions: str | None = None
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
-    tool_choice: Any = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedFunction, Tag("@object")],
+            STRING_OR_OBJECT,
+        ]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
 
-    def to_chat(self) -> Foreign:
-        """The chat request that this stands for."""
-        names = {*DrawingFields.model_fields, "parallel_tool_calls"}
-        given = self.model_dump(include=names, exclude_none=True)
-        fields: dict[str, Any] = {
-            "max_tokens": self.max_output_tokens,
-            "tools": [_tool(tool) for tool in self.tools] if self.tools else None,
-            "tool_choice": _tool_choice(self.tool_choice),
-            "response_format": _response_format(self.text),
-        }
-        turns = list(self._turns())
-        body = given | {name: value for name, value in fields.items() if value is not None}
-        return Foreign(body | {"messages": [turn for _, turn in turns]}, [path for path, _ in turns], _NAMES)
+    @property
+    def answer_limit(self) -> int | None:
+        """`max_output_tokens`."""
+        return self.max_output_tokens
 
-    def _turns(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Messages of the chat request, each with the path of what it was made from."""
+    def to_ask(self, defaults: SamplingParams) -> Ask:
+        """Return what the request asks. Reasoning stays part of the text."""
+        return Ask(
+            input=list(self._turns()),
+            params=replace(self.to_params(defaults), grammar=self._grammar()),
+            tools=self._tools(),
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt or "",
+            splits_reasoning=False,
+            path="input",
+        )
+
+    def _grammar(self) -> Grammar | None:
+        wanted = self.text.format if self.text else None
+        if isinstance(wanted, ResponseSchemaFormat):
+            return Grammar.of("json_schema", wanted.json_schema, param="text.format.schema")
+        return Grammar("json_object", param="text.format") if isinstance(wanted, JsonObjectFormat) else None
+
+    def _tools(self) -> Tools:
+        choice: ToolChoice = "auto"
+        if self.tool_choice is not None:
+            named = isinstance(self.tool_choice, NamedFunction)
+            choice = _function(name=self.tool_choice.function_name) if named else self.tool_choice  # type: ignore[union-attr, assignment]
+        return Tools(
+            [_function(**tool.model_dump(exclude={"type"}, exclude_none=True)) for tool in self.tools or []],
+            choice,
+            self.parallel_tool_calls is not False,
+            schema_path="tools[{index}].parameters",
+            name_path="tool_choice.name",
+        )
+
+    def _turns(self) -> Iterator[Message]:
         if self.instructions is not None:
-            yield "instructions", {"role": "system", "content": self.instructions}
+            yield Message("system", self.instructions, path="instructions")
         if isinstance(self.input, str):
-            yield "input", {"role": "user", "content": self.input}
+            yield Message("user", self.input, path="input")
             return
-        calling: dict[str, Any] | None = None
+        turn: Message | None = None
         for index, item in enumerate(self.input):
-            if isinstance(item, FunctionCallItem) and calling is not None:
-                calling.setdefault("tool_calls", []).append(_call(item))
+            path = f"input[{index}]"
+            if isinstance(item, FunctionCallItem) and turn is not None and turn.role == "assistant":
+                turn = replace(turn, tool_calls=(*turn.tool_calls, _call(item, path)))
                 continue
-            turn = _turn(item)
-            calling = turn if turn["role"] == "assistant" else None
-            yield f"input[{index}]", turn
+            if turn is not None:
+                yield turn
+            turn = _turn(item, path)
+        if turn is not None:
+            yield turn
 
 
-_NAMES = (
-    (r"messages$", "input"),
-    (r"max_tokens$", "max_output_tokens"),
-    (r"response_format\.json_schema", "text.format"),
-    (r"response_format", "text.format"),
-    (r"tools\[(\d+)\]\.function", r"tools[\1]"),
-)
+def _function(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": function}
 
 
-def _turn(item: MessageItem | FunctionCallItem | FunctionCallOutputItem) -> dict[str, Any]:
+def _turn(item: MessageItem | FunctionCallItem | FunctionCallOutputItem, path: str) -> Message:
     match item:
         case MessageItem():
-            role = "system" if item.role == "developer" else item.role
-            return {"role": role, "content": _content(item.content)}
+            return _message("system" if item.role == "developer" else item.role, item.content, path)
         case FunctionCallItem():
-            return {"role": "assistant", "tool_calls": [_call(item)]}
+            return Message("assistant", tool_calls=(_call(item, path),), path=path)
         case FunctionCallOutputItem():
-            return {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
+            return _message("tool", item.output, path)
 
 
-def _call(item: FunctionCallItem) -> dict[str, Any]:
-    return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+def _message(role: Role, content: str | Sequence[InputText | InputImage | OutputText], path: str) -> Message:
+    if isinstance(content, str):
+        return Message(role, content, path=path)
+    images = [part for part in content if isinstance(part, InputImage)]
+    texts = [part.text for part in content if not isinstance(part, InputImage)]
+    if images and role != "user":
+        message = f"{path}.content holds an image; images belong in user messages, not in {role} messages."
+        raise RequestError(message, param=f"{path}.content")
+    inputs = tuple(ImageInput(part.image_url, part.detail or "auto") for part in images)
+    return Message(role, "\n".join(texts), inputs, path=path)
 
 
-def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
-    return content if isinstance(content, str) else [_part(part) for part in content]
-
-
-def _part(part: InputText | InputImage | OutputText) -> dict[str, Any]:
-    if isinstance(part, InputImage):
-        return {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
-    return {"type": "text", "text": part.text}
-
-
-def _tool(tool: FunctionTool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
-
-
-def _tool_choice(choice: Any) -> Any:
-    if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
-        return {"type": "function", "function": {"name": choice["name"]}}
-    return choice
-
-
-def _response_format(text: TextOptions | None) -> dict[str, Any] | None:
-    wanted = text.format if text else None
-    if wanted is None or wanted.get("type") != "json_schema":
-        return wanted
-    return {"type": "json_schema", "json_schema": {name: value for name, value in wanted.items() if name != "type"}}
+def _call(item: FunctionCallItem, path: str) -> ToolCall:
+    return tool_call(item.call_id, item.name, item.arguments, f"{path}.arguments")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Self
 
@@ -9,18 +10,14 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
-from ternvl.llm import LLM
+from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.endpoint import read, serving_of
-from ternvl.server.protocols.chat import build
-from ternvl.server.protocols.chat_schema import ChatRequest, Message, ProcessorOptions, ToolDefinition
-from ternvl.server.schema.fields import served_values_without
+from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ProcessorOptions, ToolDefinition
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.types import Schema, refuse
-
-TOKENIZE_VALUES = served_values_without(add_special_tokens=(True, False))
-"""The tokenizer has no special tokens to add, with or without this field."""
 
 
 class TokenizeRequest(Schema):
@@ -28,7 +25,7 @@ class TokenizeRequest(Schema):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -41,10 +38,12 @@ class TokenizeRequest(Schema):
             raise refuse("prompt", "or messages is required, and not both")
         return self
 
-    def to_chat(self) -> ChatRequest:
-        """The request for an answer to the same conversation."""
+    def to_ask(self, defaults: SamplingParams) -> Ask:
+        """Return the ask that has the same prompt."""
+        if self.prompt is not None:
+            return Ask(input=self.prompt, params=defaults, path="prompt")
         fields = self.model_dump(exclude={"prompt", "return_token_strs"}, exclude_unset=True)
-        return ChatRequest.model_validate(fields)
+        return ChatRequest.model_validate(fields).to_ask(defaults)
 
 
 class DetokenizeRequest(Schema):
@@ -54,37 +53,28 @@ class DetokenizeRequest(Schema):
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
-def _token_ids(llm: LLM, request: TokenizeRequest) -> list[int]:
-    if request.prompt is not None:
-        return llm.tokenizer.encode_text(request.prompt)
-    return list(build(llm, request.to_chat()).token_ids)
-
-
-def _has_images(request: TokenizeRequest) -> bool:
-    return request.messages is not None and request.to_chat().has_images
-
-
 async def tokenize(request: Request) -> Response:
     """`POST /tokenize`."""
     serving = serving_of(request)
-    wanted, headers = await read(request, TokenizeRequest, TOKENIZE_VALUES)
-    serving.resolve(wanted.model)
-    work = partial(_token_ids, serving.llm, wanted)
-    token_ids = await serving.build_prompt(work, has_images=_has_images(wanted), deadline=serving.deadline())
+    wanted, headers = await read(request, TokenizeRequest, "tokens")
+    serving.names.resolve(wanted.model)
+    deadline, llm = serving.deadline(), serving.llm
+    ask = await serving.threads.run(partial(wanted.to_ask, llm.default_params()), deadline=deadline)
+    token_ids = (await serving.threads.build_prompt(ask, deadline=deadline)).token_ids
     answer: dict[str, Any] = {
         "count": len(token_ids),
-        "max_model_len": serving.llm.engine.config.max_model_len,
+        "max_model_len": llm.engine.config.max_model_len,
         "tokens": token_ids,
-        "token_strs": _strings(serving.llm.tokenizer, token_ids) if wanted.return_token_strs else None,
+        "token_strs": _strings(llm.tokenizer, token_ids) if wanted.return_token_strs else None,
     }
     return JSONResponse(answer, headers=headers)
 
 
 async def detokenize(request: Request) -> Response:
-    """`POST /detokenize`: all tokens show, also those that never do in an answer."""
+    """`POST /detokenize`. Every token is shown, even those that an answer never shows."""
     serving = serving_of(request)
-    wanted, headers = await read(request, DetokenizeRequest)
-    serving.resolve(wanted.model)
+    wanted, headers = await read(request, DetokenizeRequest, "tokens")
+    serving.names.resolve(wanted.model)
     vocab_size = serving.llm.tokenizer.vocab_size
     for index, token_id in enumerate(wanted.tokens):
         if token_id >= vocab_size:
@@ -94,5 +84,5 @@ async def detokenize(request: Request) -> Response:
     return JSONResponse({"prompt": data.decode("utf-8", errors="replace")}, headers=headers)
 
 
-def _strings(tokenizer: Tokenizer, token_ids: list[int]) -> list[str]:
+def _strings(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
     return [tokenizer.token_bytes(token_id).decode("utf-8", errors="replace") for token_id in token_ids]

@@ -1,61 +1,89 @@
-"""Which fields of a request are served, and what becomes of the others.
+"""Which fields of a request are served, and how the other fields are treated.
 
-A field that is documented (here, by OpenAI or by vLLM) is served or refused, never accepted and then ignored. A field
-that no one defines is accepted and reported.
+A field that is documented (here, by OpenAI, Anthropic or vLLM) is served or refused, never accepted and then ignored. A
+field that nobody defines is accepted and reported.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.server.schema.types import REFUSED, TAG_MARK, Schema
 
 T = TypeVar("T", bound=Schema)
 
 UNSUPPORTED = "unsupported_parameter"
 
-SERVED_VALUES: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "documents": (),
-    "echo": (False,),
-    "function_call": (),
-    "functions": (),
-    "include_reasoning": (True,),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "prediction": (),
-    "prompt_logprobs": (),
-    "reasoning_effort": (),
-    "service_tier": ("auto", "default"),
-    "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Documented fields of which only some values are served: those that ask for what happens anyway."""
+OPENAI = ("chat", "completions", "responses", "tokens")
+"""The protocols in which OpenAI's and vLLM's fields are known."""
 
 
-def served_values_without(*names: str, **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    """`SERVED_VALUES` of a schema that has fields `names` of its own, and some more `values`."""
-    return {name: served for name, served in SERVED_VALUES.items() if name not in names} | values
+@dataclass(frozen=True, slots=True)
+class KnownField:
+    """A documented field that is not served, except with the values that ask for the default behaviour."""
 
+    name: str
+    values: tuple[Any, ...] = ()
+    protocols: Sequence[str] = OPENAI
+
+
+KNOWN_FIELDS = (
+    KnownField("add_special_tokens", (True, False), ("tokens",)),  # the tokenizer has no special tokens to add
+    KnownField("audio"),
+    KnownField("background", (False,), ("responses",)),
+    KnownField("bad_words", ([],)),
+    KnownField("best_of", (1,)),
+    KnownField("container", (), ("messages",)),
+    KnownField("context_management", (), ("messages",)),
+    KnownField("conversation", (), ("responses",)),
+    KnownField("documents"),
+    KnownField("echo", (False,)),
+    KnownField("function_call"),
+    KnownField("functions"),
+    KnownField("include", ([],), ("responses",)),
+    KnownField("include_reasoning", (True,)),
+    KnownField("length_penalty", (1,)),
+    KnownField("load_inplace", (True,), ("adapters",)),
+    KnownField("max_tool_calls", (), ("responses",)),
+    KnownField("mcp_servers", ([],), ("messages",)),
+    KnownField("modalities", (["text"],)),
+    KnownField("n", (1,), ("responses",)),
+    KnownField("output_format", (), ("messages",)),
+    KnownField("prediction"),
+    KnownField("previous_response_id", (), ("responses",)),
+    KnownField("prompt", (), ("responses",)),
+    KnownField("prompt_embeds", (), ("completions",)),
+    KnownField("prompt_logprobs"),
+    KnownField("reasoning", ({},), ("responses",)),
+    KnownField("reasoning_effort"),
+    KnownField("service_tier", ("auto", "default")),
+    KnownField("service_tier", ("auto", "standard_only"), ("messages",)),
+    KnownField("spaces_between_special_tokens", (True,)),
+    KnownField("store", (False,)),
+    KnownField("stream_options", ({}, {"include_obfuscation": False}), ("responses",)),
+    KnownField("suffix", ("",), ("completions",)),
+    KnownField("thinking", ({"type": "disabled"},), ("messages",)),
+    KnownField("top_logprobs", (0,), ("responses",)),
+    KnownField("truncate_prompt_tokens"),
+    KnownField("truncation", ("disabled",), ("responses",)),
+    KnownField("use_beam_search", (False,)),
+    KnownField("verbosity"),
+    KnownField("web_search_options"),
+)
+"""The one table for all endpoints. A field that an endpoint's schema defines is served there and skipped here."""
 
 NEVER_SERVED = ("chat_template", "chat_template_kwargs")
 """A chat template is code."""
 
 _NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
-"""Labels of a request, like `user` and `metadata`: nothing of the answer depends on them."""
+"""Labels of a request, like `user` and `metadata`: the answer does not depend on them."""
 
 _LENGTHS = {
     "too_short": "has fewer than the {min_length} that are needed",
@@ -70,38 +98,39 @@ _RULES = _LENGTHS | {
     "int_type": "must be an integer",
     "float_type": "must be a number",
 }
-"""What pydantic calls by Python's names, in JSON's."""
+"""Pydantic's rules that name Python's types, in the words of JSON."""
 
 _KEY = "[key]"
-"""Ends pydantic's path of an object's key that breaks a rule."""
+"""The end of pydantic's path of an object's key that breaks a rule."""
 
 _MAX_HEADER = 1_000
 _MAX_PATH = 200
 
 
-def parse_chat(body: Any, *, strict: bool = False) -> tuple[ChatRequest, list[str]]:
-    """`parse` for Chat Completions."""
-    return parse(ChatRequest, body, strict=strict)
+def known_values(protocol: str, schema: type[Schema]) -> dict[str, tuple[Any, ...]]:
+    """Return the fields that a protocol documents and `schema` does not define, with the values that are accepted."""
+    return {
+        field.name: field.values
+        for field in KNOWN_FIELDS
+        if protocol in field.protocols and field.name not in schema.model_fields
+    }
 
 
-def parse(
-    schema: type[T], body: Any, *, strict: bool = False, served_values: Mapping[str, tuple[Any, ...]] = SERVED_VALUES
-) -> tuple[T, list[str]]:
-    """The request in a decoded JSON body, and the paths of fields that no one defines.
+def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) -> tuple[T, list[str]]:
+    """Return the request in a decoded JSON body, and the paths of fields that nobody defines.
 
-    `served_values` are documented fields that the schema lacks, with the values that ask for nothing. Raises
-    RequestError, naming the field: for what the schema forbids, for documented fields that are not served (code
-    "unsupported_parameter"), and with `strict` for unknown fields.
+    Raises RequestError that names the field: for what the schema forbids, for documented fields that are not served
+    (code "unsupported_parameter") and, with `strict`, for unknown fields.
     """
     if not isinstance(body, dict):
         raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
-    _check_served(body, served_values)
+    known = known_values(protocol, schema)
+    _check_known(body, known)
     try:
         request = schema.model_validate(body)
     except ValidationError as error:
         raise _request_error(error) from None
-    known = served_values.keys() | _NO_EFFECT
-    ignored = [path for path in _unknown_fields(request, "") if path not in known]
+    ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | _NO_EFFECT]
     if ignored and strict:
         path = _path([ignored[0]])
         raise RequestError(f"Unknown field {path}; the server is strict.", param=path, code="unknown_field")
@@ -109,7 +138,7 @@ def parse(
 
 
 def ignored_header(paths: list[str]) -> str:
-    """Value of `x-ternvl-ignored-fields`: percent-encoded paths, comma-separated, cut at about 1,000 characters."""
+    """Return the value of `x-ternvl-ignored-fields`: percent-encoded paths, cut at about 1,000 characters."""
     value = ""
     for path in paths:
         encoded = quote(path, safe=".[]")
@@ -119,24 +148,24 @@ def ignored_header(paths: list[str]) -> str:
     return value
 
 
-def _check_served(body: Mapping[str, Any], served_values: Mapping[str, tuple[Any, ...]]) -> None:
+def _check_known(body: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
     for name, value in body.items():
         if value is None:
             continue
         if name in NEVER_SERVED:
             raise RequestError(f"{name} is refused: a chat template is code.", param=name, code=UNSUPPORTED)
-        values = served_values.get(name)
-        if values is not None and not any(_same_json(value, served) for served in values):
-            served = ", ".join(json.dumps(v) for v in values)
-            hint = f"; supported: {served}" if served else ""
+        values = known.get(name)
+        if values is not None and not any(_same_json(value, accepted) for accepted in values):
+            shown = ", ".join(json.dumps(each) for each in values)
+            hint = f"; supported: {shown}" if shown else ""
             raise RequestError(
                 f"{name} is {_shown(value)}, which is not supported yet{hint}.", param=name, code=UNSUPPORTED
             )
 
 
-def _same_json(value: Any, served: Any) -> bool:
-    """Equal as JSON has it: 1.0 is 1, true is not."""
-    return isinstance(value, bool) == isinstance(served, bool) and bool(value == served)
+def _same_json(value: Any, other: Any) -> bool:
+    """Whether two values are equal in JSON: 1.0 is 1, true is not."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def _request_error(error: ValidationError) -> RequestError:
@@ -155,7 +184,7 @@ def _request_error(error: ValidationError) -> RequestError:
 
 
 def _path(parts: list[int | str]) -> str:
-    """("messages", 0, "content") as `messages[0].content`; cut where a client's own names are long."""
+    """("messages", 0, "content") as `messages[0].content`, cut if a client's own names are long."""
     path = ""
     for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' * bool(path)}{part}"
@@ -163,7 +192,7 @@ def _path(parts: list[int | str]) -> str:
 
 
 def _unknown_fields(value: Any, path: str) -> Iterator[str]:
-    """Paths of fields with a value that no schema names, in a validated request. Tools are the model's to read."""
+    """The paths of fields that no schema names, in a validated request. Tools are for the model to read."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _unknown_fields(item, f"{path}[{index}]")
@@ -180,7 +209,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: short ones as JSON, others by their kind."""
+    """A value in a message: a short one as JSON, any other by its kind."""
     if isinstance(value, str | int | float | bool):
         text = json.dumps(value, ensure_ascii=False)
         return text if len(text) <= 60 else text[:57] + "..."

@@ -1,11 +1,15 @@
-"""What form an answer has: the schemas of `tool_choice`, `response_format` and vLLM's `structured_outputs`."""
+"""The form of an answer: the schemas of `tool_choice`, `response_format` and vLLM's `structured_outputs`, and the
+grammars that they ask for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
+from ternvl.errors import RequestError
+from ternvl.params import Grammar
 from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, refuse
 
 
@@ -22,14 +26,14 @@ class NamedToolChoice(Schema):
     function: FunctionName
 
 
-ToolChoice = Annotated[
+ToolChoiceField = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedToolChoice, Tag("@object")],
     STRING_OR_OBJECT,
 ]
 
 
 class TextFormat(Schema):
-    """No form at all."""
+    """Free text."""
 
     type: Literal["text"]
 
@@ -41,7 +45,7 @@ class JsonObjectFormat(Schema):
 
 
 class NamedSchema(Schema):
-    """A JSON Schema; it is held to whatever `strict` says."""
+    """A JSON Schema. The answer is held to it whatever `strict` says."""
 
     name: NonEmpty
     description: str | None = None
@@ -50,7 +54,7 @@ class NamedSchema(Schema):
 
 
 class JsonSchemaFormat(Schema):
-    """JSON of a schema."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -91,20 +95,45 @@ class StructuredOutputs(Schema):
         return self
 
 
-class AnthropicFormat(Schema):
-    """JSON of a schema, as Anthropic's Messages ask for it."""
+class FormFields(Schema):
+    """The fields of Chat Completions that give an answer a form, OpenAI's and vLLM's."""
 
-    type: Literal["json_schema"]
-    json_schema: dict[str, Any] = Field(alias="schema")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonText | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+
+    def to_grammar(self) -> Grammar | None:
+        """Return the form that the answer must have; None for free text. Raises RequestError if two are given."""
+        grammars = list(self._grammars())
+        if len(grammars) > 1:
+            message = f"{grammars[1].param} is given beside {grammars[0].param}, but an answer has one form."
+            raise RequestError(message, param=grammars[1].param)
+        return grammars[0] if grammars else None
+
+    def _grammars(self) -> Iterator[Grammar]:
+        wanted = self.response_format
+        if isinstance(wanted, JsonSchemaFormat):
+            yield Grammar.of("json_schema", wanted.json_schema.json_schema, param="response_format.json_schema.schema")
+        elif isinstance(wanted, JsonObjectFormat):
+            yield Grammar("json_object", param="response_format")
+        if (outputs := self.structured_outputs) is not None:
+            if outputs.json_object:
+                yield Grammar("json_object", param="structured_outputs.json_object")
+            yield from _vllm(outputs.json_schema, outputs.regex, outputs.choice, outputs.grammar, "structured_outputs.")
+        yield from _vllm(self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar, "guided_")
 
 
-class OutputConfig(Schema):
-    """The form of a message."""
-
-    format: AnthropicFormat | None = None
-
-    @model_validator(mode="after")
-    def _has_no_effort(self) -> Self:
-        if (self.model_extra or {}).get("effort") is not None:
-            raise refuse("effort", "is not supported", code="unsupported_parameter")
-        return self
+def _vllm(
+    schema: object, regex: str | None, choice: list[str] | None, grammar: str | None, prefix: str
+) -> Iterator[Grammar]:
+    if schema is not None:
+        yield Grammar.of("json_schema", schema, param=f"{prefix}json")
+    if regex is not None:
+        yield Grammar.of("regex", regex, param=f"{prefix}regex")
+    if choice is not None:
+        yield Grammar.of("choice", choice, param=f"{prefix}choice")
+    if grammar is not None:
+        yield Grammar.of("lark", grammar, param=f"{prefix}grammar")

@@ -1,22 +1,27 @@
-"""The fields of a request that say how its answer is drawn and sent, whatever the prompt is made of."""
+"""The fields of a request that say how its answer is drawn and sent, whatever its prompt is made of.
+
+The sampling parameters among them are made from the table in `ternvl/params.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from dataclasses import replace
+from math import isinf
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
-from ternvl.params import MAX_BIAS, MAX_TOKEN_LIST
+from ternvl.params import MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter, SamplingParams
 from ternvl.server.schema.types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
 
 
 def _token_id(value: str) -> str:
     if not (value.isascii() and value.isdigit()) or str(int(value[:20])) != value:
-        raise refuse("", "is no token id: a decimal number without sign or leading zeros")
+        raise refuse("", "is not a token id: a decimal number without sign or leading zeros")
     return value
 
 
-def _asks_for_nothing(value: bool) -> bool:
+def _false_alone(value: bool) -> bool:
     if value:
         raise refuse("", "true is not supported", code="unsupported_parameter")
     return value
@@ -24,49 +29,94 @@ def _asks_for_nothing(value: bool) -> bool:
 
 TokenId = Annotated[Integer, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_LIST, fail_fast=True)]
-Bias = Annotated[Number, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+
+
+def _annotation(row: Parameter) -> Any:
+    """The pydantic type of a sampling parameter's field."""
+    low, high = (None if isinf(bound) else bound for bound in (row.low, row.high))
+    match row.kind:
+        case Kind.NUMBER:
+            return Annotated[Number, Field(ge=low, le=high)]
+        case Kind.INTEGER:
+            return Annotated[Integer, Field(ge=low, le=high)]
+        case Kind.TOKEN_IDS:
+            return Annotated[TokenIds, Field(min_length=int(row.low))]
+        case Kind.STRINGS:
+            return StringOrStrings
+        case Kind.BIASES:
+            bias = Annotated[Number, Field(ge=low, le=high)]
+            key = Annotated[str, AfterValidator(_token_id)]
+            return Annotated[dict[key, bias], Field(max_length=MAX_TOKEN_LIST)]
+    assert row.kind is Kind.BOOLEAN, row
+    return bool
+
+
+_SHARED = {name: row for name, row in PARAMETERS.items() if row.is_shared}
+
+if TYPE_CHECKING:
+    SharedParameters = Schema
+else:
+    SharedParameters = create_model(
+        "SharedParameters",
+        __base__=Schema,
+        **{name: (_annotation(row) | None, None) for name, row in _SHARED.items()},
+    )
 
 
 class StreamOptions(Schema):
-    """`include_usage` adds a last chunk with the token counts. Of the others, `false` is what happens anyway."""
+    """`include_usage` adds a last chunk with the token counts. The other options may only be `false`, the default."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool, AfterValidator(_asks_for_nothing)] | None = None
-    continuous_usage_stats: Annotated[bool, AfterValidator(_asks_for_nothing)] | None = None
+    include_obfuscation: Annotated[bool, AfterValidator(_false_alone)] | None = None
+    continuous_usage_stats: Annotated[bool, AfterValidator(_false_alone)] | None = None
 
 
-class DrawingFields(Schema):
-    """What the requests of all endpoints that answer have in common."""
+class TextRequest(SharedParameters):
+    """What the requests of all endpoints that generate text have in common."""
+
+    limit_name: ClassVar[str] = "max_tokens"
+    """What the protocol calls the most tokens that an answer may have."""
 
     model: str | None = None
     lora: NonEmpty | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=2)] | None = None
-    logit_bias: (
-        Annotated[dict[Annotated[str, AfterValidator(_token_id)], Bias], Field(max_length=MAX_TOKEN_LIST)] | None
-    ) = None
-    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
-    min_tokens: Annotated[Integer, Field(ge=0)] | None = None
-    stop: StringOrStrings = None
-    stop_token_ids: TokenIds | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
     stream: bool | None = None
     priority: Annotated[Integer, Field(ge=-(2**31), lt=2**31)] | None = None
     cache_salt: NonEmpty | None = None
     user: str | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
 
+    @property
+    def answer_limit(self) -> int | None:
+        """The most tokens that an answer may have; None for as many as the context holds."""
+        return None
 
-class SamplingFields(DrawingFields):
-    """Those of Chat Completions and completions."""
+    def to_params(self, defaults: SamplingParams) -> SamplingParams:
+        """Return the sampling parameters: what the request says, otherwise `defaults`."""
+        given = {name: self._value(name, row) for name, row in _SHARED.items()}
+        given["max_tokens"] = self.answer_limit
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+    def _value(self, name: str, row: Parameter) -> Any:
+        value = getattr(self, name)
+        if row.kind is Kind.BIASES and value is not None:
+            return {int(token_id): bias for token_id, bias in value.items()}
+        return value
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens that an answer may have."""
+        return getattr(self, "min_tokens") or 0  # noqa: B009  # the field comes from the table
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        least, limit = self.least_tokens, self.answer_limit
+        if limit is not None and least > limit:
+            raise refuse("min_tokens", f"is {least}, more than the {limit} of {self.limit_name}")
+        return self
+
+
+class SamplingFields(TextRequest):
+    """What Chat Completions and completions have in common besides."""
 
     n: Annotated[Integer, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[Integer, Field(ge=1)] | None = None
@@ -74,19 +124,14 @@ class SamplingFields(DrawingFields):
     stream_options: StreamOptions | None = None
 
     @property
-    def num_answers(self) -> int:
-        """Answers to each prompt."""
-        return self.n or 1
-
-    @property
     def answer_limit(self) -> int | None:
-        """The smaller of `max_tokens` and `max_completion_tokens`; None where neither is given."""
+        """The smaller of `max_tokens` and `max_completion_tokens`; None if neither is given."""
         given = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
         return min(given, default=None)
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens are listed beside each; None where none is listed."""
+        """The number of likeliest tokens listed beside each token; None if no token is listed."""
         return None
 
     @property
@@ -94,10 +139,12 @@ class SamplingFields(DrawingFields):
         """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def to_params(self, defaults: SamplingParams) -> SamplingParams:
+        """Return the sampling parameters with `n` and `logprobs`."""
+        return replace(super().to_params(defaults), n=self.n or 1, logprobs=self.num_logprobs)
+
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _streams_if_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options", "is only allowed when stream is true")
-        if self.min_tokens is not None and self.answer_limit is not None and self.min_tokens > self.answer_limit:
-            raise refuse("min_tokens", f"is {self.min_tokens}, more than the {self.answer_limit} of max_tokens")
         return self

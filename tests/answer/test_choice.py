@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from ternvl.answer.choice import ChoiceDecoder, Delta, generate
+from ternvl.answer.choice import ChoiceDecoder, Choices, Delta, generate, generate_on_thread
 from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.params import SamplingParams
@@ -162,16 +164,33 @@ class Script:
         finally:
             self.num_open -= 1
 
+    def outputs(self, *requests: Request) -> Generator[TokenOutput]:
+        self.num_open += 1
+        try:
+            for item in self.items:
+                for request in requests:
+                    if isinstance(item, Exception):
+                        raise item
+                    yield replace(item, request_id=request.id)
+        finally:
+            self.num_open -= 1
+
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
 
 def collect(script: Script, *, n: int = 1, most: int = 100, stop: tuple[str, ...] = ()) -> list[Delta]:
+    """What an event loop gets, after a thread has got the same."""
     params = SamplingParams(stop=stop)
     requests = [Request(f"r-{index}", Prompt((1,)), params) for index in range(n)]
 
+    def choices() -> Choices:
+        script.aborted.clear()
+        decoders = {each.id: ChoiceDecoder(index, TOKENIZER, params) for index, each in enumerate(requests)}
+        return Choices(decoders, script.abort)
+
     async def run() -> list[Delta]:
-        deltas = generate(script, requests, TOKENIZER)
+        deltas = generate(script, requests, choices())
         taken: list[Delta] = []
         async for delta in deltas:
             taken.append(delta)
@@ -180,7 +199,17 @@ def collect(script: Script, *, n: int = 1, most: int = 100, stop: tuple[str, ...
         await deltas.aclose()
         return taken
 
-    return asyncio.run(run())
+    on_thread: list[Delta] = []
+    try:
+        with closing(generate_on_thread(script, requests, choices())) as deltas:
+            on_thread += itertools.islice(deltas, most)
+    except Exception as error:
+        with pytest.raises(type(error)):
+            asyncio.run(run())
+        raise
+    assert script.num_open == 0
+    assert asyncio.run(run()) == on_thread
+    return on_thread
 
 
 def token(text: str, end: FinishReason | None = None) -> TokenOutput:

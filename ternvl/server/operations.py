@@ -1,0 +1,134 @@
+"""The one list of endpoints, from which routes, access, error shapes, metrics' labels, `/openapi.json`, `/docs` and
+`docs/endpoints.md` follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ternvl.server import probes
+from ternvl.server.docs import openapi
+from ternvl.server.docs.operation import Operation
+from ternvl.server.errors import ERROR_SHAPE, guarded
+from ternvl.server.guard.auth import ACCESS
+from ternvl.server.metrics import ENDPOINT
+from ternvl.server.protocols import adapters, chat, completions, messages, responses, tokens
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.protocols.completions_schema import CompletionRequest
+from ternvl.server.protocols.messages_schema import CountTokensRequest, MessagesRequest
+from ternvl.server.protocols.responses_schema import ResponseRequest
+
+FORM = "multipart/form-data"
+
+OPERATIONS = (
+    Operation(
+        "post", "/v1/chat/completions", chat.chat_completions,
+        summary="Answers a conversation.", request=ChatRequest, streams=True,
+    ),
+    Operation(
+        "post", "/v1/completions", completions.completions,
+        summary="Continues plain prompts.", request=CompletionRequest, streams=True,
+    ),
+    Operation(
+        "post", "/v1/responses", responses.responses,
+        summary="OpenAI's Responses, without state.", request=ResponseRequest, streams=True,
+    ),
+    Operation(
+        "post", "/v1/messages", messages.messages,
+        summary="Anthropic's Messages.", request=MessagesRequest, streams=True, error_shape="anthropic",
+    ),
+    Operation(
+        "post", "/v1/messages/count_tokens", messages.count_tokens,
+        summary="Counts the tokens of a conversation.", request=CountTokensRequest, error_shape="anthropic",
+    ),
+    Operation(
+        "post", "/v1/load_lora_adapter", adapters.load,
+        summary="Loads a LoRA adapter from a folder.", request=adapters.LoadRequest, access="admin",
+    ),
+    Operation(
+        "post", "/v1/unload_lora_adapter", adapters.unload,
+        summary="Unloads a LoRA adapter.", request=adapters.UnloadRequest, access="admin",
+    ),
+    Operation(
+        "post", "/v1/upload_lora_adapter", adapters.upload,
+        summary="Stores and loads a LoRA adapter.", request=adapters.UploadForm, access="admin", takes=FORM,
+    ),
+    Operation(
+        "post", "/tokenize", tokens.tokenize,
+        summary="The token ids of a text or a conversation.", request=tokens.TokenizeRequest,
+    ),
+    Operation(
+        "post", "/detokenize", tokens.detokenize,
+        summary="The text of token ids.", request=tokens.DetokenizeRequest,
+    ),
+    Operation(
+        "get", "/v1/models", probes.models,
+        summary="The served models.",
+    ),
+    Operation(
+        "get", "/v1/models/{id}", probes.model,
+        summary="One served model.",
+    ),
+    Operation(
+        "get", "/health", probes.health,
+        summary="Whether the process is alive; needs no key.", access="open",
+    ),
+    Operation(
+        "get", "/ready", probes.ready,
+        summary="Whether a request would be accepted now; needs no key.", access="open",
+    ),
+    Operation(
+        "get", "/version", probes.version,
+        summary="The version of the server.",
+    ),
+    Operation(
+        "get", "/metrics", probes.metrics,
+        summary="Metrics for Prometheus.", media_type="text/plain",
+    ),
+    Operation(
+        "get", "/schema/chat-completions.json", openapi.page_schema,
+        summary="The request schema of Chat Completions (draft-07).",
+    ),
+    Operation(
+        "get", "/openapi.json", openapi.openapi,
+        summary="This document.",
+    ),
+    Operation(
+        "get", "/docs", openapi.docs,
+        summary="This document for people.", media_type="text/html",
+    ),
+)  # fmt: skip
+
+
+def routes(operations: Sequence[Operation] = OPERATIONS) -> list[Route]:
+    """Return the route of each operation."""
+    return [
+        Route(each.path.replace("{id}", "{id:path}"), guarded(each.endpoint), methods=[each.method.upper()])
+        for each in operations
+    ]
+
+
+class Described:
+    """ASGI middleware that writes into a request's scope what the list says of its endpoint."""
+
+    def __init__(self, app: ASGIApp, operations: Sequence[Operation] = OPERATIONS) -> None:
+        self._app = app
+        self._exact = {each.path: each for each in operations if "{" not in each.path}
+        self._prefixes = {each.path.split("{")[0]: each for each in operations if "{" in each.path}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its description."""
+        if scope["type"] == "http":
+            scope.update(self._description(scope["path"]))
+        await self._app(scope, receive, send)
+
+    def _description(self, path: str) -> dict[str, str]:
+        operation = self._exact.get(path) or next(
+            (each for prefix, each in self._prefixes.items() if path.startswith(prefix) and path != prefix), None
+        )
+        if operation is None:  # clients of a protocol understand errors below its path, too
+            parent = next((each for each in self._exact.values() if path.startswith(each.path + "/")), None)
+            return {ERROR_SHAPE: parent.error_shape} if parent else {}
+        return {ERROR_SHAPE: operation.error_shape, ACCESS: operation.access, ENDPOINT: operation.path}

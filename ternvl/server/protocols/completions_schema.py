@@ -1,0 +1,79 @@
+"""What a client may send to `POST /v1/completions`: plain prompts, which are continued as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ternvl.answer.ask import Ask
+from ternvl.params import SamplingParams
+from ternvl.server.schema.sampling import SamplingFields, TokenId
+from ternvl.server.schema.types import REFUSED, Integer, refuse
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default, which only this endpoint has."""
+
+_MAX_PROMPTS = 128
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "@text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else None
+    return "@texts" if isinstance(first, str) else "@prompts" if isinstance(first, list) else "@ids"
+
+
+TokenPrompt = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+PromptField = Annotated[
+    Annotated[str, Tag("@text")]
+    | Annotated[list[str], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("@texts")]
+    | Annotated[TokenPrompt, Tag("@ids")]
+    | Annotated[list[TokenPrompt], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("@prompts")],
+    Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array"),
+]
+
+
+class CompletionRequest(SamplingFields):
+    """The body of `POST /v1/completions`."""
+
+    prompt: PromptField
+    echo: bool | None = None
+    best_of: Integer | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def answer_limit(self) -> int:
+        """The most tokens that an answer may have."""
+        return super().answer_limit or max(DEFAULT_MAX_TOKENS, self.least_tokens)
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """One or more prompts."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+    def to_asks(self, defaults: SamplingParams) -> list[Ask]:
+        """Return an ask for each prompt."""
+        params = self.to_params(defaults)
+        priority, salt = self.priority or 0, self.cache_salt or ""
+        return [
+            Ask(input=prompt, params=params, priority=priority, cache_salt=salt, splits_reasoning=False, path="prompt")
+            for prompt in self.prompts
+        ]
+
+    @model_validator(mode="after")
+    def _completion_fields_agree(self) -> Self:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise refuse("best_of", f"is {self.best_of}; only the {self.n or 1} of n is supported")
+        if self.echo and self.logprobs is not None:
+            raise refuse("echo", "together with logprobs is not supported", code="unsupported_parameter")
+        return self
