@@ -111,7 +111,7 @@ def test_a_tied_head_is_noted_only_where_it_is_said(tmp_path: Path) -> None:
         (original, "downsample_ratio", 0.3, "downsample_ratio 0.3"),
         (original, "force_image_size", 448, "force_image_size 448"),
         (original, "torch_dtype", "int8", "torch_dtype 'int8'"),
-        (original, "system_message", 5, "system_message must be a text or null, but is 5"),
+        (original, "system_message", 5, "system_message must be a string or null, but is 5"),
         (original, "use_thumbnail", "yes", "use_thumbnail must be true or false, but is 'yes'"),
         (original, "min_dynamic_patch", 13, "min_dynamic_patch 13 is above max_dynamic_patch 12"),
         (original, "llm_config", ..., "needs an object under 'llm_config'"),

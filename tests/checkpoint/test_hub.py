@@ -215,5 +215,5 @@ def test_refusals_are_one_sentence(hub: Hub, tmp_path: Path, name: str, revision
 
 def test_without_the_hub_and_without_a_copy(tmp_path: Path) -> None:
     out, _ = resolve("http://127.0.0.1:9", tmp_path, NAME)
-    assert out.startswith(f"CheckpointError: The model {NAME} is not whole on this machine")
+    assert out.startswith(f"CheckpointError: The model {NAME} is not completely on this machine")
     assert "\n" not in out
