@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """The parameter that a tensor of a checkpoint belongs to."""
 
     name: str
@@ -46,18 +46,18 @@ _QKV = re.compile(_LAYER + r"attention\.([qkv])_proj\.(weight|bias)$")
 _HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.position_ids|\.embeddings\.mask_token)$")
 
 
-def remap(name: str) -> Target | None:
-    """Return the target of a checkpoint's tensor, or None if the tensor is known and not needed.
+def remap(name: str) -> Destination | None:
+    """Return the destination of a checkpoint's tensor, or None if the tensor is known and not needed.
 
-    A name that is in no layout is its own target, and the caller finds that the model has no such parameter.
+    A name that is in no layout is its own destination, and the caller finds that the model has no such parameter.
     """
     if _HARMLESS.search(name):
         return None
     if match := _QKV.match(name):
         layer, which, kind = match.groups()
-        return Target(f"vision_model.encoder.layers.{layer}.attn.qkv.{kind}", "qkv".index(which))
+        return Destination(f"vision_model.encoder.layers.{layer}.attn.qkv.{kind}", "qkv".index(which))
     for pattern, replacement in _RENAMES:
         renamed, count = pattern.subn(replacement, name)
         if count:
-            return Target(renamed)
-    return Target(name)
+            return Destination(renamed)
+    return Destination(name)

@@ -127,16 +127,16 @@ def _gather(files: Iterable[Any]) -> dict[str, list[_Stored]]:
     parts: dict[str, list[_Stored]] = {}
     for file in files:
         for name in file.keys():  # noqa: SIM118, the handle is not iterable
-            target = remap(name)
-            if target is None:
+            destination = remap(name)
+            if destination is None:
                 continue
             view = file.get_slice(name)
             if view.get_dtype() not in _FLOATS:
                 raise CheckpointError(
                     f"Tensor {name} has type {view.get_dtype()}; only {', '.join(_FLOATS)} are supported."
                 )
-            stored = _Stored(file, name, tuple(view.get_shape()), target.third)
-            parts.setdefault(target.name, []).append(stored)
+            stored = _Stored(file, name, tuple(view.get_shape()), destination.third)
+            parts.setdefault(destination.name, []).append(stored)
     for stored_parts in parts.values():
         stored_parts.sort(key=lambda part: -1 if part.third is None else part.third)
     return parts

@@ -45,7 +45,7 @@ def parse_key(key: str) -> Matrix | None:
     name = trained
     for pattern, prefix in _PARTS:
         name = pattern.sub(prefix, name)
-    target = remap(f"{name}.weight")
-    if target is None:
+    destination = remap(f"{name}.weight")
+    if destination is None:
         return None
-    return Matrix(trained, target.name.removesuffix(".weight"), target.third, match["side"])
+    return Matrix(trained, destination.name.removesuffix(".weight"), destination.third, match["side"])
