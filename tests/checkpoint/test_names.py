@@ -1,4 +1,4 @@
-"""Names of tensors in every layout, as those of the original."""
+"""Mapping the tensor names of every layout to the original names."""
 
 import pytest
 

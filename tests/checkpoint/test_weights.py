@@ -1,4 +1,4 @@
-"""Weights in and out: what is refused, what is tolerated, and the way back to a file."""
+"""Reading and writing weights: which tensors raise errors, which are ignored, and the round trip."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def read(folder: Path, dtype: torch.dtype = torch.float32) -> InternVL:
 
 
 def checkpoint(folder: Path, layout: str = "original", **changes: torch.Tensor | None) -> Path:
-    """A checkpoint whose tensors are changed; None takes one away. Dots are written as `__`."""
+    """A checkpoint with changed tensors; None removes one. Dots in names are written as `__`."""
     hf.write(SIZES, folder, layout)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in changes.items():

@@ -1,4 +1,4 @@
-"""Reading adapters' files: what is read, and what is refused by its name."""
+"""Reading the files of adapters, and the errors that name what is wrong with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a quantised model: one for each checkpoint, scheme and set of samples, whole or converted again."""
+"""The file of a quantised model: its path, and the conversion that replaces an incomplete file."""
 
 from pathlib import Path
 
