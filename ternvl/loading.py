@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that is ready to run: on which device, in which type, quantised or not."""
+"""Loading a model from a checkpoint: the choice of device, type and quantisation, and the load itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from rich.progress import Progress
+from rich import progress as rich_progress
 from safetensors import SafetensorError
 
 from ternvl.checkpoint import weights
@@ -23,17 +23,18 @@ from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import file
 from ternvl.quant.guard import SCHEMES, StageReport, quantize
 from ternvl.quant.samples import build, digest, samples
+from ternvl.types import Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHOICES = ("auto", "none", *SCHEMES)
-_WORTH_IT = 100_000_000
-"""Parameters from which on `auto` quantises: a small model gains nothing."""
+_MIN_AUTO_PARAMETERS = 100_000_000
+"""The number of parameters above which "auto" quantises; smaller models gain nothing."""
 
 
 class Loading:
-    """A model of a checkpoint on its way: where it is quantised and kept already, its file is being read."""
+    """A model that is being loaded. If its quantised file is in the cache, reading the file starts at once."""
 
     def __init__(
         self,
@@ -46,20 +47,20 @@ class Loading:
         reference: bool,
         calibration: Path | None = None,
     ) -> None:
-        """Raises ConfigError for settings that cannot be."""
+        """Raises ConfigError for invalid settings."""
         self._folder, self._config, self._device, self._calibration = folder, config, device, calibration
-        self._computed = weights.resolve_dtype(dtype, config, device)
+        self._compute_dtype = weights.resolve_dtype(dtype, config, device)
         self._scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
-        self._is_packed = device.type == "cpu" and self._computed == torch.float32 and not reference
-        is_stored = self._is_packed and dtype == "auto"
-        self._stored = getattr(torch, config.dtype) if is_stored else self._computed
+        self._is_packed = device.type == "cpu" and self._compute_dtype == torch.float32 and not reference
+        keeps_dtype = self._is_packed and dtype == "auto"
+        self._storage_dtype = getattr(torch, config.dtype) if keeps_dtype else self._compute_dtype
         self._reading = None
         if self._scheme != "none":
-            with suppress(OSError, SafetensorError, ValueError):  # not there or not whole: `finish` sees to it
+            with suppress(OSError, SafetensorError, ValueError):  # missing or incomplete: `finish` handles it
                 self._reading = file.Reading(file.path_for(folder, self._scheme, digest(calibration)))
 
     def finish(self, builder: PromptBuilder, *, progress: bool) -> InternVL:
-        """The model, ready to run. Raises CheckpointError, ConfigError."""
+        """Return the model, ready to run. Raises CheckpointError and ConfigError."""
         if self._scheme != "none":
             return load_quantized(
                 *(self._folder, self._config, self._scheme, builder),
@@ -70,7 +71,7 @@ class Loading:
         loaded = with_progress(
             "Loading weights",
             progress,
-            lambda show: weights.load(self._folder, self._config, dtype=self._stored, progress=show),
+            lambda show: weights.load(self._folder, self._config, dtype=self._storage_dtype, progress=show),
         )
         if self._is_packed:
             prepare(loaded)
@@ -78,10 +79,10 @@ class Loading:
 
 
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
-    """The scheme, or "none".
+    """Return the quantisation scheme, or "none".
 
-    "auto" is int8 on a CPU whose kernels multiply bytes fast, for models of some size, where neither a `dtype` nor the
-    reference is asked for. Raises ConfigError for a name that is unknown or a scheme that cannot be had.
+    "auto" is int8 for large models on a CPU with fast byte multiplication, unless `dtype` or `reference` is set.
+    Raises ConfigError for an unknown name, or for a scheme that the other settings do not allow.
     """
     check_name(quantization)
     if quantization == "auto":
@@ -89,10 +90,10 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
         is_fast = device.type == "cpu" and loaded is not None and loaded.isa.endswith("vnni")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         is_free = dtype == "auto" and not reference
-        return "int8" if is_fast and is_free and size > 2 * _WORTH_IT else "none"
+        return "int8" if is_fast and is_free and size > 2 * _MIN_AUTO_PARAMETERS else "none"
     if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
         raise ConfigError(
-            f"quantization is {quantization!r}, which runs on a CPU, with dtype auto or float32 and without reference; "
+            f"quantization is {quantization!r}, which needs device cpu, dtype auto or float32, and reference False; "
             f"device is {device}, dtype {dtype} and reference {reference}."
         )
     if quantization != "none" and not dispatch.available():
@@ -101,31 +102,31 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
 
 
 def check_name(quantization: str) -> None:
-    """Raises ConfigError for a name that is unknown."""
+    """Raise ConfigError for an unknown name."""
     if quantization not in CHOICES:
         raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is one. Raises ConfigError for one that cannot be had."""
+    """Return the device of a name; "auto" is CUDA if available. Raises ConfigError for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises the second
-        raise ConfigError(f"device is {name!r}, which this machine or this torch does not have.") from error
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises AssertionError
+        raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have.") from error
     return device
 
 
 class Quantized(NamedTuple):
-    """A quantised model and where it is kept."""
+    """A quantised model, its reports and its file in the cache."""
 
     model: InternVL
     reports: list[StageReport]
     path: Path
     is_new: bool
-    """Whether it was converted now, and not found in the cache."""
+    """Whether it was converted now instead of found in the cache."""
 
 
 def load_quantized(
@@ -140,21 +141,21 @@ def load_quantized(
     must_keep: bool = False,
     reading: file.Reading | None = None,
 ) -> Quantized:
-    """The quantised model and its report: from the cache, or converted and put there where that can be written.
+    """Return the quantised model from the cache, or convert it and store it in the cache.
 
-    `reading` is of the model's file, if it is under way. `anew` converts although it is there. With `must_keep` a cache
-    that cannot be written raises ConfigError, before the conversion. Raises ConfigError for an unknown scheme or
-    unusable samples, CheckpointError.
+    `reading` is a read of the model's file that has already started. With `anew`, it is converted even if the cache has
+    it. With `must_keep`, a cache that cannot be written raises ConfigError before the conversion; otherwise it logs a
+    warning. Raises ConfigError for an unknown scheme or unusable samples, and CheckpointError.
     """
     path = file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
             return Quantized(*file.load(path, config, reading), path, is_new=False)
         except CheckpointError as error:
-            log.warning("%s It is made anew.", error)
+            log.warning("%s The model is converted again.", error)
     if must_keep:
         file.check_writable(path)
-    log.info("Converting to %s, once; it is kept at %s.", scheme, path)
+    log.info("Converting to %s once; the result is kept at %s.", scheme, path)
     model = with_progress(
         "Loading weights",
         progress,
@@ -169,13 +170,13 @@ def load_quantized(
             raise ConfigError(f"The quantised model cannot be written to {path} ({error}).") from error
         log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
         return Quantized(model, reports, path, is_new=True)
-    return Quantized(*file.load(path, config), path, is_new=True)  # mapped: what conversion took is let go
+    return Quantized(*file.load(path, config), path, is_new=True)  # mapped, which frees the memory of the conversion
 
 
-def with_progress(title: str, shown: bool, work: Callable[[weights.Progress | None], T]) -> T:
-    """What `work` gives, which is told how to show its progress: as a bar, or None."""
+def with_progress(title: str, shown: bool, work: Callable[[Progress | None], T]) -> T:
+    """Call `work` with a function that updates a progress bar, or with None if no bar is shown; return its result."""
     if not shown:
         return work(None)
-    with Progress() as bar:
+    with rich_progress.Progress() as bar:
         task = bar.add_task(title)
         return work(lambda done, total: bar.update(task, completed=done, total=total))

@@ -1,4 +1,4 @@
-"""Loading: which scheme is chosen, and answers of models that are quantised as they are loaded."""
+"""The choice of the quantisation scheme, and the answers of models that are quantised when they are loaded."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_answers_of_the_embedded_model_and_the_kept_file(cache: Path) -> None:
         (path,) = cache.glob(f"{scheme}-*.safetensors")
         written = path.stat().st_mtime_ns
         again = LLM(quantization=scheme)
-        assert path.stat().st_mtime_ns == written, "it is loaded, not made again"
+        assert path.stat().st_mtime_ns == written, "the file is loaded, not converted again"
         prompt = llm.prompt(QUESTIONS[0])
         assert torch.equal(llm.engine.model(prompt), again.engine.model(prompt))
 
@@ -44,7 +44,7 @@ def test_rows_of_a_quantised_model_are_alone() -> None:
         assert alone.logprobs == answer.logprobs
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_invalid_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantization is 'int5'"):
         LLM(quantization="int5")
     with pytest.raises(ConfigError, match="reference True"):
@@ -55,9 +55,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         LLM(quantization="int8", calibration=tmp_path)
 
 
-def test_auto_is_for_large_models_of_which_nothing_else_is_asked(tmp_path: Path) -> None:
+def test_auto_is_for_large_models_with_default_settings(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(10**9)  # sparse: its size is all that is asked
+        file.truncate(10**9)  # a sparse file, of which only the size matters
     loaded = library()
     assert loaded is not None
 

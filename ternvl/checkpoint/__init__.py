@@ -1,1 +1,1 @@
-"""Files in: where a checkpoint lies, what its configuration says, and its weights under their official names."""
+"""Checkpoints: finding them, reading their configuration, and reading and writing their weights."""

@@ -1,8 +1,8 @@
-"""A checkpoint's `config.json`, read in both layouts and written in the original one.
+"""A checkpoint's `config.json`: reading either layout, and writing the original one.
 
-Whatever these files ask for and the model does not do is refused by name: a model that runs and is subtly wrong is
-worse than one that does not start. A key that is absent has the value that the official configuration classes give it
-(OpenGVLab/InternVL `configuration_intern_vit.py` and `configuration_internvl_chat.py`; `InternVLConfig` and
+A setting that is not implemented raises an error that names it: a model that runs and is subtly wrong is worse than
+one that does not start. An absent key has the default of the official configuration classes
+(`configuration_intern_vit.py` and `configuration_internvl_chat.py` in OpenGVLab/InternVL; `InternVLConfig` and
 `Qwen2Config` in transformers).
 """
 
@@ -19,7 +19,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def read(document: Section, generation: Section) -> ModelConfig:
-    """The configuration of either layout; `generation` is `generation_config.json`, empty where there is none.
+    """Return the configuration of either layout. `generation` is `generation_config.json`, or empty if there is none.
 
     Raises CheckpointError for anything that is not implemented.
     """
@@ -79,7 +79,7 @@ def _native(document: Section, defaults: dict[str, float | int | bool]) -> Model
     vit.only("norm_type", ("layer_norm",), "layer_norm")
     vit.only("use_qk_norm", (False,), False)
     vit.only("use_absolute_position_embeddings", (True,), True)
-    # Without mean pooling that architecture has a norm after the last layer.
+    # Without mean pooling this architecture has a norm after the last layer.
     vit.only("use_mean_pooling", (True,), True)
     config = ModelConfig(
         vision=_vision(vit, image_size=448, qkv_bias=vit.flag("attention_bias")),
@@ -129,7 +129,7 @@ def _language(llm: Section, *, tied: bool) -> LanguageConfig:
 
 
 def _rope_theta(llm: Section) -> float:
-    """The rotary base. Dynamic scaling is let through: it changes nothing below `max_position_embeddings`."""
+    """The rotary base. Dynamic scaling is accepted, since it changes nothing below `max_position_embeddings`."""
     theta = llm.values.get("rope_theta", 10_000.0)
     for key in ("rope_scaling", "rope_parameters"):
         if llm.values.get(key) is None:
@@ -147,7 +147,7 @@ def _downsample_ratio(document: Section) -> float:
 
 
 def _dtype(*sections: Section) -> str:
-    """The first that is said; without a word, float32 loses nothing."""
+    """The first type that a section names; else float32, which holds the values of all types."""
     for section in sections:
         for key in ("dtype", "torch_dtype"):
             if section.values.get(key) is not None:
@@ -160,7 +160,7 @@ def _system_message(document: Section) -> str:
     if message is None:
         return OFFICIAL_SYSTEM_MESSAGE
     if not isinstance(message, str):
-        raise CheckpointError(f"{document.name}: system_message must be a text or null, but is {message!r}.")
+        raise CheckpointError(f"{document.name}: system_message must be a string or null, but is {message!r}.")
     return message
 
 
@@ -172,7 +172,7 @@ def _sampling_defaults(generation: Section) -> dict[str, float | int | bool]:
 
 
 def _checked(config: ModelConfig, document: Section) -> ModelConfig:
-    """The configuration, if its sizes fit together."""
+    """The configuration. Raises CheckpointError if its sizes do not fit together."""
     vision, language = config.vision, config.language
     rules = (
         (vision.hidden_size, vision.num_heads, "the vision hidden_size", "its num_attention_heads"),
@@ -194,7 +194,7 @@ def _checked(config: ModelConfig, document: Section) -> ModelConfig:
 
 
 def write(config: ModelConfig, *, dtype: str, tied: bool) -> dict[str, Any]:
-    """`config.json` in the original layout, for tensors of type `dtype`; `tied` where no output head is written."""
+    """Return `config.json` in the original layout, for tensors of type `dtype`; `tied` if no output head is written."""
     official = config.system_message == OFFICIAL_SYSTEM_MESSAGE
     return {
         "architectures": ["InternVLChatModel"],
@@ -221,7 +221,7 @@ def write(config: ModelConfig, *, dtype: str, tied: bool) -> dict[str, Any]:
 
 
 def write_generation(config: ModelConfig) -> dict[str, Any]:
-    """`generation_config.json`: the sampling defaults, in the words of transformers."""
+    """Return `generation_config.json`: the sampling defaults, under the names that transformers uses."""
     if config.defaults.get("temperature") == 0:
         return {"do_sample": False} | {key: value for key, value in config.defaults.items() if key != "temperature"}
     return {"do_sample": True, **config.defaults} if config.defaults else {}

@@ -1,4 +1,4 @@
-"""Names of tensors: from any of a checkpoint's three layouts to the original one, which the modules bear.
+"""Tensor names, mapped from any of the three checkpoint layouts to the original one, which the modules use.
 
 original      `vision_model.*`, `mlp1.*`, `language_model.model.*`, `language_model.lm_head.*`
 HF, older     `vision_tower.*`, `multi_modal_projector.*`, `language_model.model.*`, `language_model.lm_head.*`
@@ -11,13 +11,13 @@ import re
 from typing import NamedTuple
 
 
-class Target(NamedTuple):
-    """Where a tensor of a checkpoint belongs."""
+class Destination(NamedTuple):
+    """The parameter that a tensor of a checkpoint belongs to."""
 
     name: str
-    """In the original layout."""
+    """Its name in the original layout."""
     third: int | None = None
-    """0, 1, 2 for a query, key or value matrix, which are stacked in that order; None for a whole tensor."""
+    """0, 1 or 2 for a query, key or value matrix, which are stacked in that order; None for a whole tensor."""
 
 
 _VISION = r"^(?:model\.)?vision_tower\."
@@ -42,22 +42,22 @@ _RENAMES = tuple(
     )
 )
 _QKV = re.compile(_LAYER + r"attention\.([qkv])_proj\.(weight|bias)$")
-# Constants that some exports hold beside the weights; the model computes them, or has no use for them.
+# Constants that some exports hold beside the weights. The model computes or does not need them.
 _HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.position_ids|\.embeddings\.mask_token)$")
 
 
-def remap(name: str) -> Target | None:
-    """The place of a checkpoint's tensor; None for one that is known and not needed.
+def remap(name: str) -> Destination | None:
+    """Return the destination of a checkpoint's tensor, or None if the tensor is known and not needed.
 
-    A name that no layout knows is its own target, for the caller to find that the model has no such tensor.
+    A name that is in no layout is its own destination, and the caller finds that the model has no such parameter.
     """
     if _HARMLESS.search(name):
         return None
     if match := _QKV.match(name):
         layer, which, kind = match.groups()
-        return Target(f"vision_model.encoder.layers.{layer}.attn.qkv.{kind}", "qkv".index(which))
+        return Destination(f"vision_model.encoder.layers.{layer}.attn.qkv.{kind}", "qkv".index(which))
     for pattern, replacement in _RENAMES:
         renamed, count = pattern.subn(replacement, name)
         if count:
-            return Target(renamed)
-    return Target(name)
+            return Destination(renamed)
+    return Destination(name)

@@ -1,4 +1,4 @@
-"""Where a model comes from: the embedded one, a folder, or a download from the Hugging Face hub."""
+"""Finding a model: the embedded one, a folder, or a download from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "ternvl-nano"
-"""Folder of the model that comes with the package."""
+"""The folder of the model that comes with the package."""
 
-# Never a pickle: loading one runs whatever code it holds.
+# Pickles are never downloaded, because loading one runs the code in it.
 _PATTERNS = ["*.json", "*.safetensors", "*.txt"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_NAMES = {
@@ -23,16 +23,16 @@ _HUB_NAMES = {
     for size in ("1B", "2B", "8B", "14B")
     for kind in ("", "-Instruct", "-hf")
 }
-"""Short names of the published models that this architecture covers."""
+"""The hub names of the published models with this architecture, by their short names."""
 
 
 def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
-    """The folder of a model, downloaded first where need be.
+    """Return the folder of a model, which is downloaded first if necessary.
 
     `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`) or None for
     the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows the hub library's
-    progress bar; a broken connection is taken up where it broke, and files that an earlier run has fetched whole are
-    kept. Raises CheckpointError.
+    progress bar, continues after a broken connection, and keeps files that an earlier run has completed.
+    Raises CheckpointError if the model is not found or cannot be downloaded.
     """
     folder = EMBEDDED if model is None else _path(model)
     if folder.is_dir():
@@ -52,7 +52,7 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
 
 
 def _path(model: str | Path) -> Path:
-    """Raises CheckpointError for what can be no path: another type, too long, of a home that is not known."""
+    """Raises CheckpointError for an invalid path: of another type, too long, or in an unknown home folder."""
     try:
         folder = Path(model).expanduser()
         folder.exists()
@@ -62,7 +62,7 @@ def _path(model: str | Path) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    # The library takes half a second to import, which a local model need not pay.
+    # Importing the library takes half a second, which a local model does not need.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -78,13 +78,13 @@ def _download(name: str, revision: str | None) -> Path:
         raise CheckpointError(f"The model {name} is gated on the hub: {reason}.") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"There is no model {name} on the hub, or it is private and HF_TOKEN does not open it."
+            f"There is no model {name} on the hub, or it is private and HF_TOKEN does not give access to it."
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"The model {name} has no revision {revision!r} on the hub.") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"The model {name} is not whole on this machine, and the hub cannot be reached to download it."
+            f"The model {name} is not completely on this machine, and the hub cannot be reached to download it."
         ) from error
     except Exception as error:  # network, disk and protocol errors of several libraries
         what = str(error).partition("\n")[0] or type(error).__name__
@@ -92,9 +92,9 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """Read `config.json` in either layout, and the sampling defaults of `generation_config.json` where there is one.
+    """Read `config.json` in either layout, and the sampling defaults of `generation_config.json` if that exists.
 
-    Raises CheckpointError where they are absent, unreadable, or ask for what is not implemented.
+    Raises CheckpointError if `config.json` is absent, or if a file is unreadable or asks for an unimplemented feature.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -105,7 +105,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def read_object(path: Path) -> Section:
-    """The JSON object in a file. Raises CheckpointError where it holds anything else."""
+    """Return the JSON object in a file. Raises CheckpointError if the file holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,14 +1,14 @@
-"""Weights in and out: any of the three layouts to an `InternVL`, and an `InternVL` to the original layout.
+"""Reading weights from any of the three layouts into an `InternVL`, and writing them in the original layout.
 
-Files are mapped into memory and a tensor that already has the wanted type is used where it lies, so a model never
-stands twice in memory. Only safetensors are read: a pickle runs whatever code it holds.
+Files are mapped into memory, and a tensor that already has the requested type is used in place, so a model is never
+twice in memory. Only safetensors files are read, because loading a pickle runs the code in it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,7 @@ from ternvl.checkpoint.source import read_object
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
 from ternvl.model.internvl import InternVL
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
+from ternvl.types import Progress
 
 _SINGLE, _INDEX, _SHARD = "model.safetensors", "model.safetensors.index.json", "model-{:05}-of-{:05}.safetensors"
 _EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -34,7 +32,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 class _Stored(NamedTuple):
-    """A tensor in an open file; `shape` is what it brings and `third` its place where it is a part of a whole."""
+    """A tensor in an open file; `third` is its index if it is one third of a stacked tensor."""
 
     file: Any
     name: str
@@ -43,10 +41,10 @@ class _Stored(NamedTuple):
 
 
 def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type to compute in: "bfloat16", "float16", "float32", or "auto": the checkpoint's own, on a CPU float32.
+    """Return the type to compute in, given "bfloat16", "float16", "float32" or "auto".
 
-    CPUs without matrix instructions for the short types are several times slower in them, and all are less exact.
-    TernvlError for other names.
+    "auto" is float32 on a CPU and the checkpoint's own type elsewhere: CPUs without matrix instructions for the short
+    types are several times slower in them, and every CPU is less exact. Raises TernvlError for other names.
     """
     if dtype not in ("auto", *config_json.DTYPES):
         raise TernvlError(f"dtype {dtype!r} is unknown; it is one of auto, {', '.join(config_json.DTYPES)}.")
@@ -56,11 +54,12 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torc
 
 
 def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Progress | None = None) -> InternVL:
-    """The model of a folder, on the CPU, in `dtype`, frozen.
+    """Load the model in a folder onto the CPU, in `dtype` and frozen.
 
-    A checkpoint without output head gets the embeddings for it if its configuration ties the two. Raises
-    CheckpointError where files are absent or broken, tensors are missing, unknown or of another shape, or the
-    tokenizer beside them knows more tokens than the embeddings do.
+    If the configuration ties the output head to the embeddings and the checkpoint has no head, the embeddings are used
+    for it. `progress` is called with the bytes read so far and the bytes in all. Raises CheckpointError if files are
+    absent or broken, if tensors are missing, unknown or of another shape, or if the tokenizer in the folder has more
+    tokens than the embedding.
     """
     _check_vocabulary(folder, config.language.vocab_size)
     with torch.device("meta"):
@@ -84,7 +83,7 @@ def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Pro
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        path = folder / "added_tokens.json"  # of a slow tokenizer; its vocabulary lies below
+        path = folder / "added_tokens.json"  # of a slow tokenizer; the ids of its vocabulary are lower
     if not path.is_file():
         return
     spec = read_object(path).values
@@ -94,7 +93,7 @@ def _check_vocabulary(folder: Path, vocab_size: int) -> None:
         else:
             highest = max(spec.values())
     except (AttributeError, KeyError, TypeError, ValueError):
-        return  # no byte-pair tokenizer: whoever reads it for its text says so
+        return  # not a byte-pair tokenizer: loading the tokenizer reports it
     if highest >= vocab_size:
         raise CheckpointError(
             f"{path} has token ids up to {highest}, but the model's embedding has {vocab_size} rows: the tokenizer "
@@ -107,10 +106,10 @@ def _paths(folder: Path) -> list[Path]:
         return [folder / _SINGLE]
     index = folder / _INDEX
     if not index.is_file():
-        raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; weights of other kinds are not read.")
+        raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; only safetensors weights are read.")
     names = sorted({str(name) for name in read_object(index).section("weight_map").values.values()})
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointError(f"{index} names files that are not there: {_listed(absent)}.")
+        raise CheckpointError(f"{index} names files that do not exist: {_listed(absent)}.")
     return [folder / name for name in names]
 
 
@@ -119,23 +118,25 @@ def _open(path: Path, files: ExitStack) -> Any:
         return files.enter_context(safe_open(path, framework="pt"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); its download may have been cut short."
+            f"{path} is not a whole safetensors file ({error}); its download may be incomplete."
         ) from error
 
 
 def _gather(files: Iterable[Any]) -> dict[str, list[_Stored]]:
-    """What the files hold, by the name in the original layout: the whole tensor, or its thirds in order."""
+    """The tensors in the files by their name in the original layout: one whole tensor, or its thirds in order."""
     parts: dict[str, list[_Stored]] = {}
     for file in files:
         for name in file.keys():  # noqa: SIM118, the handle is not iterable
-            target = remap(name)
-            if target is None:
+            destination = remap(name)
+            if destination is None:
                 continue
             view = file.get_slice(name)
             if view.get_dtype() not in _FLOATS:
-                raise CheckpointError(f"Tensor {name} is of type {view.get_dtype()}, only {_FLOATS} are read.")
-            stored = _Stored(file, name, tuple(view.get_shape()), target.third)
-            parts.setdefault(target.name, []).append(stored)
+                raise CheckpointError(
+                    f"Tensor {name} has type {view.get_dtype()}; only {', '.join(_FLOATS)} are supported."
+                )
+            stored = _Stored(file, name, tuple(view.get_shape()), destination.third)
+            parts.setdefault(destination.name, []).append(stored)
     for stored_parts in parts.values():
         stored_parts.sort(key=lambda part: -1 if part.third is None else part.third)
     return parts
@@ -167,7 +168,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _read(parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: Progress | None) -> dict[str, Tensor]:
-    """Whole tensors in `dtype`; those that need no change stay in the mapped file."""
+    """Whole tensors in `dtype`. Tensors that already have it stay in the mapped file."""
     total = sum(torch.Size(stored.shape).numel() for found in parts.values() for stored in found) * dtype.itemsize
     done = 0
     state = {}
@@ -184,16 +185,16 @@ def _read(parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: 
 def save(model: InternVL, folder: Path, *, dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> None:
     """Write a checkpoint in the original layout: weights, `config.json`, `generation_config.json`.
 
-    The weights go to one file, or to several and an index where they exceed `max_shard_bytes`; what the folder held
-    of the kind before is replaced. The tokenizer is not this function's. Raises CheckpointError for a model whose
-    tensors are not the plain ones (quantised, with adapters).
+    The weights go to one file, or to several files and an index if they exceed `max_shard_bytes`. Weights and
+    configuration that the folder held before are replaced; the tokenizer is not written. Raises CheckpointError for a
+    model whose modules were replaced, such as a quantised one.
     """
     state = model.state_dict()
     with torch.device("meta"):
         plain = InternVL(model.config).state_dict().keys()
     if state.keys() != plain:
         names = sorted(state.keys() ^ plain)
-        raise CheckpointError(f"Only a model of plain weights can be saved; this one differs in {_listed(names)}.")
+        raise CheckpointError(f"Only a model with plain weights can be saved; this one differs in {_listed(names)}.")
     tied = model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
     if tied:
         del state[_HEAD]
@@ -209,7 +210,7 @@ def _save_shards(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, 
     names = [_SHARD.format(i + 1, len(shards)) for i in range(len(shards))] if len(shards) > 1 else [_SINGLE]
     for name, keys in zip(names, shards, strict=True):
         tensors = {key: state[key].to("cpu", dtype).contiguous() for key in keys}
-        # The file that is replaced may be the one that the model is mapped from: it lives on until it is let go.
+        # The replaced file may be the one that the model is mapped from; it stays on disk until it is unmapped.
         save_file(tensors, folder / f"{name}.part", metadata={"format": "pt"})
         os.replace(folder / f"{name}.part", folder / name)
     for old in {_SINGLE, _INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
@@ -221,7 +222,7 @@ def _save_shards(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, 
 
 
 def _split(state: Mapping[str, Tensor], itemsize: int, max_shard_bytes: int) -> Iterator[list[str]]:
-    """Names in order, in runs of at most `max_shard_bytes` or of one tensor that is larger."""
+    """Names in order, in groups of at most `max_shard_bytes` or of one larger tensor."""
     run: list[str] = []
     size = 0
     for name, tensor in state.items():

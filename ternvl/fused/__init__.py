@@ -1,1 +1,1 @@
-"""The same network as the CPU runs it: layers fused into stages with packed weights."""
+"""The network as the CPU runs it: the same layers, fused into stages with packed weights."""

@@ -1,8 +1,8 @@
-"""Adapters in fused modules: what they add goes between a stage's product and what follows it.
+"""Adapters in fused modules: their outputs are added between a stage's product and the operations after it.
 
-The stage itself may hold whole numbers of 8 or 4 bits, with smoothing: all of that is its product's own. What an
-adapter sees is what its layer would have seen in the checkpoint's own model, the rows after the norm; what it adds is
-added in float32 to the layer's own outputs, before activation and sum.
+The stage's weights may be whole numbers of 8 or 4 bits with smoothing, which concerns its product only. An adapter gets
+the same input as its layer in the checkpoint's own model, the rows after the norm. Its output is added in float32 to
+the layer's outputs, before the activation and the residual.
 
 Shapes: M rows, N outputs, K inputs, F outputs after the activation.
 """
@@ -20,28 +20,28 @@ from ternvl.lora.bank import AdapterBank
 
 
 class Part(NamedTuple):
-    """One of the checkpoint's layers in a stage."""
+    """One of the checkpoint's layers within a stage."""
 
     name: str
-    """Its official name below that of the module."""
+    """The layer's official name, relative to the module's name."""
     num_rows: int
-    """Its outputs, after those of the parts before it."""
+    """The number of its outputs, which follow those of the parts before it."""
     scale: Tensor | None = None
-    """[num_rows], what its outputs are multiplied by, where the stage's weights hold that already."""
+    """[num_rows], a factor of the layer's outputs that the stage's weights already contain; None if there is none."""
 
 
 class FusedModule(nn.Module, ABC):
-    """A module whose work is done by stages, in which adapters take part."""
+    """A module that computes its layers in stages, to whose products adapters can be added."""
 
     bank: AdapterBank | None = None
-    """Of the model's adapters, once there is one."""
+    """The model's adapter bank; None until `attach_lora` is called."""
 
     @abstractmethod
     def parts(self) -> Mapping[str, Sequence[Part]]:
-        """What the outputs of each stage are, by the stage's name here."""
+        """Return the layers of each stage in the order of its outputs, by the stage's attribute name."""
 
     def attach_lora(self, bank: AdapterBank, name: str) -> list[str]:
-        """Part of `ComputesSeveral`: the official names of its layers, for which the bank will be asked."""
+        """Keep the bank and return the official names of this module's layers, as `ComputesSeveral` requires."""
         self.bank = bank
         self._parts = {
             stage: [part._replace(name=f"{name}.{part.name}") for part in parts]
@@ -51,7 +51,7 @@ class FusedModule(nn.Module, ABC):
         return [part.name for parts in self._parts.values() for part in parts]
 
     def targets(self, stage: str) -> list[Target]:
-        """What installed adapters change of a stage."""
+        """Return the targets of installed adapters in a stage."""
         assert self.bank is not None
         targets: list[Target] = []
         column = 0
@@ -61,24 +61,24 @@ class FusedModule(nn.Module, ABC):
         return targets
 
     def run(self, name: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The stage `name` of x [M, K] -> [M, F], with what adapters add in this run; `residual` [M, F] is added.
+        """Run the stage `name`: x [M, K] -> [M, F], with the outputs of this forward pass's adapters added.
 
-        Rows without an adapter have the bits that the stage alone gives them.
+        `residual` [M, F] is added if given. Rows without an adapter are bit-identical to those of the stage alone.
         """
-        adapters = None if self.bank is None else self._adapted[name].now()
+        adapters = None if self.bank is None else self._adapted[name].current()
         return getattr(self, name)(x, residual, adapters)  # type: ignore[no-any-return]
 
 
 class AdaptedStages:
-    """What adapters add to stages of modules with one bank, as native calls take it."""
+    """The adapters' targets in some stages of modules with the same bank, in the form of a native call's argument."""
 
     def __init__(self, stages: Iterable[tuple[FusedModule, str]]) -> None:
         self._stages = list(stages)
         self._targets = Targets(())
         self._version = -1
 
-    def now(self) -> tuple[Targets, Segments] | None:
-        """Of this run; None where no row has an adapter."""
+    def current(self) -> tuple[Targets, Segments] | None:
+        """Return the arguments for the current forward pass; None if no row uses an adapter."""
         bank = self._stages[0][0].bank
         if bank is None or not bank.any_active:
             return None

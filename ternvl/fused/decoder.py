@@ -1,4 +1,4 @@
-"""The decoder as stages: what takes the place of the layers of `language.py`.
+"""The decoder in stages: the replacements of the layers of `model/language.py`.
 
 Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size.
 """
@@ -25,11 +25,11 @@ from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm
 
 _LEAST_ANGLES = 1024
-"""Positions that the first table of angles has."""
+"""The number of positions in the first table of angles."""
 
 
 class FusedDecoderLayer(FusedModule):
-    """A `DecoderLayer`."""
+    """A `DecoderLayer` in four stages."""
 
     STAGES = LAYER
     qkv: Stage
@@ -46,6 +46,7 @@ class FusedDecoderLayer(FusedModule):
 
     @classmethod
     def from_layer(cls, config: LanguageConfig, layer: int, module: DecoderLayer) -> FusedDecoderLayer:
+        """Pack the weights of a plain layer with the index `layer`."""
         attention, mlp = module.self_attn, module.mlp
         return cls(
             config,
@@ -76,10 +77,10 @@ class FusedDecoderLayer(FusedModule):
 
 
 class FusedDecoder(Decoder):
-    """A `Decoder` of fused layers. Over a paged cache all layers are one native call."""
+    """A `Decoder` of fused layers. With paged attention, one native call runs all layers."""
 
     def __init__(self, decoder: Decoder, layers: Iterable[FusedDecoderLayer], *, caches_in_int8: bool = False) -> None:
-        """`caches_in_int8` says whether 8 bits are enough for its keys and values."""
+        """`caches_in_int8` says whether the guard found 8 bits sufficient for keys and values."""
         nn.Module.__init__(self)
         self.caches_in_int8 = caches_in_int8
         self.config, self.norm = decoder.config, FusedRMSNorm(decoder.norm)  # type: ignore[assignment]
@@ -88,7 +89,7 @@ class FusedDecoder(Decoder):
         self._angles: tuple[Tensor, Tensor] | None = None
 
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """[T, C] -> [T, C]."""
+        """Run all layers: [T, C] -> [T, C]."""
         loaded = library() if x.is_cpu and x.dtype == torch.float32 else None
         if loaded is None or not isinstance(attention, PagedAttention):
             return super().run_layers(x, rotary, attention)
@@ -96,11 +97,11 @@ class FusedDecoder(Decoder):
         return self.native.run(
             *(loaded, x, *rotary, cache.tensors, cache.block_size),
             *(attention.slots, attention.block_tables, attention.query_starts, attention.lengths),
-            self.adapted.now(),
+            self.adapted.current(),
         )
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As a `Decoder` has it, out of a table, which grows."""
+        """Return the same values as `Decoder.rotary`, from a table that grows when needed."""
         needed = int(positions.max()) + 1
         if self._angles is None or len(self._angles[0]) < needed:
             self._angles = super().rotary(torch.arange(max(_LEAST_ANGLES, 2 ** (needed - 1).bit_length())))
@@ -109,12 +110,12 @@ class FusedDecoder(Decoder):
 
     @cached_property
     def adapted(self) -> AdaptedStages:
-        """What adapters add to all layers."""
+        """The adapters' targets in the stages of all layers."""
         return AdaptedStages((layer, stage) for layer in self.layers for stage in LAYER)  # type: ignore[misc]
 
     @cached_property
     def native(self) -> NativeDecoder:
-        """All layers as one. It points into their tensors, which stay where they are."""
+        """All layers as one native call. It holds pointers to their tensors, which must not move."""
         language = self.config
         layers = [[getattr(layer, name) for name in LAYER] for layer in self.layers]
         sizes = {"heads": language.num_heads, "key_heads": language.num_kv_heads, "head_size": language.head_dim}
@@ -122,7 +123,7 @@ class FusedDecoder(Decoder):
 
 
 class FusedRMSNorm(nn.Module):
-    """An `RMSNorm` in one call."""
+    """An `RMSNorm` in one native call."""
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Makes a loaded model one that computes on the CPU in float32 with exactly its checkpoint's values.
+"""Preparing a loaded model to compute on the CPU in float32 with exactly its checkpoint's values.
 
-The model knows nothing of it: modules are replaced from outside, under their names.
+Modules are replaced under their names; the model's own code has no part in it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from ternvl.model.internvl import InternVL
 
 
 def prepare(model: InternVL) -> None:
-    """Replace what the kernels compute better, and bring the rest to float32, in place.
+    """Replace the modules that the kernels compute faster, and convert the rest to float32, in place.
 
-    The decoder becomes stages. The tower does not: its stages hold products of stored values, which are rounded and
-    larger. Matrices and embeddings that are bfloat16 stay so in memory; what they give is float32. Each original is let
-    go as soon as it is packed. Without the kernels the whole model becomes float32. The model is on the CPU and frozen.
+    The decoder is fused into stages. The vision tower is not, because its stages would contain the products of weights
+    and layer scales, which are rounded and take more memory. Matrices and embeddings in bfloat16 keep that type in
+    memory, and their results are float32. Each original is freed as soon as it is packed. Without the kernels the whole
+    model is converted to float32. The model must be on the CPU and frozen.
     """
     if dispatch.available():
         fuse_language(model)
@@ -52,5 +53,5 @@ def _replacement(module: nn.Module) -> nn.Module | None:
 
 
 def _storage(dtype: torch.dtype) -> torch.dtype:
-    """float16 has values that bfloat16 has not."""
+    """bfloat16 stays; float16 becomes float32, because bfloat16 does not hold all of its values."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32

@@ -1,5 +1,6 @@
-"""Modules that take the place of a model's own, with its very values. They compute in float32, and each row or element
-of a result has the same bits in any company.
+"""Modules that replace a model's own modules without changing its weights' values.
+
+They compute in float32. Each row or element of a result is bit-identical whatever else is in the batch.
 
 Shapes: N outputs, K inputs; T tiles, C channels, S side of an image, P side of a patch, G = S / P.
 """
@@ -14,7 +15,7 @@ from ternvl.kernels import dispatch, reference
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with its weights in panels, stored as float32 or bfloat16."""
+    """A linear layer with its weights in panels, stored as float32 or bfloat16."""
 
     panels: Tensor
     bias: Tensor | None
@@ -29,7 +30,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, storage: torch.dtype) -> PackedLinear:
-        """The same layer; exact where `storage` holds the weights' values."""
+        """Pack an `nn.Linear`. It is exact if `storage` can hold the weights' values."""
         return cls(linear.weight, linear.bias, storage)
 
     @property
@@ -38,13 +39,13 @@ class PackedLinear(nn.Module):
         return reference.unpack(self.panels, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] float32, of any strides -> [..., N] float32."""
+        """x [..., K] float32 with any strides -> [..., N] float32."""
         out = dispatch.linear(x.reshape(-1, self.in_features), self.panels, self.out_features, self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
 
 class PackedPatches(nn.Module):
-    """A convolution whose patches do not overlap, as a packed linear layer over patches."""
+    """A convolution with non-overlapping patches, computed by a packed linear layer over the patches."""
 
     def __init__(self, conv: nn.Conv2d, storage: torch.dtype) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class PackedPatches(nn.Module):
 
 
 class WideEmbedding(nn.Module):
-    """`nn.Embedding` that keeps its storage type and returns float32."""
+    """An embedding that keeps its storage type and returns float32."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -76,8 +77,8 @@ class WideEmbedding(nn.Module):
 
 
 class GELU(nn.Module):
-    """`nn.GELU`, the exact one."""
+    """The exact GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32, any shape."""
+        """[...] -> [...] in float32."""
         return dispatch.gelu(x)

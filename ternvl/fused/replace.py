@@ -1,7 +1,7 @@
-"""The network's layers as stages: fewer and larger steps than `language.py` and `vision.py` have, of the same values.
+"""Replacing the layers of an `InternVL` by stages, which are fewer and larger steps with the same values.
 
-What is here puts what `fused_language.py` and `fused_vision.py` have in the place of layers of an `InternVL`, from
-outside. Stages hold what were several matrices where these have the same input: q, k and v, and gates and ups.
+The replacements are in `decoder.py` and `vision.py`. One stage holds several of the checkpoint's matrices if they have
+the same input: q, k and v, and the gate and up projections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ternvl.model.internvl import InternVL
 
 
 def fuse(model: InternVL) -> None:
-    """Replace the layers of a plain model on the CPU by stages of the same weights, in place."""
+    """Replace the layers of a plain model on the CPU by stages with the same weights, in place."""
     fuse_language(model)
     vision, config = model.vision_model, model.config.vision
     patches = FusedPatches.from_conv(config, vision.embeddings.patch_embedding)
@@ -29,14 +29,14 @@ def fuse(model: InternVL) -> None:
     for i, layer in enumerate(vision.encoder.layers):
         vision.encoder.layers[i] = FusedVisionLayer.from_layer(config, layer)  # type: ignore[arg-type]
     model.mlp1 = FusedProjector.from_sequential(model.mlp1)  # type: ignore[assignment]
-    _widen(model)
+    _rest_to_float32(model)
 
 
 def fuse_language(model: InternVL) -> None:
-    """Replace the decoder's layers, its head and its embedding alone."""
+    """Replace the decoder's layers, the output head and the embedding, in place."""
     language, config = model.language_model, model.config.language
     layers = language.model.layers
-    for i, layer in enumerate(layers):  # one after the other: each is let go once it is packed
+    for i, layer in enumerate(layers):  # one by one, so that each is freed once it is packed
         layers[i] = FusedDecoderLayer.from_layer(config, i, layer)  # type: ignore[arg-type]
     language.model = FusedDecoder(language.model, list(layers))  # type: ignore[arg-type]
     head: nn.Linear = language.lm_head
@@ -51,25 +51,28 @@ def assemble(
     int8_attention: Collection[str],
     int8_cache: bool,
 ) -> InternVL:
-    """A fused model of stages by their names in it, and of its other tensors. `int8_attention` names the vision layers
-    that attend in 8 bits, `int8_cache` says whether these are enough for keys and values, too."""
+    """Build a fused model from its stages by name and its other tensors by name.
+
+    `int8_attention` names the vision layers that attend in 8 bits. `int8_cache` says whether 8 bits are sufficient for
+    keys and values.
+    """
     with torch.device("meta"):
         model = InternVL(config)
     vision, language = model.vision_model, model.language_model
 
-    def of(kind: type, path: str) -> dict[str, Stage]:
+    def stages_of(kind: type, path: str) -> dict[str, Stage]:
         return {name: stages[f"{path}.{name}"] for name in kind.STAGES}  # type: ignore[attr-defined]
 
     patches = "vision_model.embeddings.patch_embedding"
-    vision.embeddings.patch_embedding = FusedPatches(config.vision, **of(FusedPatches, patches))  # type: ignore[assignment]
+    vision.embeddings.patch_embedding = FusedPatches(config.vision, **stages_of(FusedPatches, patches))  # type: ignore[assignment]
     for i in range(config.vision.num_layers):
         path = f"vision_model.encoder.layers.{i}"
         vision.encoder.layers[i] = FusedVisionLayer(
-            config.vision, None, attends_in_int8=path in int8_attention, **of(FusedVisionLayer, path)
+            config.vision, None, attends_in_int8=path in int8_attention, **stages_of(FusedVisionLayer, path)
         )
-    model.mlp1 = FusedProjector(**of(FusedProjector, "mlp1"))  # type: ignore[assignment]
+    model.mlp1 = FusedProjector(**stages_of(FusedProjector, "mlp1"))  # type: ignore[assignment]
     layers = [
-        FusedDecoderLayer(config.language, i, **of(FusedDecoderLayer, f"language_model.model.layers.{i}"))
+        FusedDecoderLayer(config.language, i, **stages_of(FusedDecoderLayer, f"language_model.model.layers.{i}"))
         for i in range(config.language.num_layers)
     ]
     language.model = FusedDecoder(language.model, layers, caches_in_int8=int8_cache)
@@ -83,18 +86,18 @@ def assemble(
 
 
 def caches_in_int8(model: InternVL) -> bool:
-    """Whether 8 bits have been found enough for a model's keys and values."""
+    """Return whether the guard found 8 bits sufficient for a model's keys and values."""
     decoder = model.language_model.model
     return isinstance(decoder, FusedDecoder) and decoder.caches_in_int8
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a stage of a model has weights of 8 or 4 bits."""
+    """Return whether a stage of a model has weights of 8 or 4 bits."""
     return any(isinstance(module, Stage) and module.format in (Format.INT8, Format.INT4) for module in model.modules())
 
 
-def _widen(model: nn.Module) -> None:
-    """What is left of a model, outside stages and embeddings, in float32."""
+def _rest_to_float32(model: nn.Module) -> None:
+    """Convert a model's parameters outside stages and embeddings to float32."""
     for module in model.modules():
         if not isinstance(module, WideEmbedding):
             for parameter in module.parameters(recurse=False):

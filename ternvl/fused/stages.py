@@ -1,4 +1,4 @@
-"""Stages from a model's layers."""
+"""Making stages from a model's layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ternvl.model.language import RMSNorm
 def stage_of(
     linears: list[nn.Linear], norm: Norm | None = None, after: After = After.NOTHING, scale: Tensor | None = None
 ) -> Stage:
-    """A stage of layers that have the same input, one after the other; `scale` [N] is multiplied into the weights."""
+    """Make a stage of layers with the same input, whose outputs follow each other.
+
+    `scale` [N] is multiplied into the weights and the bias.
+    """
     weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
     biases = [linear.bias for linear in linears]
     bias = None if biases[0] is None else torch.cat([each.float() for each in biases])
@@ -24,7 +27,7 @@ def stage_of(
 
 
 def norm_of(module: nn.Module) -> Norm:
-    """What a stage needs to know of a norm."""
+    """Return a norm's weights and epsilon in the form that a stage takes."""
     assert isinstance(module, RMSNorm | nn.LayerNorm)
     bias = None if isinstance(module, RMSNorm) else module.bias
     return Norm(module.weight, bias, module.eps)

@@ -1,7 +1,8 @@
-"""The vision tower and the projector as stages: what takes the place of the layers of `vision.py`. The scales of a
-layer's branches are in its weights.
+"""The vision tower and the projector in stages: the replacements of the layers of `model/vision.py`.
 
-Shapes: C hidden size, H heads, D head size; N tiles, L patches and class token.
+The scales of a layer's branches are multiplied into its weights.
+
+Shapes: C hidden size, H heads, D head size; N tiles, L patches and class token, G patches along a side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ternvl.model.vision import VisionLayer
 
 
 class FusedVisionLayer(FusedModule):
-    """A `VisionLayer`."""
+    """A `VisionLayer` in four stages."""
 
     STAGES = ("qkv", "proj", "fc1", "fc2")
     qkv: Stage
@@ -29,7 +30,7 @@ class FusedVisionLayer(FusedModule):
     fc2: Stage
     ls1: Tensor
     ls2: Tensor
-    """[C] each, which the weights of `proj` and `fc2` hold already; what adapters add to these is not scaled yet."""
+    """[C] each. The weights of `proj` and `fc2` already contain them; outputs of adapters still have to be scaled."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class FusedVisionLayer(FusedModule):
 
     @classmethod
     def from_layer(cls, config: VisionConfig, module: VisionLayer) -> FusedVisionLayer:
+        """Pack the weights of a plain layer."""
         return cls(
             config,
             (module.ls1, module.ls2),
@@ -76,18 +78,18 @@ class FusedVisionLayer(FusedModule):
         }
 
     def heads(self, x: Tensor) -> Tensor:
-        """[N, L, C] -> queries, keys and values [N, L, 3, H, D]."""
+        """Compute queries, keys and values: [N, L, C] -> [N, L, 3, H, D]."""
         return self.run("qkv", x.flatten(0, 1)).view(*x.shape[:2], 3, self.num_heads, -1)
 
 
 def exact_attention(qkv: Tensor) -> Tensor:
-    """Attention among the patches of each tile: [N, L, 3, H, D] -> [N, L, H, D]."""
+    """Attend among the patches of each tile in float32: [N, L, 3, H, D] -> [N, L, H, D]."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class FusedPatches(nn.Module):
-    """The patch embedding, a convolution whose patches do not overlap."""
+    """The patch embedding, a convolution with non-overlapping patches, in one stage."""
 
     STAGES = ("product",)
 
@@ -98,6 +100,7 @@ class FusedPatches(nn.Module):
 
     @classmethod
     def from_conv(cls, config: VisionConfig, conv: nn.Conv2d) -> FusedPatches:
+        """Pack the weights of the convolution in float32."""
         return cls(config, pack(Layer(conv.weight.float().flatten(1), conv.bias, None, After.NOTHING)))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class FusedPatches(nn.Module):
 
 
 class FusedProjector(FusedModule):
-    """`mlp1`."""
+    """The projector `mlp1` in two stages."""
 
     STAGES = ("fold", "out")
 
@@ -121,6 +124,7 @@ class FusedProjector(FusedModule):
 
     @classmethod
     def from_sequential(cls, mlp1: nn.Sequential) -> FusedProjector:
+        """Pack the weights of `mlp1`, made by `projector`."""
         first, second = mlp1[1], mlp1[3]
         assert isinstance(first, nn.Linear)
         assert isinstance(second, nn.Linear)

@@ -1,1 +1,1 @@
-"""LoRA adapters: their files, their settings, the pool that keeps them in memory and the bank that applies them."""
+"""LoRA adapters: their files and settings, the pool that keeps them in memory, and the bank that applies them."""

@@ -1,8 +1,8 @@
-"""Adapters at work: which rows of a run have which adapter, and what is added for them behind each module.
+"""Applying adapters: which rows of a forward pass use which adapter, and adding their outputs to the modules' outputs.
 
-The model knows nothing of it. While some adapter changes a linear layer, a `LoRALinear` stands in its place, from
-outside; a module that computes several of the checkpoint's layers in one product brings a method `attach_lora` instead,
-and calls `AdapterBank.add` for each of them. Without adapters in use, the model is what it was.
+The model's own code has no part in it. While an adapter changes a linear layer, a `LoRALinear` replaces the layer. A
+module that computes several of the checkpoint's layers in one product has a method `attach_lora` instead, and calls
+`AdapterBank.add` for each of them. While no adapter is installed, the model's modules are the original ones.
 
 Shapes: T rows, K inputs, N outputs of a module.
 """
@@ -24,148 +24,158 @@ _NOTHING: frozenset[str] = frozenset()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA adapter in memory, ready to be used."""
+    """A LoRA adapter in memory."""
 
     name: str
     digest: bytes
-    """SHA-256 of its files: what is cached of one is never found for another, whatever their names."""
+    """SHA-256 of its files. Caches use it as a key, so adapters never share cached values, whatever their names."""
     modules: Mapping[str, tuple[Weights, ...]]
-    """By the module's name in the original layout; several where an adapter changes parts of one."""
+    """The matrices by the module's name in the original layout; several if the adapter changes parts of a module."""
 
     @property
     def touches_images(self) -> bool:
-        """Whether features of images depend on it."""
+        """Whether the adapter changes image features, that is, any module outside the language model."""
         return any(not name.startswith("language_model.") for name in self.modules)
 
     @property
     def rank(self) -> int:
-        """The highest of its modules'."""
+        """The highest rank of any module."""
         return max(weights.rank for parts in self.modules.values() for weights in parts)
 
     @property
     def num_bytes(self) -> int:
-        """Its memory."""
+        """The memory of all its matrices in bytes."""
         return sum(weights.num_bytes for parts in self.modules.values() for weights in parts)
 
 
 Span = tuple[Adapter | None, int, int]
-"""Rows from, up to, and the adapter that they have."""
+"""An adapter or None, and the first and the past-the-end unit that use it."""
 
 
 @dataclass(slots=True)
-class _Slot:
-    number: int
+class _Installed:
+    """An installed adapter, its row in the tables and the number of its users."""
+
+    slot: int
     adapter: Adapter
     num_users: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a `LoRALinear` takes a layer's place while some adapter changes the layer; nowhere for a layer that another
-    module computes, which looks into the bank by itself."""
+class _Replacement:
+    """A layer and the `LoRALinear` that replaces it while an adapter changes the layer.
+
+    All fields are empty for a layer that a `ComputesSeveral` module computes: that module calls the bank itself.
+    """
 
     parent: nn.Module | None = None
     name: str = ""
     base: nn.Module | None = None
     adapted: nn.Module | None = None
 
-    def enter(self) -> None:
+    def apply(self) -> None:
         if self.parent is not None:
             setattr(self.parent, self.name, self.adapted)
 
-    def leave(self) -> None:
+    def undo(self) -> None:
         if self.parent is not None:
             setattr(self.parent, self.name, self.base)
 
 
 class AdapterBank:
-    """The adapters that a model's sequences have now, and which of its rows have them. One thread's own."""
+    """The installed adapters of a model, and which rows of the current forward pass use them. It is not thread-safe."""
 
     def __init__(self) -> None:
-        self.places: dict[str, _Place] = {}
-        """By the official name of each module that may have adapters; `attach` fills it."""
+        self.replacements: dict[str, _Replacement] = {}
+        """By the official name of each module that adapters may change; filled by `attach`."""
         self._tables: dict[str, list[Table]] = {}
-        self._slots: dict[bytes, _Slot] = {}
+        self._installed: dict[bytes, _Installed] = {}
         self.segments = Segments((), 1)
-        """The rows of this run that have adapters."""
+        """The rows of the current forward pass that use adapters."""
         self.version = 0
-        """Another one whenever targets are others."""
+        """Incremented whenever the set of installed targets changes."""
         self._touched: frozenset[str] = _NOTHING
 
     @property
     def any_active(self) -> bool:
-        """Whether any row of this run has an adapter."""
+        """Whether any row of the current forward pass uses an adapter."""
         return bool(self._touched)
 
     @property
     def num_installed(self) -> int:
-        """Adapters that some sequence has."""
-        return len(self._slots)
+        """The number of installed adapters."""
+        return len(self._installed)
 
     def touches(self, name: str) -> bool:
-        """Whether any adapter of this run changes the module with this official name."""
+        """Whether an adapter of the current forward pass changes the module with this official name."""
         return name in self._touched
 
     def targets(self, name: str, column: int = 0, scales: Tensor | None = None) -> list[Target]:
-        """What installed adapters change of the module with this official name; several where parts of it have their
-        own. The others are as `Target` has them."""
+        """Return the targets of installed adapters in the module with this official name.
+
+        There are several if adapters change parts of the module. For `column` and `scales` see `Target`.
+        """
         return [Target(table, column, scales) for table in self._tables.get(name, ())]
 
     def add(self, name: str, x: Tensor, out: Tensor) -> None:
-        """Add in place to `out` [T, N], a module's output, what this run's adapters make of its input x [T, K].
+        """Add the outputs of the current adapters for a module's input x [T, K] in place to its output `out` [T, N].
 
-        `out` may be a slice of columns of a wider tensor. Rows without an adapter are not touched.
+        `out` may be a slice of columns of a wider tensor. Rows without an adapter are not changed.
         """
         if targets := self.targets(name):
             add(targets, self.segments, x, out)
 
     def install(self, adapter: Adapter) -> None:
-        """One user more. Raises LookupError for a module that this model's adapters are not added behind."""
-        slot = self._slots.get(adapter.digest)
-        if slot is not None:
-            slot.num_users += 1
+        """Add a user of an adapter, and install the adapter for its first user.
+
+        Raises LookupError if the adapter changes a module in which this model supports no adapters.
+        """
+        installed = self._installed.get(adapter.digest)
+        if installed is not None:
+            installed.num_users += 1
             return
-        if absent := adapter.modules.keys() - self.places.keys():
-            raise LookupError(f"nothing is added behind {min(absent)}, which the adapter {adapter.name} changes")
-        slot = _Slot(self._free_number(), adapter)
-        self._slots[adapter.digest] = slot
+        if absent := adapter.modules.keys() - self.replacements.keys():
+            message = f"the adapter {adapter.name} changes {min(absent)}, in which the model supports no adapters"
+            raise LookupError(message)
+        installed = self._installed[adapter.digest] = _Installed(self._free_slot(), adapter)
         self.version += 1
         for name, parts in adapter.modules.items():
             if name not in self._tables:
                 self._tables[name] = []
-                self.places[name].enter()
+                self.replacements[name].apply()
             tables = self._tables[name]
             tables += [Table() for _ in range(len(parts) - len(tables))]
             for table, weights in zip(tables, parts, strict=False):
-                table.put(slot.number, weights)
+                table.put(installed.slot, weights)
 
     def release(self, adapter: Adapter) -> None:
-        """One user less; after the last one nothing is kept of it."""
-        slot = self._slots[adapter.digest]
-        slot.num_users -= 1
-        if slot.num_users:
+        """Remove a user of an adapter, and uninstall the adapter after its last user."""
+        installed = self._installed[adapter.digest]
+        installed.num_users -= 1
+        if installed.num_users:
             return
-        del self._slots[adapter.digest]
+        del self._installed[adapter.digest]
         self.version += 1
-        for name, parts in slot.adapter.modules.items():
+        for name, parts in installed.adapter.modules.items():
             for table, _ in zip(self._tables[name], parts, strict=False):
-                table.put(slot.number, None)
+                table.put(installed.slot, None)
             if all(table.is_empty for table in self._tables[name]):
                 del self._tables[name]
-                self.places[name].leave()
+                self.replacements[name].undo()
 
-    def _free_number(self) -> int:
-        taken = {slot.number for slot in self._slots.values()}
-        return next(number for number in range(len(taken) + 1) if number not in taken)
+    def _free_slot(self) -> int:
+        taken = {installed.slot for installed in self._installed.values()}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     @contextmanager
     def active(self, spans: Sequence[Span], num_units: int) -> Iterator[None]:
-        """While it is open, units of `spans`, of `num_units` in all, have their adapters, which are installed.
+        """Make the units of `spans`, of `num_units` in all, use their adapters while the context is open.
 
-        A unit is a token, or a tile: as many rows as a module makes of it."""
+        The adapters must be installed. A unit is a token or a tile, and each module has a fixed number of rows for it.
+        """
         used = [(adapter, start, stop) for adapter, start, stop in spans if adapter is not None]
         if used:
-            numbered = [(self._slots[adapter.digest].number, start, stop) for adapter, start, stop in used]
+            numbered = [(self._installed[adapter.digest].slot, start, stop) for adapter, start, stop in used]
             self.segments = Segments(_joined(numbered), num_units)
             self._touched = _NOTHING.union(*(adapter.modules for adapter, _, _ in used))
         try:
@@ -176,7 +186,7 @@ class AdapterBank:
 
 
 def _joined(segments: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Neighbours with the same adapter as one: its weights are read once for them."""
+    """Segments with neighbours of the same adapter merged, so that its weights are read once for them."""
     joined: list[tuple[int, int, int]] = []
     for slot, start, stop in segments:
         if joined and joined[-1][0] == slot and joined[-1][2] == start:
@@ -187,18 +197,18 @@ def _joined(segments: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, in
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, of whatever kind, and what adapters add to it."""
+    """A linear layer of any kind, to whose output adapters are added."""
 
     def __init__(self, base: nn.Module, bank: AdapterBank, name: str) -> None:
         super().__init__()
         self.base = base
-        self._compute = base.forward  # a way to it that is shorter than by way of nn.Module
+        self._compute = base.forward  # called directly, which is faster than nn.Module.__call__
         self._bank = bank
         self._name = name
 
     @property
     def weight(self) -> Tensor:
-        """The layer's own, without adapters."""
+        """The weight of the layer itself, without adapters."""
         return self.base.weight  # type: ignore[return-value]
 
     @property
@@ -210,7 +220,7 @@ class LoRALinear(nn.Module):
         return self.base.out_features  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N]."""
+        """[..., K] -> [..., N], with the outputs of this forward pass's adapters added."""
         out: Tensor = self._compute(x)
         if self._bank.touches(self._name):
             rows, added = (x, out) if x.ndim == 2 else (x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1]))
@@ -223,28 +233,30 @@ class ComputesSeveral(Protocol):
     """A module that computes several of the checkpoint's linear layers at once."""
 
     def attach_lora(self, bank: AdapterBank, name: str) -> Sequence[str]:
-        """Remember the bank, to call its `add`; `name` is the module's own. Returns the official names of its layers,
-        under which it will."""
+        """Keep the bank, whose `add` the module calls for each of its layers.
+
+        `name` is the name of the module. Returns the official names of its layers, which the module passes to `add`.
+        """
 
 
 _banks: WeakKeyDictionary[nn.Module, AdapterBank] = WeakKeyDictionary()
 
 
 def attach(model: nn.Module) -> AdapterBank:
-    """The bank of a model. The engines of one model share it, so they do not run at the same time."""
+    """Return the bank of a model. Engines of one model share it, so they must not run at the same time."""
     bank = _banks.get(model)
     if bank is None:
         bank = _banks[model] = AdapterBank()
-        bank.places = dict(_places(model, bank, ""))
+        bank.replacements = dict(_replacements(model, bank, ""))
     return bank
 
 
-def _places(module: nn.Module, bank: AdapterBank, prefix: str) -> Iterator[tuple[str, _Place]]:
+def _replacements(module: nn.Module, bank: AdapterBank, prefix: str) -> Iterator[tuple[str, _Replacement]]:
     for child_name, child in list(module.named_children()):
         name = f"{prefix}{child_name}"
         if isinstance(child, ComputesSeveral):
-            yield from ((each, _Place()) for each in child.attach_lora(bank, name))
+            yield from ((each, _Replacement()) for each in child.attach_lora(bank, name))
         elif hasattr(child, "in_features"):
-            yield name, _Place(module, child_name, child, LoRALinear(child, bank, name))
+            yield name, _Replacement(module, child_name, child, LoRALinear(child, bank, name))
         else:
-            yield from _places(child, bank, f"{name}.")
+            yield from _replacements(child, bank, f"{name}.")

@@ -1,6 +1,6 @@
 """Reading adapters as PEFT saves them: `adapter_config.json` and `adapter_model.safetensors` in one folder.
 
-Only safetensors are read: a pickle runs whatever code it holds. Nothing here needs the engine's thread.
+Only safetensors files are read, because loading a pickle runs the code in it. These functions may run on any thread.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
 from ternvl.kernels.lora import Weights, side_by_side
 from ternvl.lora.bank import Adapter
-from ternvl.lora.names import Place, place
+from ternvl.lora.names import Matrix, parse_key
 from ternvl.lora.settings import LoRASettings, check_base, parse
 from ternvl.model.internvl import InternVL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CONFIG_BYTES = 1_000_000
-_Pairs = dict[tuple[str, int | None], dict[str, tuple[str, Place, Tensor]]]
-"""By module and third, by side: the key, what it says, the tensor."""
+_Pairs = dict[tuple[str, int | None], dict[str, tuple[str, Matrix, Tensor]]]
+"""By module and third, then by side: the key, its parsed form and the tensor."""
 
 
 def read(
@@ -41,14 +41,13 @@ def read(
     dtype: str = "auto",
     device: torch.device | None = None,
 ) -> Adapter:
-    """The adapter in a folder, for a model called `base` whose linear layers have these `shapes`, packed for `device`;
-    None for whatever model it fits.
+    """Read the adapter in a folder and pack it for `device`.
 
-    `dtype` is what the matrices are kept in: "float32", "bfloat16", "int8" (whole numbers with a scale for each of the
-    rank's dimensions), or "auto": the file's, with float16 as float32.
-    Raises AdapterError, which names the adapter and the first things that are wrong: files that are missing or broken,
-    kinds of adapters that are not served, a rank above `max_rank`, tensors that the model has no module for or one of
-    another shape.
+    `base` is the name of the model and `shapes` are those of its linear layers. If `shapes` is None, they are taken
+    from the adapter. `dtype` is the type that the matrices are kept in: "float32", "bfloat16", "int8" (whole numbers
+    with a scale for each dimension of the rank), or "auto", which is the type in the file, with float16 as float32.
+    Raises AdapterError, which names the adapter and the first faults: missing or broken files, an unsupported kind of
+    adapter, a rank above `max_rank`, or tensors for modules that the model lacks or that have another shape.
     """
     config_bytes = _bytes(folder / CONFIG, name)
     data = _bytes(folder / WEIGHTS, name)
@@ -56,8 +55,8 @@ def read(
     check_base(settings, base, name)
     pairs = _pairs(_tensors(data, name), name)
     _check(pairs, settings, _shapes_of(pairs) if shapes is None else shapes, name, max_rank)
-    places = {module: number for number, module in enumerate(shapes or sorted(module for module, _ in pairs))}
-    ordered = sorted(pairs, key=lambda key: (places[key[0]], key[1] or 0))
+    order = {module: number for number, module in enumerate(shapes or sorted(module for module, _ in pairs))}
+    ordered = sorted(pairs, key=lambda key: (order[key[0]], key[1] or 0))
     packed = side_by_side([_packed(pairs[key], settings, key[1], dtype, device) for key in ordered])
     modules: dict[str, list[Weights]] = {}
     for (module, _), weights in zip(ordered, packed, strict=True):
@@ -68,12 +67,12 @@ def read(
 
 
 def read_settings(folder: Path, name: str) -> LoRASettings:
-    """What the adapter in a folder says of itself. Raises AdapterError."""
+    """Read the settings of the adapter in a folder. Raises AdapterError."""
     return parse(_object(_bytes(folder / CONFIG, name), name), name)
 
 
 def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The modules that may have adapters, in the original layout, with the shapes [N, K] of their weights."""
+    """Return the modules that adapters may change, by their original names, with the shapes [N, K] of their weights."""
     with torch.device("meta"):
         model = InternVL(config)
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -113,32 +112,35 @@ def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
         raise AdapterError(f"The {WEIGHTS} of the adapter {name} holds no tensor.")
     for key, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
-            raise AdapterError(f"The adapter {name} has {key} of the type {tensor.dtype}, which is not read.")
+            raise AdapterError(
+                f"The adapter {name} has {key} of type {tensor.dtype}; only float types of 16 or 32 bits are supported."
+            )
     return tensors
 
 
 def _pairs(tensors: Mapping[str, Tensor], name: str) -> _Pairs:
     pairs: _Pairs = {}
-    strange = []
+    unsupported = []
     for key, tensor in tensors.items():
-        where = place(key)
-        if where is None:
-            strange.append(key)
+        matrix = parse_key(key)
+        if matrix is None:
+            unsupported.append(key)
             continue
-        sides = pairs.setdefault((where.module, where.third), {})
-        if where.side in sides:
-            raise AdapterError(f"The adapter {name} names one matrix twice: {sides[where.side][0]} and {key}.")
-        sides[where.side] = (key, where, tensor)
+        sides = pairs.setdefault((matrix.module, matrix.third), {})
+        if matrix.side in sides:
+            raise AdapterError(f"The adapter {name} has one matrix twice: {sides[matrix.side][0]} and {key}.")
+        sides[matrix.side] = (key, matrix, tensor)
     if twice := sorted(module for module, third in pairs if third is not None and (module, None) in pairs):
         raise AdapterError(f"The adapter {name} changes {twice[0]} as a whole and in parts.")
-    if strange:
-        message = f"The adapter {name} holds {_listed(strange)}; only lora_A and lora_B of linear layers are served."
+    if unsupported:
+        keys = _listed(unsupported)
+        message = f"The adapter {name} holds {keys}; only lora_A and lora_B of linear layers are supported."
         raise AdapterError(message, code="unsupported_adapter")
     return pairs
 
 
 def _shapes_of(pairs: _Pairs) -> dict[str, tuple[int, int]]:
-    """The shapes that an adapter's modules must have, so far as each of their parts can be placed."""
+    """The shapes of an adapter's modules, derived from its matrices."""
     shapes: dict[str, tuple[int, int]] = {}
     for (module, third), sides in pairs.items():
         sizes = {side: tensor.shape if tensor.ndim == 2 else (0, 0) for side, (_, _, tensor) in sides.items()}
@@ -153,7 +155,7 @@ def _check(
     keys = {module: next(iter(sides.values()))[0] for module, sides in pairs.items()}
     unknown = [keys[module, third] for module, third in pairs if module not in shapes]
     single = [key for sides in pairs.values() if len(sides) == 1 for key, _, _ in sides.values()]
-    known = {where: sides for where, sides in pairs.items() if where[0] in shapes and len(sides) == 2}
+    known = {target: sides for target, sides in pairs.items() if target[0] in shapes and len(sides) == 2}
     misshapen = [
         text
         for (module, third), sides in known.items()
@@ -173,7 +175,7 @@ def _check(
 
 
 def _misshapen(
-    sides: Mapping[str, tuple[str, Place, Tensor]], settings: LoRASettings, shape: tuple[int, int], parts: int
+    sides: Mapping[str, tuple[str, Matrix, Tensor]], settings: LoRASettings, shape: tuple[int, int], parts: int
 ) -> list[str]:
     rank = settings.rank_of(sides["A"][1].trained)
     wanted = {"A": [rank, shape[1]], "B": [shape[0] // parts, rank]}
@@ -192,22 +194,22 @@ def _check_values(pairs: _Pairs, name: str, max_rank: int | None) -> None:
     for sides in pairs.values():
         for key, _, tensor in sides.values():
             if not torch.isfinite(tensor).all():
-                raise AdapterError(f"The adapter {name} has values in {key} that are no numbers.")
+                raise AdapterError(f"The adapter {name} has NaN or infinity in {key}.")
 
 
 def _packed(
-    sides: Mapping[str, tuple[str, Place, Tensor]],
+    sides: Mapping[str, tuple[str, Matrix, Tensor]],
     settings: LoRASettings,
     third: int | None,
     dtype: str,
     device: torch.device | None,
 ) -> Weights:
-    (_, where, a), (_, _, b) = sides["A"], sides["B"]
+    (_, matrix, a), (_, _, b) = sides["A"], sides["B"]
     is_short = dtype == "bfloat16" or (dtype == "auto" and a.dtype == b.dtype == torch.bfloat16)
     storage = torch.bfloat16 if is_short else torch.float32
     first = b.shape[0] * third if third else 0
-    place = device or torch.device("cpu")
-    a, b, scale = a.to(place, storage), b.to(place, storage), settings.scale_of(where.trained)
+    device = device or torch.device("cpu")
+    a, b, scale = a.to(device, storage), b.to(device, storage), settings.scale_of(matrix.trained)
     return Weights.pack(a, b, scale, first, in_int8=dtype == "int8")
 
 

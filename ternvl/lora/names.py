@@ -1,10 +1,10 @@
-"""Names of an adapter's tensors: from PEFT's to the modules of the original layout.
+"""Names of an adapter's tensors, mapped from PEFT's to the modules of the original layout.
 
-PEFT puts `base_model.model.` before the name that a module has in the model that was trained, which may be
+PEFT puts `base_model.model.` before the name of a module in the trained model, which is one of:
 
 the original       `language_model.model.layers.N...`, `mlp1.N`, `vision_model.encoder.layers.N...`
-HF, either kind    `model.language_model.layers.N...`, `model.vision_tower.encoder.layer.N...`, ... (`remap.py`)
-one part alone     `model.layers.N...` or `layers.N...` of the decoder, `encoder.layers.N...` of the vision tower
+HF, either kind    `model.language_model.layers.N...`, `model.vision_tower.encoder.layer.N...`, ...
+one part only      `model.layers.N...` or `layers.N...` of the decoder, `encoder.layers.N...` of the vision tower
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _PARTS = (
 )
 
 
-class Place(NamedTuple):
-    """What a tensor of an adapter is part of."""
+class Matrix(NamedTuple):
+    """One matrix of an adapter, as its key describes it."""
 
     trained: str
-    """The module's name in the model that was trained, by which the adapter's patterns call it."""
+    """The module's name in the trained model, which the adapter's patterns match."""
     module: str
-    """Its name in the original layout."""
+    """The module's name in the original layout."""
     third: int | None
-    """0, 1, 2 where it is the query, key or value of a module that stacks them; None for a whole module."""
+    """0, 1 or 2 for the query, key or value part of a module that stacks them; None for a whole module."""
     side: str
     """"A" or "B"."""
 
 
-def place(key: str) -> Place | None:
-    """The place of an adapter's tensor; None for a key that is not a matrix of a linear layer's adapter."""
+def parse_key(key: str) -> Matrix | None:
+    """Parse the key of an adapter's tensor; None for a key that is not lora_A or lora_B of a linear layer."""
     match = _KEY.fullmatch(key)
     if match is None:
         return None
@@ -45,7 +45,7 @@ def place(key: str) -> Place | None:
     name = trained
     for pattern, prefix in _PARTS:
         name = pattern.sub(prefix, name)
-    target = remap(f"{name}.weight")
-    if target is None:
+    destination = remap(f"{name}.weight")
+    if destination is None:
         return None
-    return Place(trained, target.name.removesuffix(".weight"), target.third, match["side"])
+    return Matrix(trained, destination.name.removesuffix(".weight"), destination.third, match["side"])

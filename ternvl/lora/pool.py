@@ -1,8 +1,8 @@
-"""The adapters that can be chosen by name: which folders they come from, which are in memory, who uses them.
+"""The adapters that requests can choose by name: their folders, which are in memory, and how many users each has.
 
-At most `max_loras` are in memory. The one longest unused makes room, and is read again from its folder when it is
-wanted; one in use stays. Nothing here touches the model: files are read and packed by whoever asks, on any thread, and
-the engine gets an adapter with the request that wants it.
+At most `max_loras` are in memory. The least recently used one without users is evicted, and read again from its folder
+when a request chooses it. The pool does not change the model: the calling thread reads and packs files, and the engine
+receives an adapter with the request that chose it.
 """
 
 from __future__ import annotations
@@ -29,65 +29,65 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(eq=False)
-class Entry:
-    """A name and what it stands for. A new adapter under the same name is a new entry."""
+class RegisteredAdapter:
+    """A name with the adapter that it stands for. A new adapter under the same name is a new entry."""
 
     name: str
     folder: Path
     created: int = field(default_factory=lambda: int(time.time()))
     num_users: int = 0
     is_retired: bool = False
-    """Whether its name is gone or another's: who uses it goes on, nobody comes anew."""
+    """Whether the name is removed or stands for another adapter: current users continue, and there are no new users."""
     is_given_up: bool = False
-    """Whether its users are not to go on either."""
+    """Whether its current users end as well."""
     adapter: Adapter | None = None
-    """None while it is not in memory."""
+    """None while the adapter is not in memory."""
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class AdapterPool:
-    """All adapters of one model. Its methods may be called from any thread; those that read files say so."""
+    """All adapters of one model. Methods may be called from any thread; those that read files say so."""
 
     def __init__(self, config: ModelConfig, engine: EngineConfig, *, base: str, device: torch.device) -> None:
-        """`base` is what the model is called, by which adapters of other models are known."""
+        """`base` is the name of the model, by which adapters of other models are recognised."""
         self._config = config
         self._engine = engine
         self._base = base
         self._device = device
-        self._entries: dict[str, Entry] = {}
-        self._resident: dict[Entry, None] = {}  # in order of last use; with those retired that are still used
+        self._entries: dict[str, RegisteredAdapter] = {}
+        self._resident: dict[RegisteredAdapter, None] = {}  # in order of last use, including retired entries with users
         self._lock = threading.Lock()
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
-        return linears(self._config)  # takes a moment, which who needs no adapter need not pay
+        return linears(self._config)  # takes a moment, so it is computed only if adapters are used
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="adapters")
 
     @property
-    def entries(self) -> list[Entry]:
-        """What can be chosen, by name."""
+    def entries(self) -> list[RegisteredAdapter]:
+        """The entries that can be chosen, sorted by name."""
         with self._lock:
             return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     @property
     def num_resident(self) -> int:
-        """Adapters in memory."""
+        """The number of adapters in memory."""
         return len(self._resident)
 
-    def known(self, name: str) -> Entry:
-        """What a name stands for now. Raises UnknownAdapterError."""
+    def known(self, name: str) -> RegisteredAdapter:
+        """Return the entry of a name. Raises UnknownAdapterError."""
         with self._lock:
             return self._known(name)
 
     def has(self, name: str) -> bool:
-        """Whether a name stands for an adapter now."""
+        """Whether a name stands for an adapter."""
         return name in self._entries
 
     def read(self, name: str, folder: Path) -> Adapter:
-        """The adapter in a folder, checked and packed; nothing else changes. Reads files; raises AdapterError."""
+        """Read, check and pack the adapter in a folder without registering it. Reads files. Raises AdapterError."""
         engine = self._engine
         return read(
             folder,
@@ -99,26 +99,28 @@ class AdapterPool:
             device=self._device,
         )
 
-    def load(self, name: str, folder: Path) -> Entry:
-        """Let an adapter be chosen by `name`, in place of what had it before. Reads files; raises AdapterError."""
+    def load(self, name: str, folder: Path) -> RegisteredAdapter:
+        """Read an adapter and register it under `name`, replacing an earlier one. Reads files. Raises AdapterError."""
         return self.register(self.read(name, folder), folder)
 
-    def register(self, adapter: Adapter, folder: Path) -> Entry:
-        """`load` for an adapter that was read already from a folder that holds it for good."""
-        entry = Entry(adapter.name, folder)
+    def register(self, adapter: Adapter, folder: Path) -> RegisteredAdapter:
+        """Register an adapter that was already read from `folder`, where its files stay."""
+        entry = RegisteredAdapter(adapter.name, folder)
         with self._lock:
             before = self._entries.get(adapter.name)
             if before is not None:
                 self._retire(before)
             self._entries[adapter.name] = entry
-            if self._has_room():  # else it is read again when it is wanted
+            if self._has_room():  # else it is read again when a request chooses it
                 entry.adapter = adapter
                 self._resident[entry] = None
         return entry
 
-    def unload(self, name: str, *, give_up: bool = False) -> Entry:
-        """Take a name away. Who uses the adapter goes on, unless `give_up` tells them not to; the entry's `num_users`
-        falls to 0. Raises UnknownAdapterError."""
+    def unload(self, name: str, *, give_up: bool = False) -> RegisteredAdapter:
+        """Remove a name and return its entry, whose `num_users` falls to 0 as its users end.
+
+        Current users continue, unless `give_up` is true. Raises UnknownAdapterError.
+        """
         with self._lock:
             entry = self._known(name)
             entry.is_given_up = give_up
@@ -126,8 +128,8 @@ class AdapterPool:
             self._retire(entry)
         return entry
 
-    def acquire_resident(self, name: str) -> Entry | None:
-        """`acquire` where that reads nothing, else None. Raises UnknownAdapterError."""
+    def acquire_resident(self, name: str) -> RegisteredAdapter | None:
+        """Acquire an adapter that is in memory; return None if it is not. Raises UnknownAdapterError."""
         with self._lock:
             entry = self._known(name)
             if entry.adapter is None:
@@ -135,11 +137,11 @@ class AdapterPool:
             entry.num_users += 1
             return entry
 
-    def acquire(self, name: str) -> Entry:
-        """An entry whose adapter is in memory, and stays there until `release`. Reads files where it must.
+    def acquire(self, name: str) -> RegisteredAdapter:
+        """Return an entry whose adapter is in memory and stays there until `release`. Reads files if necessary.
 
-        Raises UnknownAdapterError, OverloadedError where all that may be in memory are in use, AdapterError where its
-        folder does not hold it any more.
+        Raises UnknownAdapterError, OverloadedError if `max_loras` adapters are in use, and AdapterError if the folder
+        no longer holds a valid adapter.
         """
         with self._lock:
             entry = self._known(name)
@@ -147,27 +149,27 @@ class AdapterPool:
         try:
             with entry.loading:
                 if entry.adapter is None:
-                    self._bring(entry)
+                    self._read_into_memory(entry)
         except BaseException as error:
             self.release(entry)
-            if isinstance(error, AdapterError) and entry.is_retired:  # its folder went with its name
+            if isinstance(error, AdapterError) and entry.is_retired:  # its folder was replaced along with its name
                 return self.acquire(name)
             raise
         return entry
 
-    def release(self, entry: Entry) -> None:
-        """The counterpart of `acquire`."""
+    def release(self, entry: RegisteredAdapter) -> None:
+        """Release an entry that `acquire` or `acquire_resident` returned."""
         with self._lock:
             entry.num_users -= 1
             if entry.is_retired and not entry.num_users:
                 self._resident.pop(entry, None)
                 entry.adapter = None
             elif entry in self._resident:
-                self._resident[entry] = self._resident.pop(entry)  # to the end: used last
+                self._resident[entry] = self._resident.pop(entry)  # moved to the end, as the most recently used
 
     @contextmanager
     def use(self, name: str) -> Iterator[Adapter]:
-        """`acquire` and `release`."""
+        """Keep an adapter in memory while the context is open, and yield it. Reads files and raises as `acquire`."""
         entry = self.acquire(name)
         try:
             assert entry.adapter is not None
@@ -193,7 +195,7 @@ class AdapterPool:
         finally:
             self.release(entry)
 
-    async def _acquire_in(self, executor: Executor, name: str) -> Entry:
+    async def _acquire_in(self, executor: Executor, name: str) -> RegisteredAdapter:
         future = executor.submit(self.acquire, name)
         try:
             return await asyncio.wrap_future(future)
@@ -202,22 +204,22 @@ class AdapterPool:
                 future.add_done_callback(self._release_result)
             raise
 
-    def _release_result(self, future: Future[Entry]) -> None:
+    def _release_result(self, future: Future[RegisteredAdapter]) -> None:
         if not future.cancelled() and future.exception() is None:
             self.release(future.result())
 
-    def _known(self, name: str) -> Entry:
+    def _known(self, name: str) -> RegisteredAdapter:
         entry = self._entries.get(name)
         if entry is None:
             known = ", ".join(sorted(self._entries)[:10]) or "there is none"
             raise UnknownAdapterError(f"The adapter {name[:100]!r} is not loaded; loaded: {known}.", param="lora")
         return entry
 
-    def _bring(self, entry: Entry) -> None:
+    def _read_into_memory(self, entry: RegisteredAdapter) -> None:
         with self._lock:
             if not self._has_room():
                 limit = self._engine.max_loras
-                message = f"All {limit} LoRA adapters that may be in memory are in use (--max-loras)."
+                message = f"All {limit} LoRA adapters that may be in memory (--max-loras) are in use."
                 raise OverloadedError(message)
             self._resident[entry] = None
         try:
@@ -228,7 +230,7 @@ class AdapterPool:
             raise
 
     def _has_room(self) -> bool:
-        """Whether one more may be in memory, once the one longest unused has gone."""
+        """Whether there is room for one more adapter in memory; evicts the least recently used one if necessary."""
         if len(self._resident) < self._engine.max_loras:
             return True
         unused = next((entry for entry in self._resident if not entry.num_users), None)
@@ -238,7 +240,7 @@ class AdapterPool:
         unused.adapter = None
         return True
 
-    def _retire(self, entry: Entry) -> None:
+    def _retire(self, entry: RegisteredAdapter) -> None:
         entry.is_retired = True
         if not entry.num_users:
             self._resident.pop(entry, None)
@@ -246,8 +248,11 @@ class AdapterPool:
 
 
 def check_name(name: str) -> str:
-    """The name. Raises AdapterError for one that no adapter may have."""
+    """Return the name. Raises AdapterError if an adapter may not have it."""
     if not _NAME.fullmatch(name):
-        rule = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and begin with a letter or digit"
+        rule = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
         raise AdapterError(f"The adapter's name is {name[:200]!r}; {rule}.", param="lora_name")
     return name
+
+
+Entry = RegisteredAdapter

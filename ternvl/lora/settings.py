@@ -1,6 +1,6 @@
-"""What an adapter's `adapter_config.json` asks for: served, or refused by its name.
+"""The settings in an adapter's `adapter_config.json`. Errors name the settings that are not supported.
 
-Source: `LoraConfig` of PEFT. Fields that only matter while an adapter is trained change nothing here.
+Source: `LoraConfig` of PEFT. Fields that only matter during training are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from ternvl.errors import AdapterError
 
-_SERVED = frozenset({"r", "lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern"})
+_SUPPORTED = frozenset({"r", "lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern"})
 _TRAINING = frozenset(
     {
         "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -22,11 +22,11 @@ _TRAINING = frozenset(
         "corda_config", "lora_ga_config", "bias",
     }
 )  # fmt: skip
-"""Fields whose value is of no matter to who runs the adapter, or is looked at below."""
+"""Fields whose value does not matter for inference, or is checked separately below."""
 
-_PURE_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base as it is; the others change it, and the adapter is for what they
-made of it."""
+_BASE_PRESERVING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that do not change the base model. With other values the adapter belongs to a changed
+base model."""
 
 _FAMILY = re.compile(r"internvl[-_]?(\d+(?:[._]\d+)?)-(\d+b)", re.IGNORECASE)
 _MAX_QUANTIFIERS = 3
@@ -35,7 +35,7 @@ _MAX_PATTERN = 256
 
 @dataclass(frozen=True, slots=True)
 class LoRASettings:
-    """The fields that matter."""
+    """The fields that matter for inference."""
 
     rank: int
     alpha: float
@@ -43,23 +43,23 @@ class LoRASettings:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     base: str
-    """The model that the adapter says it was trained on; may be empty."""
+    """The model on which the adapter was trained, according to its file; may be empty."""
 
     def rank_of(self, module: str) -> int:
-        """The rank of a module, by its name in the model that was trained."""
+        """Return the rank of a module, given its name in the trained model."""
         return _matched(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What the product of its matrices is multiplied by."""
+        """Return the factor of the product of a module's matrices, given the module's name in the trained model."""
         rank = self.rank_of(module)
         return _matched(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def parse(values: Mapping[str, Any], name: str) -> LoRASettings:
-    """The settings of the adapter `name`. Raises AdapterError for what is not served and for values that cannot be."""
+    """Return the settings of the adapter `name`. Raises AdapterError for unsupported settings and invalid values."""
     if values.get("peft_type") != "LORA":
-        raise _unsupported(name, f"is of the kind {values.get('peft_type')!r}", "only LORA is served")
-    _check_served(values, name)
+        raise _unsupported(name, f"has the peft_type {values.get('peft_type')!r}", "only LORA is supported")
+    _check_supported(values, name)
     ranks, alphas = (_pattern(values, key, name) for key in ("rank_pattern", "alpha_pattern"))
     for key, rank in {"r": values.get("r"), **ranks}.items():
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -78,8 +78,10 @@ def parse(values: Mapping[str, Any], name: str) -> LoRASettings:
 
 
 def check_base(settings: LoRASettings, base: str, name: str) -> None:
-    """Raises AdapterError for an adapter of another model of the family: its shapes may fit, and it would still only do
-    harm. Names that tell of no such model (folders) are left to the shapes."""
+    """Raise AdapterError if the adapter was trained on another model of the family, whose shapes may be the same.
+
+    Names from which the model cannot be recognised, such as folders, are accepted.
+    """
     theirs, ours = _FAMILY.search(settings.base), _FAMILY.search(base)
     if theirs and ours and _model_of(theirs) != _model_of(ours):
         message = f"The adapter {name} was trained on {settings.base}, but {base} is served."
@@ -90,17 +92,17 @@ def _model_of(match: re.Match[str]) -> tuple[str, str]:
     return match[1].replace("_", "."), match[2].lower()
 
 
-def _check_served(values: Mapping[str, Any], name: str) -> None:
+def _check_supported(values: Mapping[str, Any], name: str) -> None:
     for key, value in values.items():
-        if key in _SERVED or key in _TRAINING or _is_unset(value):
+        if key in _SUPPORTED or key in _TRAINING or _is_unset(value):
             continue
-        raise _unsupported(name, f"sets {key} to {str(value)[:100]!r}", "adapters with this are not served")
+        raise _unsupported(name, f"sets {key} to {str(value)[:100]!r}", "adapters with this setting are not supported")
     if values.get("bias") not in (None, "none"):
-        raise _unsupported(name, f"sets bias to {values['bias']!r}", "only 'none' is served")
-    start = values.get("init_lora_weights")
-    if start not in _PURE_STARTS:
-        rule = "such adapters are for a base that their training changed; PEFT can convert them on saving"
-        raise _unsupported(name, f"sets init_lora_weights to {str(start)[:100]!r}", rule)
+        raise _unsupported(name, f"sets bias to {values['bias']!r}", "only 'none' is supported")
+    init = values.get("init_lora_weights")
+    if init not in _BASE_PRESERVING_INITS:
+        rule = "such an adapter belongs to a base model that its training changed; PEFT can convert it when saving"
+        raise _unsupported(name, f"sets init_lora_weights to {str(init)[:100]!r}", rule)
 
 
 def _is_unset(value: Any) -> bool:
@@ -121,19 +123,21 @@ def _pattern(values: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
 
 
 def _check_pattern(pattern: str, key: str, name: str) -> None:
-    """Patterns are regular expressions, and come from whoever made the adapter: none may take long to match."""
+    """Patterns are regular expressions from an untrusted file, so only those that match quickly are accepted."""
     num_quantifiers = sum(pattern.count(each) for each in "*+?{")
     is_simple = num_quantifiers <= _MAX_QUANTIFIERS and not re.search(r"\)[*+?{]|\\[1-9]", pattern)
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError(f"The adapter {name} has {pattern[:100]!r} under {key}, no pattern: {error}.") from None
+        raise AdapterError(
+            f"The adapter {name} has {pattern[:100]!r} under {key}, which is not a valid pattern: {error}."
+        ) from None
     if len(pattern) > _MAX_PATTERN or not is_simple:
-        raise _unsupported(name, f"has the pattern {pattern[:100]!r} under {key}", "it is too complex to be matched")
+        raise _unsupported(name, f"has the pattern {pattern[:100]!r} under {key}", "the pattern is too complex")
 
 
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT has it."""
+    """The value of the first pattern that matches the end of a module's name, by PEFT's rule."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

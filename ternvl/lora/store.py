@@ -1,11 +1,11 @@
-"""The folder of adapters on disk (`--lora-dir`): one folder an adapter, named like it.
+"""The folder of adapters on disk (`--lora-dir`), with one folder for each adapter under the adapter's name.
 
-What is uploaded is written to a folder of its own, brought to the disk, and becomes visible by one rename of a link:
-whenever the process is killed, the old adapter is there or the new one, whole.
+An upload is written to a new folder, synchronised to disk, and made visible by renaming one symbolic link. If the
+process is killed at any time, either the old adapter or the new one is there, complete.
 
     DIR/french -> .ternvl/french-3f2a...     an uploaded adapter; the link is what is renamed
-    DIR/inventory/                           one that someone put there
-    DIR/.ternvl/incoming-81bc.../            an upload under way, or what a kill left of one
+    DIR/inventory/                           an adapter that a user placed there
+    DIR/.ternvl/incoming-81bc.../            an upload in progress, or the rest of an interrupted one
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ logger = logging.getLogger("ternvl.server")
 
 _VERSIONS = ".ternvl"
 _STALE_SECONDS = 3_600
-"""What nothing points to for so long is no upload of another process that is still under way."""
+"""A folder without a link that is older than this is not an upload in progress of another process."""
 
 
 class AdapterStore:
-    """A folder of adapters. All methods touch the disk."""
+    """A folder of adapters. All methods access the disk."""
 
     def __init__(self, root: Path) -> None:
-        """Raises ConfigError for what is no folder."""
+        """Raises ConfigError if `root` is not a folder."""
         self.root = root
         if not root.is_dir():
-            raise ConfigError(f"lora_dir is {root}, which is no folder.")
+            raise ConfigError(f"lora_dir is {root}, which is not a folder.")
 
     def folders(self) -> dict[str, Path]:
-        """Names, and where their files lie. Folders without an adapter are passed over, with a warning."""
+        """Return the folders of adapters by name. Folders without an adapter are skipped with a warning."""
         found = {}
         for path in sorted(self.root.iterdir()):
             if path.name.startswith("."):
@@ -52,7 +52,7 @@ class AdapterStore:
         return found
 
     def remove_stale(self) -> None:
-        """Remove what uploads left that were cut short, and versions that were replaced."""
+        """Remove the remains of interrupted uploads, and replaced versions."""
         used = {path.resolve() for path in self.root.iterdir() if path.is_symlink()}
         for path in (self.root / _VERSIONS).glob("*"):
             if path.resolve() not in used and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
@@ -60,8 +60,10 @@ class AdapterStore:
 
     @contextmanager
     def incoming(self, config: BinaryIO, weights: BinaryIO) -> Iterator[Path]:
-        """A folder with the two files, on the disk for good but not yet visible; gone afterwards unless `commit`
-        took it."""
+        """Yield a folder with the two files, synchronised to disk but not yet visible.
+
+        It is removed when the context closes unless `commit` was called with it.
+        """
         folder = self.root / _VERSIONS / f"incoming-{token_hex(8)}"
         folder.mkdir(parents=True)
         try:
@@ -77,14 +79,14 @@ class AdapterStore:
                 _remove(folder)
 
     def check_free(self, name: str) -> None:
-        """Raises AdapterError where a folder has the name that was not uploaded: it is not ours to replace."""
+        """Raise AdapterError if a folder that was not uploaded has the name; such folders are never replaced."""
         path = self.root / name
         if path.exists() and not path.is_symlink():
-            message = f"The adapter {name} lies in a folder that was not uploaded; upload under another name."
+            message = f"The adapter {name} is in a folder that was not uploaded; upload under another name."
             raise AdapterError(message, param="lora_name")
 
     def commit(self, folder: Path, name: str) -> Path:
-        """Make an incoming folder the adapter `name`; returns where it lies now. Raises what `check_free` raises."""
+        """Make an incoming folder the adapter `name` and return its new path. Raises AdapterError as `check_free`."""
         self.check_free(name)
         version = folder.with_name(f"{name}-{token_hex(8)}")
         folder.rename(version)
@@ -96,13 +98,13 @@ class AdapterStore:
         return version.resolve()
 
     def discard(self, folder: Path) -> None:
-        """Remove a version that was replaced; another folder stays."""
+        """Remove a replaced version. Folders that were not uploaded are kept."""
         if folder.parent == (self.root / _VERSIONS).resolve():
             _remove(folder)
 
 
 def _sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk."""
+    """Synchronise a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

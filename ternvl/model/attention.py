@@ -1,5 +1,7 @@
-"""How a decoder layer attends. The model hands over queries, keys and values of a flat run of tokens;
-whoever runs the model decides which of them see which, and where the past is kept.
+"""The interface through which a decoder layer attends, and the reference implementation.
+
+The model passes the queries, keys and values of a flat batch of tokens. The implementation decides which tokens see
+which, and where earlier keys and values are kept.
 
 Shapes: T tokens, H query heads, K key-value heads, D head size.
 """
@@ -16,12 +18,12 @@ class Attention(Protocol):
     """Attention over a flat batch of tokens."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, H, D], k and v [T, K, D], rotary positions applied -> [T, H, D]."""
+        """Attend in one layer: q [T, H, D], k and v [T, K, D], rotary positions applied -> [T, H, D]."""
         ...
 
 
 class CausalAttention:
-    """All tokens are one sequence and nothing is kept: the reference."""
+    """Causal attention over one sequence without a cache: the reference."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, T, D]

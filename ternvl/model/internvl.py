@@ -1,4 +1,4 @@
-"""InternVL3: a vision tower whose tile features stand in a decoder's prompt in place of context tokens.
+"""InternVL3: a vision tower whose tile features replace the context tokens of a decoder's prompt.
 
 Read `vision.py`, then `language.py`, then this. Source: OpenGVLab/InternVL, `modeling_internvl_chat.py`.
 
@@ -18,7 +18,7 @@ from ternvl.types import Prompt
 
 
 class InternVL(nn.Module):
-    """The whole model, as plain modules. It holds no cache and no state but its weights."""
+    """The whole model as plain modules. It holds its weights and no other state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class InternVL(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type it computes in; matrices may be stored in another."""
+        """The type the model computes in. Matrices may be stored in another type."""
         return self.language_model.model.norm.weight.dtype
 
     @property
@@ -37,31 +37,33 @@ class InternVL(nn.Module):
         return self.language_model.model.norm.weight.device
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
-        """Tiles [N, 3, S, S] -> the embeddings of their context tokens [N, M, C]."""
+        """Compute the embeddings of the context tokens of tiles: [N, 3, S, S] -> [N, M, C]."""
         patches = self.vision_model(pixel_values.to(self.dtype))
         return self.mlp1(pixel_shuffle(patches, self.config.downsample_ratio))  # type: ignore[no-any-return]
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token ids [T] -> embeddings [T, C]. Context tokens are the caller's to replace."""
+        """Look up token ids [T] -> embeddings [T, C]. The caller replaces those of context tokens."""
         return self.language_model.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
     def decode(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Embeddings [T, C] at positions [T] -> final hidden states [T, C]."""
+        """Run the decoder: embeddings [T, C] at positions [T] -> final hidden states [T, C]."""
         return self.language_model.model(embeddings, positions, attention)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] -> logits [..., V] in float32."""
+        """Apply the output head: hidden states [..., C] -> logits [..., V] in float32."""
         return self.language_model.lm_head(hidden).float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def forward(self, prompt: Prompt) -> Tensor:
-        """Logits [T, V] of a whole prompt, computed from scratch: the slowest correct path, and the shortest."""
+        """Compute the logits [T, V] of a whole prompt from scratch, on the shortest path and the slowest."""
         return self.logits(self.hidden(prompt))
 
     @torch.inference_mode()
     def hidden(self, prompt: Prompt, attention: Attention | None = None) -> Tensor:
-        """Final hidden states [T, C] of a whole prompt, computed from scratch; by default all is exact and nothing is
-        kept."""
+        """Compute the final hidden states [T, C] of a whole prompt from scratch.
+
+        Without `attention`, it is exact causal attention that keeps no cache.
+        """
         device = self.device
         embeddings = self.embed(torch.tensor(prompt.token_ids, device=device))
         if prompt.pixel_values is not None:

@@ -1,4 +1,4 @@
-"""Keys and values of the past in blocks, and a decoder layer's attention over them.
+"""The KV cache: keys and values in blocks, and a decoder layer's attention over them.
 
 Shapes: T tokens of a step, S sequences, W blocks a table, B blocks, K key-value heads, D head size.
 """
@@ -18,9 +18,9 @@ from ternvl.kernels.attention import paged_attention, write
 
 
 class FloatKVCache:
-    """Keys [layers, B, K, D, block size] and values [layers, B, K, block size, D].
+    """A cache of floats: keys [layers, B, K, D, block size] and values [layers, B, K, block size, D].
 
-    The keys of a block are stored transposed: one query against a run of keys is then one vector instruction.
+    The keys of a block are stored transposed, so one query against consecutive keys is one vector instruction.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class FloatKVCache:
 
 
 class Int8KVCache:
-    """Bytes [layers, B, K, ...], as `attention_int8.py` has a block: one scale for each key and value of a head."""
+    """A cache of bytes [layers, B, K, ...] as `attention_int8.py` lays them out: each key and value has its scale."""
 
     block_size = attention_int8.BLOCK
 
@@ -68,9 +68,11 @@ KVCache: TypeAlias = FloatKVCache | Int8KVCache
 def make_cache(
     config: LanguageConfig, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
-    """A cache of `dtype`; of torch.int8 on the CPU only, with blocks of 16. Nothing in it is initialised: memory is
-    committed only as blocks are used, and nothing reads what was not written. Raises ConfigError where the memory
-    cannot be had."""
+    """Allocate a cache of `dtype`; torch.int8 needs a CPU and blocks of 16.
+
+    The memory is not initialised, so pages are committed as blocks are first written. Attention reads written slots
+    only. Raises ConfigError if the memory cannot be allocated.
+    """
     try:
         if dtype == torch.int8:
             return Int8KVCache(config, num_blocks)
@@ -82,14 +84,14 @@ def make_cache(
 
 
 def block_bytes(config: LanguageConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes in all layers."""
+    """Return the bytes that one block takes in all layers."""
     if dtype == torch.int8:
         return config.num_layers * config.num_kv_heads * attention_int8.block_bytes(config.head_dim)
     return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:
-    """Copy whole blocks in all layers: block numbers [n] each."""
+    """Copy blocks `sources` to blocks `targets` in all layers; both are block numbers [n]."""
     for tensor in cache.tensors:
         tensor[:, targets] = tensor[:, sources]
 
@@ -100,15 +102,15 @@ class PagedAttention:
 
     cache: KVCache
     slots: Tensor
-    """[T], where each token's key and value go: block * block size + offset."""
+    """[T], the slot of each token's key and value: block * block size + offset."""
     block_tables: Tensor
-    """[S, W] int32, padded with anything."""
+    """[S, W] int32. Entries after a sequence's last block are not read."""
     query_starts: Tensor
-    """[S + 1] int32: sequence s has the rows from `query_starts[s]` to `query_starts[s + 1]`."""
+    """[S + 1] int32: the rows of sequence s start at `query_starts[s]` and end before `query_starts[s + 1]`."""
     lengths: Tensor
-    """[S] int32: positions that the last query of a sequence sees."""
+    """[S] int32: the number of positions that the last query of each sequence sees."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
+        """Write k and v [T, K, D], then attend with q: [T, H, D] -> [T, H, D]."""
         self.cache.write(layer, self.slots, k, v)
         return self.cache.attend(layer, q, self.block_tables, self.query_starts, self.lengths)

@@ -1,7 +1,7 @@
-"""The Qwen2.5 decoder, over a flat run of tokens.
+"""The Qwen2.5 decoder, over a flat batch of tokens.
 
-Source: Qwen2 in transformers (`modeling_qwen2.py`). Module names are those of the official checkpoint. The model does
-not know of sequences: each token brings its position, and an `Attention` decides what it sees.
+Source: Qwen2 in transformers (`modeling_qwen2.py`). Module names are those of the official checkpoint. The model has
+no notion of sequences: each token has a position, and an `Attention` decides which tokens it sees.
 
 Shapes: T tokens, C hidden size, H query heads, K key-value heads, D head size, V vocabulary.
 """
@@ -30,10 +30,10 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each token's rotation, in float32: positions [T] -> two [T, 1, D]."""
+    """Compute the cosine and sine of each token's rotation, in float32: positions [T] -> two [T, 1, D]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
     angles = positions.float()[:, None] * (1.0 / theta**exponents)  # [T, D / 2]
-    # By way of float64, since libraries round the end of a run of numbers otherwise than its middle.
+    # Computed in float64, because float32 libraries round the last elements of an array differently from the others.
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(1).double()
     return angles.cos().float(), angles.sin().float()
 
@@ -45,7 +45,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention; q, k and v have a bias, o has none."""
+    """Grouped-query attention. The q, k and v projections have a bias, o has none."""
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -97,13 +97,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings to final hidden states."""
+    """The stack of decoder layers: embeddings to final hidden states."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
         weight = torch.empty(config.vocab_size, config.hidden_size)
-        if not weight.is_meta:  # there it would do nothing, and import torch's compiler for it, which takes a second
+        if not weight.is_meta:  # on meta it does nothing but import torch's compiler, which takes a second
             nn.init.normal_(weight)
         self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
@@ -116,18 +116,18 @@ class Decoder(nn.Module):
         return self.norm(self.run_layers(embeddings, rotary, attention))  # type: ignore[no-any-return]
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for positions [T]: two [T, 1, D] in float32."""
+        """Return the cosine and sine for positions [T]: two [T, 1, D] in float32."""
         return rotary_table(positions, self.config.head_dim, self.config.rope_theta)
 
     def run_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """[T, C] -> [T, C]; `rotary` is what `rotary_table` gives, in the type of x."""
+        """Run all layers: [T, C] -> [T, C]. `rotary` is the result of `rotary_table`, converted to the type of x."""
         for layer in self.layers:
             x = layer(x, rotary, attention)
         return x
 
 
 class LanguageModel(nn.Module):
-    """The decoder and its output head, which is a matrix of its own (not tied to the embeddings)."""
+    """The decoder and its output head. The head is a separate matrix unless a checkpoint ties it to the embeddings."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -136,5 +136,5 @@ class LanguageModel(nn.Module):
 
     @property
     def is_tied(self) -> bool:
-        """Whether a checkpoint has made them one after all."""
+        """Whether a checkpoint has tied the output head to the embeddings."""
         return self.lm_head.weight is self.model.embed_tokens.weight

@@ -1,7 +1,7 @@
-"""InternViT and the way from its patches to the language model: vision tower, pixel shuffle, projector.
+"""InternViT and the path from its patches to the language model: vision tower, pixel shuffle, projector.
 
 Source: OpenGVLab/InternVL, `modeling_intern_vit.py` and `modeling_internvl_chat.py`. Module names are those of the
-official checkpoint, so that its tensors load as they are.
+official checkpoint, so its tensors load under their own names.
 
 Shapes: N tiles, P patches of a tile, L = P + 1 (class token first), C hidden size, H heads, D head size,
 G patches along a side, S side of a tile in pixels.
@@ -17,7 +17,7 @@ from ternvl.config import ModelConfig, VisionConfig
 
 
 class VisionEmbeddings(nn.Module):
-    """Tiles to patch embeddings, the class token first, positions added."""
+    """The embeddings of a tile: the class token, then the patches, with positions added."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class VisionEmbeddings(nn.Module):
         return torch.cat([class_token, patches], dim=1) + self._positions(height, width)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """[1, L, C]; where the grid differs from the trained one, interpolated in float32 as the official code does."""
+        """[1, L, C], interpolated in float32 as in the official code if the grid differs from the trained one."""
         if (height, width) == (self.grid, self.grid):
             return self.position_embedding
         class_position, patches = self.position_embedding[:, :1], self.position_embedding[:, 1:]
@@ -63,7 +63,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm block whose two branches are scaled per channel (layer scale)."""
+    """A pre-norm block whose two branches are scaled per channel (layer scale)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """Tiles to patch features, the class token dropped."""
+    """The vision tower: tiles to patch features, without the class token."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class VisionModel(nn.Module):
 
 
 def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
-    """Fold each (1/ratio)^2 square of patches into one token, `ps_version` v2.
+    """Fold each square of (1/ratio)^2 patches into one token, as `ps_version` v2 does.
 
     With ratio 0.5: `out[r, c] = concat(x[2r, 2c], x[2r, 2c+1], x[2r+1, 2c], x[2r+1, 2c+1])`, row-major.
     [N, P, C] -> [N, P * ratio^2, C / ratio^2].
@@ -133,7 +133,7 @@ def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
 
 
 def projector(config: ModelConfig) -> nn.Sequential:
-    """`mlp1`: folded patches to the language model's width. [..., C / ratio^2] -> [..., hidden size]."""
+    """Make `mlp1`: folded patches [..., C / ratio^2] -> embeddings of the language model [..., hidden size]."""
     width = config.language.hidden_size
     return nn.Sequential(
         nn.LayerNorm(config.projector_input_size),

@@ -1,4 +1,4 @@
-"""What keys and values of 8 bits change in a decoder's attention, measured while a model runs over samples.
+"""Measuring the error that 8-bit keys and values cause in a decoder's attention while a model runs over samples.
 
 Shapes: T tokens, H query heads, K key-value heads, D head size.
 """
@@ -17,7 +17,7 @@ from ternvl.model.kv_cache import Int8KVCache, PagedAttention
 
 
 def over_int8(language: LanguageConfig, num_tokens: int) -> PagedAttention:
-    """Attention of one sequence, computed from its start, over an 8-bit cache of its own."""
+    """Return attention for one sequence, computed from its start, over a new 8-bit cache."""
     num_blocks = -(-num_tokens // BLOCK)
     return PagedAttention(
         Int8KVCache(language, num_blocks),
@@ -29,7 +29,7 @@ def over_int8(language: LanguageConfig, num_tokens: int) -> PagedAttention:
 
 
 class MeasuredAttention(Attention):
-    """Exact attention, which keeps what 8 bits would have changed."""
+    """Exact attention that also records the error of attention over an 8-bit cache."""
 
     def __init__(self, language: LanguageConfig) -> None:
         self._language = language
@@ -37,7 +37,7 @@ class MeasuredAttention(Attention):
         self._sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
+        """Attend exactly, and record the error: q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
         wanted = self._exact(layer, q, k, v)
         if self._language.head_dim % BLOCK == 0:
             error = over_int8(self._language, len(q))(layer, q, k, v).double() - wanted
@@ -45,5 +45,5 @@ class MeasuredAttention(Attention):
         return wanted
 
     def errors(self) -> dict[int, float]:
-        """By layer, the root-mean-square error relative to the size of what is exact."""
+        """Return each layer's root-mean-square error, relative to the size of the exact result."""
         return {layer: float((error / size).sqrt()) for layer, (error, size) in self._sums.items() if size > 0}

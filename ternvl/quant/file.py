@@ -1,7 +1,7 @@
-"""A quantised model as one safetensors file. At start nothing is computed: what each token reads is copied into memory
-of its own, the rest is mapped.
+"""A quantised model in one safetensors file in the user's cache.
 
-It belongs to one checkpoint, by the digest of its files, and lies in the user's cache.
+The file belongs to one checkpoint, which is identified by the digest of its files. Loading computes nothing: tensors
+that each token reads are copied into memory, and the others are mapped.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ from ternvl.model.internvl import InternVL
 from ternvl.quant.guard import StageReport, stages, vision_layers
 
 VERSION = 5
-"""Of the layout of the file; another one is never read."""
+"""The version of the file's layout. Files of other versions are not read."""
 _MOST_AT_ONCE = 2**30
-"""Bytes that a system reads in one go."""
+"""The most bytes that one system call reads."""
 _TENSORS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
 
 
 def cache_folder() -> Path:
-    """Where quantised models lie: `$XDG_CACHE_HOME/ternvl/quantized`."""
+    """Return the folder of quantised models: `$XDG_CACHE_HOME/ternvl/quantized`, by default in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ternvl" / "quantized"
 
 
 def path_for(folder: Path, scheme: str, samples: str) -> Path:
-    """The file of a checkpoint in a scheme; `samples` names what it is calibrated on."""
+    """Return the path for a checkpoint in a scheme; `samples` is the digest of its calibration samples."""
     key = hashlib.sha256(f"{VERSION}/{digest(folder)}/{scheme}/{samples}".encode()).hexdigest()
     return cache_folder() / f"{scheme}-{key[:32]}.safetensors"
 
 
 def digest(folder: Path) -> str:
-    """Of a checkpoint's weights and configuration. A digest is kept as long as no file's size or time changes."""
+    """Return the digest of a checkpoint's weights and configuration.
+
+    It is cached, and computed again when the size or modification time of a file changes.
+    """
     files = sorted(
         path for pattern in ("*.safetensors", "*.index.json", "config.json") for path in folder.glob(pattern)
     )
@@ -62,27 +65,29 @@ def digest(folder: Path) -> str:
         content.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             content.update(hashlib.file_digest(file, "sha256").digest())
-    with suppress(OSError):  # it only saves the reading next time
+    with suppress(OSError):  # without the cached digest, the next start reads the files again
         known.parent.mkdir(parents=True, exist_ok=True)
         _replace(known, content.hexdigest().encode())
     return content.hexdigest()
 
 
 def check_writable(path: Path) -> None:
-    """Raises ConfigError where no file can be made in the folder of `path`."""
+    """Raise ConfigError if no file can be created in the folder of `path`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise ConfigError(
-            f"The cache {path.parent} cannot be written to ({error}); XDG_CACHE_HOME names another place."
+            f"The cache {path.parent} cannot be written to ({error}); set XDG_CACHE_HOME to use another folder."
         ) from error
 
 
 def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
-    """Write a quantised model, all or nothing. What is read often comes first, then the other panels, where they lie at
-    multiples of 64 bytes."""
+    """Write a quantised model to `path` atomically.
+
+    The tensors that each token reads come first, then the other panels, which start at multiples of 64 bytes.
+    """
     described = {name: _description(stage) for name, stage in stages(model)}
     metadata = {
         "stages": json.dumps(described),
@@ -118,14 +123,16 @@ def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
 
 
 def load(path: Path, config: ModelConfig, reading: Reading | None = None) -> tuple[InternVL, list[StageReport]]:
-    """The model of a file, which may be being read already, and how it was quantised. Raises CheckpointError for a file
-    that is not whole."""
+    """Load the model in a file and the reports of its quantisation.
+
+    `reading` is a read of the file that has already started. Raises CheckpointError for an incomplete or invalid file.
+    """
     try:
         reading = reading or Reading(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != str(VERSION):
-                raise CheckpointError(f"{path} has another version of the format.")
+                raise CheckpointError(f"{path} has another version of the file format.")
             names = [name for name in file.keys() if not _is_read_often(name)]  # noqa: SIM118, the handle is no mapping
             tensors = {name: file.get_tensor(name) for name in names}
         tensors |= reading.tensors()
@@ -139,32 +146,37 @@ def load(path: Path, config: ModelConfig, reading: Reading | None = None) -> tup
 
 
 def _is_read_often(name: str) -> bool:
-    """Of a tensor that each token reads: the decoder's matrices."""
+    """Whether each token reads this tensor, which is true for the decoder's matrices."""
     return name.startswith("language_model.") and name.endswith(".panels")
 
 
 class Reading:
-    """What is read often, on its way from a file into memory that becomes huge pages: from there it is read up to a
-    fifth faster, and files are not mapped with such. Threads read beside whatever else is done."""
+    """A read, in background threads, of the tensors that each token needs.
+
+    They are read into memory that becomes huge pages, from which kernels read up to a fifth faster than from a mapped
+    file.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, SafetensorError, ValueError for a file that is not there or not whole."""
-        with safe_open(path, framework="pt"):  # checks that what is read below is a header, and of this file
+        """Start reading. Raises OSError, SafetensorError or ValueError for a missing or incomplete file."""
+        with safe_open(path, framework="pt"):  # checks the header, which is read again below, against the file
             pass
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
         self._entries = {name: entry for name, entry in header.items() if _is_read_often(name)}
-        size = max(entry["data_offsets"][1] for entry in self._entries.values())  # they are the file's first
+        size = max(
+            entry["data_offsets"][1] for entry in self._entries.values()
+        )  # these tensors are at the start of the file
         self._memory = allocate(size)
-        # Few and large parts: between two of them a thread waits for whatever Python does meanwhile.
+        # Few, large parts: between two parts a thread has to wait for the interpreter lock.
         parts = self._memory.split(min(_MOST_AT_ONCE, -(-size // torch.get_num_threads())))
         pool = ThreadPoolExecutor(len(parts), "reading")
         self._parts = [pool.submit(_read, path, start, part) for part in parts]
         pool.shutdown(wait=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, once they are read. Raises OSError where the file ends within one."""
+        """Wait for the read and return the tensors by name. Raises OSError if the file ends within a tensor."""
         for part in self._parts:
             part.result()
         make_huge_later(self._memory)
@@ -177,12 +189,12 @@ class Reading:
 
 
 def _read(path: Path, start: int, part: Tensor) -> None:
-    """Fill a part of memory that begins with the file's byte `start`. Raises OSError where the file ends before."""
+    """Fill a part of the memory, which starts at byte `start` of the file. Raises OSError if the file is too short."""
     offset = start + int(part.storage_offset())
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         if file.readinto(part.numpy().data) != len(part):
-            raise OSError(f"it ends within {len(part)} bytes from {offset} on")
+            raise OSError(f"the file ends within the {len(part)} bytes from offset {offset}")
 
 
 def _description(stage: Stage) -> list[Any]:
@@ -190,12 +202,12 @@ def _description(stage: Stage) -> list[Any]:
 
 
 def _stage(name: str, values: list[Any], tensors: dict[str, Tensor]) -> Stage:
-    """Takes the stage's tensors out of `tensors`."""
+    """Build a stage, and remove its tensors from `tensors`."""
     n, k, format, after, eps = values
     own = {each: tensors.pop(f"{name}.{each}", None) for each in _TENSORS}
     panels, weight, bias = own.pop("panels"), own.pop("norm_weight"), own.pop("norm_bias")
     if panels is None:
-        raise ValueError(f"{name}.panels is not there")
+        raise ValueError(f"{name}.panels is missing")
     norm = None if weight is None else Norm(weight, bias, eps)
     return Stage((n, k), Format(format), After(after), panels, norm=norm, **own)
 

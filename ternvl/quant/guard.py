@@ -1,10 +1,10 @@
-"""Quantisation with a guard: stages become whole numbers of 8 or 4 bits where their measured error allows it.
+"""Quantisation with a guard: each layer's error is measured, and layers above the bound are left unquantised.
 
-Sample prompts run through the unquantised model, and every stage keeps some rows of its inputs. Then each stage is
-tried in the wanted format, as it is and with smoothing, which moves scale from inputs to weights where some channels
-are far larger than the others (arXiv 2211.10438); in 4 bits also with weights that take back each other's errors
-(`int4_rounding.py`). The best try is taken if its error is within the bound; else the next
-finer format is tried, and a stage that nothing fits stays as it is. The report names each choice with its error.
+The unquantised model runs over sample prompts, and some rows of each stage's inputs are recorded. Each stage is then
+tried in the requested format without and with smoothing, which moves scale from inputs to weights if some channels are
+far larger than the others (arXiv 2211.10438). In 4 bits it is also tried with weights that compensate for each other's
+errors (`int4_rounding.py`). The best try is used if its error is within the bound. Otherwise the next finer format is
+tried, and if none is within its bound, the stage stays unquantised. The report names each choice with its error.
 
 Shapes: R rows, N outputs, K inputs.
 """
@@ -29,42 +29,41 @@ from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
 from ternvl.quant.cache_errors import MeasuredAttention
-from ternvl.types import Prompt
+from ternvl.types import Progress, Prompt
 
 SCHEMES = ("int8", "int4")
 BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
-"""Largest root-mean-square error of a stage's products, relative to their own size."""
+"""The largest root-mean-square error of a stage's products in each format, relative to the size of the products."""
 _FEW, _MANY = (64, 256), (256, 1024)
-"""Rows of inputs that are kept of a sample, and of all: of a stage that may have 4 bits more, since weights compensate
-each other's errors on them."""
+"""The rows of inputs that are recorded from one call and in all. A stage that is tried in 4 bits needs many, because
+the compensation of its weights is fitted to them."""
 _HELD_OUT = 5
-"""Of a stage in 4 bits, one row in so many is not compensated for, and its error is measured on these."""
+"""In 4 bits, one row in this many is held out of the compensation, and the error is measured on these rows."""
 _INPUTS_A_ROW = 4
-"""With more inputs than so many for each row, compensation would fit the rows alone, slowly: it is not tried."""
+"""Compensation is only tried with at most this many inputs for each row: with more, it is slow and overfits."""
 _SMOOTHINGS = (0.5, 0.75)
 
 M = TypeVar("M", bound=nn.Module)
-Progress = Callable[[int, int], None]
-"""Called with the stages done so far and the stages in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What was chosen for a stage, or for the attention of a vision layer."""
+    """The format that was chosen for a stage or for the attention of a layer."""
 
     name: str
-    """Of attention the layer's and ".attention"."""
+    """The stage's name, or a layer's name followed by ".attention"."""
     format: str
-    """"int8", "int4", or "float32" or "bfloat16" where it was left as it is."""
+    """"int8" or "int4", or "float32" or "bfloat16" if it was left unquantised."""
     error: float
-    """Of the choice, relative; 0 where nothing was changed."""
+    """The relative error of the choice; 0 if it was left unquantised."""
     smoothed: bool
+    """Whether inputs are smoothed."""
     tried: dict[str, float] = field(default_factory=dict)
-    """Error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, compensated"."""
+    """The relative error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, compensated"."""
 
 
 class _Record:
-    """Rows of a stage's inputs after its norm, and the size of each channel over all rows."""
+    """Some rows of a stage's inputs after its norm, and the largest value of each channel over all rows."""
 
     def __init__(self, most: tuple[int, int]) -> None:
         self.rows: list[Tensor] = []
@@ -82,9 +81,10 @@ class _Record:
 def quantize(
     model: InternVL, scheme: str, samples: Sequence[Prompt], progress: Progress | None = None
 ) -> list[StageReport]:
-    """Quantise a plain model on the CPU in place; `samples` should hold images and texts.
+    """Quantise a plain model on the CPU in place, and return what was chosen for each stage.
 
-    Raises ConfigError for an unknown scheme or samples that are not finite numbers all the way.
+    `samples` should contain images and texts. `progress` is called with the stages done so far and the stages in all.
+    Raises ConfigError for an unknown scheme, or if a logit on the samples is NaN or infinite.
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
@@ -106,17 +106,20 @@ def quantize(
 
 
 def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
-    """The vision layers of a fused model by name."""
+    """Iterate over the vision layers of a fused model with their names."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FusedVisionLayer))
 
 
 def stages(model: nn.Module) -> Iterator[tuple[str, Stage]]:
-    """The stages of a fused model by name."""
+    """Iterate over the stages of a fused model with their names."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Stage))
 
 
 def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
-    """What is tried for a stage, in order. Pixels and the vision tower never have 4 bits."""
+    """Return the formats to try for a stage, in order.
+
+    The patch embedding is never quantised, and the vision tower never has 4 bits.
+    """
     if "patch_embedding" in name:
         return ()
     is_language = name.startswith("language_model.")
@@ -126,23 +129,26 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
 def record(
     model: InternVL, samples: Sequence[Prompt], scheme: str, attention: Attention | None = None
 ) -> dict[str, _Record]:
-    """What each stage is given while the model runs over the samples."""
+    """Run the model over the samples, and record inputs of each stage.
+
+    Raises ConfigError if a logit is NaN or infinite.
+    """
     records: dict[str, _Record] = {}
 
-    def keep(name: str, stage: Stage, x: Tensor) -> None:
+    def add(name: str, stage: Stage, x: Tensor) -> None:
         if name not in records:
             records[name] = _Record(_MANY if Format.INT4 in formats_for(name, scheme) else _FEW)
         records[name].add(stage.inputs(x))
 
-    with _hooks(stages(model), keep):
+    with _hooks(stages(model), add):
         for sample in samples:
             if not model.logits(model.hidden(sample, attention)).isfinite().all():
-                raise ConfigError("The model gives logits that are no numbers on the samples: it cannot be quantised.")
+                raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
     return records
 
 
 def attention_errors(model: InternVL, samples: Sequence[Prompt]) -> dict[str, float]:
-    """By vision layer, the relative error of attention in 8 bits over the first tile of each sample."""
+    """Return the relative error of 8-bit attention in each vision layer, over the first tile of each sample."""
     sums = {name: torch.zeros(2, dtype=torch.float64) for name, _ in vision_layers(model)}
 
     def measure(name: str, layer: FusedVisionLayer, x: Tensor) -> None:
@@ -160,7 +166,7 @@ def attention_errors(model: InternVL, samples: Sequence[Prompt]) -> dict[str, fl
 
 @contextmanager
 def _hooks(modules: Iterable[tuple[str, M]], call: Callable[[str, M, Tensor], None]) -> Iterator[None]:
-    """Calls `call` with each module's name and its input, before the module runs."""
+    """Call `call` with a module's name, the module and its input each time before it runs."""
     handles = []
     for name, module in modules:
 
@@ -176,8 +182,7 @@ def _hooks(modules: Iterable[tuple[str, M]], call: Callable[[str, M, Tensor], No
 
 
 def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) -> StageReport:
-    """The layer attends in 8 bits where what it attends over comes of 8 bits already and the error is within the
-    bound."""
+    """Choose 8-bit attention for a vision layer if its `qkv` stage has 8 bits and the error is within the bound."""
     label = Format.INT8.name.lower()
     layer.attends_in_int8 = layer.qkv.format is Format.INT8 and error is not None and error <= BOUNDS[Format.INT8]
     tried = {} if error is None else {label: error}
@@ -187,7 +192,10 @@ def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) ->
 
 
 def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
-    """The stage in the first format that fits, and the report. A stage that no sample reached stays as it is."""
+    """Return the stage in the first format that is within its bound, and the report.
+
+    A stage whose inputs were not recorded stays unquantised.
+    """
     tried: dict[str, float] = {}
     if seen is not None and seen.largest is not None:
         rows = torch.cat(seen.rows)
@@ -204,8 +212,10 @@ def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Form
 
 
 def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageReport]:
-    """Keys and values have 8 bits where the error of each layer's attention is within the bound: a cache is of one
-    kind. The reports are of what each layer would have alone."""
+    """Choose 8-bit keys and values if the error of every layer's attention is within the bound.
+
+    The cache has one type for all layers. Each report says what the layer's own error would allow.
+    """
     assert isinstance(decoder, FusedDecoder)
     bound = BOUNDS[Format.INT8]
     decoder.caches_in_int8 = len(errors) == len(decoder.layers) and max(errors.values()) <= bound
@@ -221,29 +231,29 @@ def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageRepo
     ]
 
 
-Try = tuple[str, Stage, float]
-"""What it is called, the stage and its error."""
+_Try = tuple[str, Stage, float]
+"""A try: its label, the stage and its error."""
 
 
-def _int8_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
+def _int8_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[_Try]:
     layer, wanted = _layer(plain), plain.product(rows)
     stage = pack_int8(layer)
     error = relative_error(stage.product(rows), wanted)
     yield "int8", stage, error
     if error <= BOUNDS[Format.INT8] / 2:
-        return  # good as it is, and without work at each call
+        return  # good without smoothing, which is work in each call
     for strength in _SMOOTHINGS:
         stage = pack_int8(layer, smoothing_of(layer.weight, largest, strength))
         yield f"int8, smoothed by {strength}", stage, relative_error(stage.product(rows), wanted)
 
 
-def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
+def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[_Try]:
     layer = _layer(plain)
     is_held_out = torch.arange(len(rows)) % _HELD_OUT == 0
     held_out, seen = rows[is_held_out], rows[~is_held_out] if len(rows) > 1 else rows
     wanted = plain.product(held_out)
 
-    def made(label: str, smoothing: Tensor | None, compensate: bool) -> Try:
+    def made(label: str, smoothing: Tensor | None, compensate: bool) -> _Try:
         inputs = seen if smoothing is None else seen * smoothing
         importance = inputs.square().mean(dim=0)
         stage = pack_int4(layer, smoothing, importance, compensate=seen if compensate else None)
@@ -253,14 +263,17 @@ def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[Try]:
     tries = [made("int4", None, False)] + ([made("int4, compensated", None, True)] if can_compensate else [])
     yield from tries
     if min(error for _, _, error in tries) <= BOUNDS[Format.INT4]:
-        return  # smoothing is work at each call
+        return  # good without smoothing, which is work in each call
     for strength in _SMOOTHINGS:
         label = f"int4, smoothed by {strength}{', compensated' if can_compensate else ''}"
         yield made(label, smoothing_of(layer.weight, largest, strength), can_compensate)
 
 
 def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
-    """What inputs are multiplied by, [K]: large channels become smaller, the weights for them larger."""
+    """Return the factors [K] of inputs that make large channels smaller and the weights for them larger.
+
+    `largest` [K] is the largest input of each channel; `strength` from 0 to 1 says how much scale moves to the weights.
+    """
     of_inputs = largest.clamp_min(1e-5)
     of_weights = weight.float().abs().amax(dim=0).clamp_min(1e-5)
     factor = of_weights.pow(1 - strength) / of_inputs.pow(strength)
@@ -268,14 +281,14 @@ def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Root-mean-square error relative to the size of what is wanted; infinite where something is no number."""
+    """Return the root-mean-square error relative to the size of `wanted`; infinity if a value is NaN or infinite."""
     size = wanted.double().square().sum().sqrt()
     error = (got.double() - wanted.double()).square().sum().sqrt() / size.clamp_min(1e-12)
     return float(error) if bool(error.isfinite()) else float("inf")
 
 
 def _layer(stage: Stage) -> Layer:
-    """What an unquantised stage is made from."""
+    """Recover the weights that an unquantised stage was packed from."""
     weight, _ = unpack(stage)
     norm = None if stage.norm_weight is None else Norm(stage.norm_weight, stage.norm_bias, stage.eps)
     bias = None if stage.bias is None else from_panels(stage, stage.bias)

@@ -1,4 +1,4 @@
-"""Conversations that a model is calibrated on when it is quantised: drawn pictures and texts, or the user's own."""
+"""The conversations on which quantisation is calibrated: drawn pictures and texts, or files of the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import parse_messages
 from ternvl.types import Prompt
 
-Conversation = list[dict[str, Any]]
+_Messages = list[dict[str, Any]]
 
 TEXTS = (
     "Explain in simple words how a lighthouse works and why its light turns.",
@@ -30,59 +30,71 @@ MORE_TEXTS = (
     *("Hello! Who are you?", "What can you do?", "How are you?", "Good morning", "Thank you very much.", "Goodbye"),
     *("Name the european capitals", "What is the capital of France?", "What is the capital of Spain?"),
 )
-"""Further ones that models are compared on, which a small model can answer, too: nonsense is full of near ties."""
+"""Further texts for comparing models, which a small model can answer; on other texts its logits have many near ties."""
 QUESTIONS = ("Describe this picture.", "What is written here?", "Where is the largest shape, and which color has it?")
 _IMAGES, _TEXTS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".txt", ".md")
 
 
 class Sample(NamedTuple):
-    """A conversation, and the name of what it is about."""
+    """A conversation and its name for messages."""
 
     name: str
-    conversation: Conversation
+    conversation: _Messages
 
 
 def samples(folder: Path | None = None) -> list[Sample]:
-    """Samples of the images and texts in `folder`, by default built-in ones.
+    """Return samples of the images and texts in `folder`, or the built-in samples without one.
 
-    Raises ConfigError for a folder that has none or a file that cannot be read.
+    Raises ConfigError if the folder lacks images or texts, or if a file cannot be read.
     """
-    return _built_in() if folder is None else _of(folder)
+    return _built_in() if folder is None else _from_folder(folder)
 
 
 def digest(folder: Path | None = None) -> str:
-    """Of the content of `samples`, whose errors it raises; of built-in ones, of what draws them, which is faster."""
-    content = repr([each.conversation for each in _of(folder)]).encode() if folder else Path(__file__).read_bytes()
+    """Return the digest of the samples' content. For built-in samples it is that of this file, which is faster.
+
+    Raises ConfigError as `samples`.
+    """
+    if folder is None:
+        content = Path(__file__).read_bytes()
+    else:
+        content = repr([each.conversation for each in _from_folder(folder)]).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def samples_to_compare(folder: Path | None = None) -> list[Sample]:
-    """The built-in pictures with each of the questions, more built-in texts than `samples` has, and what is in
-    `folder`.
+    """Return the samples for comparing models.
 
-    Raises ConfigError as `samples`.
+    They are the built-in pictures with each of the questions, all built-in texts, and the files in `folder`. Raises
+    ConfigError as `samples`.
     """
     pictures = [
-        Sample(f"picture {i}, question {j}", _ask(picture, question))
+        Sample(f"picture {i}, question {j}", _picture_messages(picture, question))
         for i, picture in enumerate(_pictures(), 1)
         for j, question in enumerate(QUESTIONS, 1)
     ]
-    return pictures + _texts(TEXTS + MORE_TEXTS) + ([] if folder is None else _of(folder))
+    return pictures + _texts(TEXTS + MORE_TEXTS) + ([] if folder is None else _from_folder(folder))
 
 
 def build(builder: PromptBuilder, sample: Sample) -> Prompt:
-    """The sample as the model takes it. Raises ConfigError for one that it cannot take."""
+    """Build the sample's prompt. Raises ConfigError if the model cannot process it."""
     try:
         return builder.build(parse_messages(sample.conversation))
     except TernvlError as error:
         raise ConfigError(f"The sample {sample.name} cannot be used: {error}") from error
 
 
-def _of(folder: Path) -> list[Sample]:
+def _from_folder(folder: Path) -> list[Sample]:
     try:
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        images = [Sample(path.name, _ask(path.read_bytes(), QUESTIONS[0])) for path in _with(_IMAGES, paths)]
-        texts = [Sample(path.name, _say(path.read_text(encoding="utf-8"))) for path in _with(_TEXTS, paths)]
+        images = [
+            Sample(path.name, _picture_messages(path.read_bytes(), QUESTIONS[0]))
+            for path in _with_suffixes(_IMAGES, paths)
+        ]
+        texts = [
+            Sample(path.name, _text_messages(path.read_text(encoding="utf-8")))
+            for path in _with_suffixes(_TEXTS, paths)
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The calibration folder {folder} cannot be read: {error}.") from error
     if not images or not texts:
@@ -93,25 +105,28 @@ def _of(folder: Path) -> list[Sample]:
     return images + texts
 
 
-def _with(suffixes: Sequence[str], paths: Sequence[Path]) -> list[Path]:
+def _with_suffixes(suffixes: Sequence[str], paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in suffixes]
 
 
 def _built_in() -> list[Sample]:
     pictures = zip(_pictures(), QUESTIONS, strict=True)
-    asked = [Sample(f"picture {i}", _ask(picture, question)) for i, (picture, question) in enumerate(pictures, 1)]
+    asked = [
+        Sample(f"picture {i}", _picture_messages(picture, question))
+        for i, (picture, question) in enumerate(pictures, 1)
+    ]
     return asked + _texts(TEXTS)
 
 
 def _texts(texts: Sequence[str]) -> list[Sample]:
-    return [Sample(f"text {i}", _say(text)) for i, text in enumerate(texts, 1)]
+    return [Sample(f"text {i}", _text_messages(text)) for i, text in enumerate(texts, 1)]
 
 
-def _say(text: str) -> Conversation:
+def _text_messages(text: str) -> _Messages:
     return [{"role": "user", "content": text}]
 
 
-def _ask(image: bytes, question: str) -> Conversation:
+def _picture_messages(image: bytes, question: str) -> _Messages:
     url = "data:image/png;base64," + base64.b64encode(image).decode()
     parts: Sequence[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
@@ -121,7 +136,7 @@ def _ask(image: bytes, question: str) -> Conversation:
 
 
 def _pictures() -> Iterator[bytes]:
-    """A noisy landscape of gradients, a page of text, and shapes on a plain ground."""
+    """A noisy landscape of gradients, a page of text, and shapes on a plain background."""
     generator = np.random.default_rng(0)
     side = 448
     ramp = np.linspace(0, 1, side)

@@ -1,5 +1,7 @@
-"""The oracle: transformers' InternVL with random weights, and checkpoints of it in every layout, with a map of names
-that is written apart from the package's."""
+"""The oracle: transformers' InternVL with random weights, and its checkpoints in every layout.
+
+The map of tensor names here is independent of the package's.
+"""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ SIZES = (
         vision=(24, 1, 2, 40),
         text=(36, 1, 6, 3, 50),
         rope_theta=10_000.0,
-        rms_norm_eps=1e-2,  # large enough to be missed where it is not read
+        rms_norm_eps=1e-2,  # large enough that a test fails if it is ignored
         layer_norm_eps=1e-2,
     ),
 )
@@ -48,7 +50,7 @@ SIZES = (
 
 @cache
 def build(sizes: Sizes, seed: int = 0) -> InternVLForConditionalGeneration:
-    """A float32 model whose logits spread over several units, so that its greedy choices are no coin tosses."""
+    """A float32 model whose logits spread over several units, so that its greedy choices are not close ties."""
     hidden, layers, heads, intermediate = sizes.vision
     text_hidden, text_layers, text_heads, kv_heads, text_intermediate = sizes.text
     config = InternVLConfig(
@@ -141,7 +143,7 @@ def to_old(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def original_config(sizes: Sizes) -> dict:
-    """Keys and values as in the official file of InternVL3-1B, sizes apart."""
+    """The keys and values of the official file of InternVL3-1B, except for the sizes."""
     hidden, layers, heads, intermediate = sizes.vision
     text_hidden, text_layers, text_heads, kv_heads, text_intermediate = sizes.text
     return {
@@ -216,7 +218,7 @@ def original_config(sizes: Sizes) -> dict:
 
 
 def old_config(sizes: Sizes) -> dict:
-    """As transformers 4 wrote it: `rope_theta` by itself, `torch_dtype`."""
+    """The configuration as transformers 4 wrote it, with `rope_theta` as a key of its own and `torch_dtype`."""
     config = build(sizes).config.to_dict()
     text = config["text_config"]
     text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
@@ -226,7 +228,7 @@ def old_config(sizes: Sizes) -> dict:
 
 
 def write(sizes: Sizes, folder: Path, layout: str, *, shards: int = 1) -> Path:
-    """A checkpoint of `build(sizes)` in `folder`, which is returned."""
+    """Write a checkpoint of `build(sizes)` to `folder`, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model = build(sizes)
     if layout == "hf-new":
@@ -253,7 +255,7 @@ def write_tensors(state: dict[str, Tensor], folder: Path, shards: int = 1) -> No
 
 
 def prompt(sizes: Sizes, tiles: tuple[int, ...] = (), seed: int = 0) -> Prompt:
-    """Random text around images of so many tiles each."""
+    """Random text around images with the given numbers of tiles."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, sizes.vocab - 1, (7,), generator=generator).tolist()
     spans, first = [], 0
@@ -268,13 +270,13 @@ def prompt(sizes: Sizes, tiles: tuple[int, ...] = (), seed: int = 0) -> Prompt:
 
 @torch.inference_mode()
 def logits(model: InternVLForConditionalGeneration, prompt: Prompt) -> Tensor:
-    """[T, V]"""
+    """The logits [T, V] of a prompt."""
     return model(input_ids=torch.tensor([prompt.token_ids]), pixel_values=prompt.pixel_values).logits[0]
 
 
 @torch.inference_mode()
 def greedy(model: InternVLForConditionalGeneration, prompt: Prompt, count: int) -> list[int]:
-    """The likeliest tokens, one after the other, with transformers' own cache."""
+    """The most likely tokens, generated one by one with transformers' own cache."""
     ids = torch.tensor([prompt.token_ids])
     out = model(input_ids=ids, pixel_values=prompt.pixel_values, use_cache=True)
     tokens = [int(out.logits[0, -1].argmax())]

@@ -49,7 +49,7 @@ def test_the_original_layout(tmp_path: Path) -> None:
 
 
 def test_the_native_layout_of_transformers_5_and_4(tmp_path: Path) -> None:
-    """Neither of the two says a type here (transformers saves one with the weights); the older says float32."""
+    """Here the newer layout names no type, since transformers saves it with the weights; the older one says float32."""
     expected = dataclasses.replace(EXPECTED, dtype="float32")
     assert load_config(native(tmp_path, {"dtype": ...})) == expected
     (tmp_path / "config.json").write_text(json.dumps(hf.old_config(SIZES)))
@@ -89,7 +89,7 @@ def test_rope_scaling_that_changes_nothing(tmp_path: Path, rope_scaling: dict | 
     assert load_config(original(tmp_path, {"llm_config.rope_scaling": rope_scaling})) == EXPECTED
 
 
-def test_a_tied_head_is_noted_only_where_it_is_said(tmp_path: Path) -> None:
+def test_a_tied_head_needs_a_flag(tmp_path: Path) -> None:
     assert not load_config(native(tmp_path, {"tie_word_embeddings": ...})).language.tie_word_embeddings
     assert load_config(native(tmp_path, {"tie_word_embeddings": True})).language.tie_word_embeddings
     assert load_config(original(tmp_path, {"llm_config.tie_word_embeddings": True})).language.tie_word_embeddings
@@ -111,7 +111,7 @@ def test_a_tied_head_is_noted_only_where_it_is_said(tmp_path: Path) -> None:
         (original, "downsample_ratio", 0.3, "downsample_ratio 0.3"),
         (original, "force_image_size", 448, "force_image_size 448"),
         (original, "torch_dtype", "int8", "torch_dtype 'int8'"),
-        (original, "system_message", 5, "system_message must be a text or null, but is 5"),
+        (original, "system_message", 5, "system_message must be a string or null, but is 5"),
         (original, "use_thumbnail", "yes", "use_thumbnail must be true or false, but is 'yes'"),
         (original, "min_dynamic_patch", 13, "min_dynamic_patch 13 is above max_dynamic_patch 12"),
         (original, "llm_config", ..., "needs an object under 'llm_config'"),

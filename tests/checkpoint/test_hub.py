@@ -1,4 +1,4 @@
-"""Downloads, against a server on loopback that plays the hub. Each client is a process of its own, as a user's is."""
+"""Downloads from a local server that imitates the hub. Each client runs in a separate process, as for a user."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ except CheckpointError as error:
 
 
 class Hub(ThreadingHTTPServer):
-    """Two revisions of one model, and a gated one. `cut` is what happens to the next download of the weights."""
+    """Two revisions of one model, and a gated one. `cut` says how the next download of the weights is interrupted."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -145,7 +145,7 @@ def start(endpoint: str, cache: Path, name: str, revision: str = "") -> subproce
 
 
 def resolve(endpoint: str, cache: Path, name: str, revision: str = "") -> tuple[str, str]:
-    """What is printed, and what goes to the terminal beside it (the progress bar)."""
+    """The standard output, and the standard error with the progress bar."""
     client = start(endpoint, cache, name, revision)
     out, err = client.communicate(timeout=60)
     assert client.returncode == 0, err
@@ -162,7 +162,7 @@ def test_a_download_by_short_name_and_again_without_the_hub(hub: Hub, tmp_path: 
     assert {path.name for path in folder.iterdir()} == {"config.json", "merges.txt", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert "100%" in err
-    # A port on which nothing listens: what is here is used.
+    # Nothing listens on this port, so the local copy is used.
     assert resolve("http://127.0.0.1:9", tmp_path, NAME)[0] == out
 
 
@@ -175,14 +175,14 @@ def weight_ranges(hub: Hub) -> list[str | None]:
     return [wanted for method, path, wanted in hub.requests if method == "GET" and path.endswith(".safetensors")]
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_continues_after_a_broken_connection(hub: Hub, tmp_path: Path) -> None:
     hub.cut = "closes"
     folder = Path(resolve(address(hub), tmp_path, NAME)[0])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert weight_ranges(hub) == [None, f"bytes={10 * 1024**2}-"]
 
 
-def test_a_killed_download_goes_on_and_fetches_no_whole_file_twice(hub: Hub, tmp_path: Path) -> None:
+def test_a_killed_download_continues_and_fetches_no_complete_file_twice(hub: Hub, tmp_path: Path) -> None:
     hub.cut = "hangs"
     client = start(address(hub), tmp_path, NAME)
     while not (whole := list(tmp_path.rglob("config.json"))) or not weight_ranges(hub):
@@ -215,5 +215,5 @@ def test_refusals_are_one_sentence(hub: Hub, tmp_path: Path, name: str, revision
 
 def test_without_the_hub_and_without_a_copy(tmp_path: Path) -> None:
     out, _ = resolve("http://127.0.0.1:9", tmp_path, NAME)
-    assert out.startswith(f"CheckpointError: The model {NAME} is not whole on this machine")
+    assert out.startswith(f"CheckpointError: The model {NAME} is not completely on this machine")
     assert "\n" not in out

@@ -1,4 +1,4 @@
-"""From what a user names to a folder on this machine."""
+"""Finding the folder of the model that a user names."""
 
 from pathlib import Path
 

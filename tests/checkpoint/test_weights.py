@@ -1,4 +1,4 @@
-"""Weights in and out: what is refused, what is tolerated, and the way back to a file."""
+"""Reading and writing weights: which tensors raise errors, which are ignored, and the round trip."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def read(folder: Path, dtype: torch.dtype = torch.float32) -> InternVL:
 
 
 def checkpoint(folder: Path, layout: str = "original", **changes: torch.Tensor | None) -> Path:
-    """A checkpoint whose tensors are changed; None takes one away. Dots are written as `__`."""
+    """A checkpoint with changed tensors; None removes one. Dots in names are written as `__`."""
     hf.write(SIZES, folder, layout)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in changes.items():
@@ -84,7 +84,7 @@ def test_harmless_extras_are_tolerated(tmp_path: Path) -> None:
 
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     text = refusal(checkpoint(tmp_path, language_model__model__norm__weight=torch.ones(48, dtype=torch.int8)))
-    assert f"Tensor {NORM} is of type I8" in text
+    assert f"Tensor {NORM} has type I8" in text
 
 
 def test_files_that_are_absent_or_broken(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_files_that_are_absent_or_broken(tmp_path: Path) -> None:
         second.write_bytes(broken)
         assert f"{second} is not a whole safetensors file" in refusal(tmp_path)
     second.unlink()
-    assert "index.json names files that are not there: model-00002-of-00003.safetensors" in refusal(tmp_path)
+    assert "index.json names files that do not exist: model-00002-of-00003.safetensors" in refusal(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text("{}")
     assert "needs an object under 'weight_map'" in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""`ternvl quantize` and `ternvl verify`: what they print, what they leave behind and how they end."""
+"""`ternvl quantize` and `ternvl verify`: their output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_verify_fails_below_the_bound(
 ) -> None:
     from ternvl.quant import guard
 
-    monkeypatch.setattr(guard, "relative_error", lambda got, wanted: 0.0)  # the guard sees nothing
+    monkeypatch.setattr(guard, "relative_error", lambda got, wanted: 0.0)  # the guard measures no error
     monkeypatch.setattr(guard, "pack_int8", lambda layer, smoothing=None: guard.pack_int4(layer, smoothing))
     figures = tmp_path / "figures.json"
     code, out, err = run(capsys, "verify", "--json", str(figures))

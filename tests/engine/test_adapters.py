@@ -1,4 +1,4 @@
-"""Adapters in the engine and offline: each answer as alone, whoever else is in the batch; and how they come and go."""
+"""Adapters in the engine and offline: an answer does not depend on what else is in the batch or was loaded before."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_offline_one_adapter_for_all_or_one_a_prompt(tmp_path: Path) -> None:
             each.load_adapter(name, write(tmp_path / name, llm.config, seed + 2))
     talk = [{"role": "user", "content": "Hello"}]
     prompts = [llm.prompt(talk)] * 4
-    outputs = llm.generate(prompts, GREEDY, adapter=["a", None, "c", "b"])  # one more than memory holds
+    outputs = llm.generate(prompts, GREEDY, adapter=["a", None, "c", "b"])  # one more than fits into memory
     texts = [output.text for output in outputs]
     assert len(set(texts)) == 4
     assert [output.text for output in reference.generate(prompts, GREEDY, adapter=["a", None, "c", "b"])] == texts
@@ -115,7 +115,7 @@ def test_offline_one_adapter_for_all_or_one_a_prompt(tmp_path: Path) -> None:
         llm.unload_adapter("a")
 
 
-def test_what_is_loaded_under_an_old_name_finds_nothing_of_the_old(tmp_path: Path) -> None:
+def test_a_new_adapter_under_an_old_name_does_not_use_cached_values_of_the_old(tmp_path: Path) -> None:
     llm, fresh = make_llm(), make_llm()
     prompt = llm.prompt([{"role": "user", "content": "Hello, hello, hello, and hello once more"}])
     answers = []

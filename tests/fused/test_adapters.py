@@ -1,5 +1,7 @@
-"""Adapters over fused models, quantised or not: against plain modules of the same weights and the exact delta, and in
-mixed batches."""
+"""Adapters over fused models, quantised or not, in comparison with plain modules, and in mixed batches.
+
+The plain modules have the same weights and the exact delta of the adapter.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,10 @@ CONFIG = ModelConfig(
     VisionConfig(64, 2, 4, 96, image_size=16, patch_size=4), LanguageConfig(64, 2, 4, 2, 96, vocab_size=61)
 )
 EXACT = 1e-5
-"""Relative error where nothing is rounded to whole numbers: float32 in another order."""
+"""The largest relative error without rounding to whole numbers, from float32 sums in another order."""
 ROUNDED = 0.03
-"""Where inputs become whole numbers the last bit of one may choose its neighbour, and others follow. The bound is
-that of the error of 8 bits itself; most prompts meet no such case and are `EXACT`."""
+"""The largest relative error with rounding to whole numbers, where a last bit of an input may change a whole number and
+later ones. It is the bound of the 8-bit error itself; for most prompts this does not happen, and `EXACT` holds."""
 SCHEMES = ("none", "int8", "int4")
 CHECKPOINT = {
     "self_attn.q_proj": ("qkv", 0, 64), "self_attn.k_proj": ("qkv", 64, 96), "self_attn.v_proj": ("qkv", 96, 128),
@@ -47,7 +49,7 @@ CHECKPOINT = {
     "mlp.down_proj": ("down", 0, 64), "attn.qkv": ("qkv", 0, 192), "attn.proj": ("proj", 0, 64),
     "mlp.fc1": ("fc1", 0, 96), "mlp.fc2": ("fc2", 0, 64), "mlp1.1": ("fold", 0, 64), "mlp1.3": ("out", 0, 64),
 }  # fmt: skip
-"""Each layer's stage, and its outputs there."""
+"""By layer: its stage, and its first and past-the-end output there."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +59,10 @@ def kernels() -> None:
 
 
 def plain_model() -> InternVL:
-    """Random weights; some channels behind two norms are 60 times as large, so that smoothing is needed there; branches
-    of vision layers are scaled."""
+    """A model with random weights and scaled branches of vision layers.
+
+    Some channels after two norms are 60 times as large as the others, so that smoothing is needed there.
+    """
     torch.manual_seed(0)
     model = InternVL(CONFIG).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
@@ -111,7 +115,7 @@ def byte_adapters(folders: list[Path]) -> list[Adapter]:
 
 
 class Oracle(nn.Module):
-    """A layer of the checkpoint: some outputs of a stage's own product, and the exact delta."""
+    """A layer of the checkpoint, computed as some outputs of a stage's product plus the exact delta."""
 
     def __init__(self, stage: Stage, first: int, stop: int, scale: Tensor | None, adapter: Adapter, name: str) -> None:
         super().__init__()
@@ -128,7 +132,7 @@ class Oracle(nn.Module):
 
 
 class ByteAttention(VisionAttention):
-    """Attention among patches as quantised models have it."""
+    """The attention among patches in quantised models."""
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
@@ -136,7 +140,7 @@ class ByteAttention(VisionAttention):
 
 
 def oracle(fused: InternVL, adapter: Adapter) -> InternVL:
-    """The plain network, whose layers have the fused one's weights and the adapter's delta."""
+    """The plain network with the fused network's weights and the adapter's delta in each layer."""
     model = plain_model()
     for name in linears(CONFIG):
         owner, _, rest = name.partition(".layers.")
@@ -181,14 +185,14 @@ def test_logits_are_those_of_the_same_base_and_the_exact_delta(scheme: str, adap
             errors.append(error)
             if prompt.images or adapter.name in ("a0", "a3", "a4"):
                 assert relative_error(plain, wanted) > 0.02, "the adapter changes much more than the tolerance"
-        assert torch.equal(model(prompt), plain), "nothing is left of the adapters"
+        assert torch.equal(model(prompt), plain), "the adapters leave no trace"
     assert max(errors) < (EXACT if scheme == "none" else ROUNDED)
     assert statistics.quantiles(errors, n=4)[2] < EXACT
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_each_layer_adds_its_own_delta(scheme: str, tmp_path: Path) -> None:
-    """One layer at a time, so that none makes up for another."""
+    """One layer at a time, so that errors of layers cannot cancel out."""
     model, shapes = fused_model(scheme), linears(CONFIG)
     prompt = prompts(3)[1]
     for seed, name in enumerate(shapes):
@@ -203,7 +207,7 @@ def test_each_layer_adds_its_own_delta(scheme: str, tmp_path: Path) -> None:
 
 
 def test_adapters_of_bytes(adapters: list[Adapter], byte_adapters: list[Adapter]) -> None:
-    """What they add is exact but for A x, which becomes numbers of 16 bits; their own rounding is in `delta`."""
+    """Outputs are exact except that A x is rounded to 16 bits; `delta` contains the rounding of the weights."""
     model = fused_model("none")
     for prompt in prompts(2)[1:4]:
         for adapter, exact in zip(byte_adapters, adapters, strict=True):
@@ -228,7 +232,7 @@ def test_a_mixed_batch_is_each_alone(
     scheme: str, options: dict[str, Any], adapters: list[Adapter], byte_adapters: list[Adapter]
 ) -> None:
     model, rng = fused_model(scheme), random.Random(7)
-    adapters = byte_adapters if scheme == "int8" else adapters  # as the engine has them by default
+    adapters = byte_adapters if scheme == "int8" else adapters  # the engine's default
     requests = [
         Request(
             f"r{number}-{again}",
@@ -253,7 +257,7 @@ def test_a_mixed_batch_is_each_alone(
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_engine_computes_the_same(scheme: str, adapters: list[Adapter]) -> None:
-    """Over its paged cache, where layers are one native call."""
+    """With the paged cache, where one native call runs all layers."""
     model = fused_model(scheme)
     engine = make_engine(model)
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)
@@ -279,16 +283,16 @@ def test_cached_blocks_and_images_are_an_adapters_own(scheme: str, adapters: lis
             before = engine.stats().num_prefix_hit_tokens
             first = run(engine, [request])["0" if not number else "1"].token_ids
             hits = engine.stats().num_prefix_hit_tokens
-            assert hits == before, "nothing that another adapter left is found"
+            assert hits == before, "blocks of another adapter are not used"
             again = run(engine, [replace(request)])[request.id].token_ids
-            assert engine.stats().num_prefix_hit_tokens > hits, "what it left itself is"
+            assert engine.stats().num_prefix_hit_tokens > hits, "its own blocks are used"
             fresh = run(make_engine(model), [request])[request.id].token_ids
             assert first == again == fresh
             seen.add(tuple(first))
         assert len(seen) > 2
 
 
-def test_a_model_that_never_had_an_adapter_asks_nobody() -> None:
+def test_a_model_without_adapters_has_no_bank_and_the_same_logits() -> None:
     model, other = fused_model("int8"), fused_model("int8")
     attach(other)
     assert not any(module.bank for module in model.modules() if isinstance(module, FusedModule))

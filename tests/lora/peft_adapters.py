@@ -1,5 +1,4 @@
-"""Adapters as PEFT makes and saves them, over transformers' model of `hf.py`: the oracle, and folders in every shape of
-keys."""
+"""The oracle: adapters that PEFT makes and saves for transformers' model in `hf.py`, with keys in every layout."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from ternvl.lora.files import linears, read
 from tests.checkpoint import hf
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""Of these the vision tower has q_proj, k_proj and v_proj, too."""
+"""The vision tower has modules named q_proj, k_proj and v_proj as well."""
 VISION = ["projection_layer", "fc1", "fc2"]
 PROJECTOR = ["linear_1", "linear_2"]
 SHAPES = ("hf-new", "hf-old", "original", "text-only")
@@ -35,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def text_model(sizes: hf.Sizes) -> Qwen2ForCausalLM:
-    """The decoder of `hf.build(sizes)` as a model of its own."""
+    """The decoder of `hf.build(sizes)` as a separate model."""
     whole = hf.build(sizes)
     model = Qwen2ForCausalLM(whole.config.text_config).eval().requires_grad_(False)
     state = {f"model.{name}": tensor for name, tensor in whole.model.language_model.state_dict().items()}
@@ -44,7 +43,7 @@ def text_model(sizes: hf.Sizes) -> Qwen2ForCausalLM:
 
 
 def make(base: nn.Module, targets: list[str], *, seed: int = 0, rank: int = 4, **options: Any) -> PeftModel:
-    """An adapter of random weights, large enough to change what the model says."""
+    """An adapter with random weights that are large enough to change the model's answers."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, **options)
     model = get_peft_model(copy.deepcopy(base), config).eval()
     randomise(model, seed)
@@ -68,8 +67,8 @@ def tie_thirds(model: PeftModel) -> None:
 
 
 def save(model: PeftModel, folder: Path, shape: str) -> Path:
-    """Save an adapter of transformers' model with keys of a shape."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # of the base, where lm_head is a target
+    """Save an adapter of transformers' model with the keys of one of `SHAPES`."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)  # they would be saved if lm_head is a target
     path = folder / "adapter_model.safetensors"
     state = load_file(path)
     if shape in ("hf-old", "original"):
@@ -114,7 +113,7 @@ def _original(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rewrite(folder: Path, *, config: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None) -> Path:
-    """Change an adapter's files: fields of its configuration, tensors (all of them)."""
+    """Change fields of an adapter's configuration, and replace all of its tensors if `tensors` is given."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
     if tensors is not None:

@@ -1,4 +1,4 @@
-"""Adapters against PEFT's own over transformers, logits and greedy tokens, in every shape of keys."""
+"""Logits and greedy tokens with adapters, compared with PEFT over transformers, for keys in every layout."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _text_greedy(model: PeftModel, prompt: Prompt, count: int) -> list[int]:
 
 
 def test_peft_over_our_own_modules(tmp_path: Path) -> None:
-    """What training here saves: keys of the original layout."""
+    """Keys of the original layout, as training in this project saves them."""
     folder = hf.write(hf.SIZES[0], tmp_path / "model", "original")
     model = load(folder, load_config(folder), dtype=torch.float32)
     prompt = hf.prompt(hf.SIZES[0], (2,))
@@ -122,8 +122,8 @@ def test_peft_over_our_own_modules(tmp_path: Path) -> None:
     assert torch.allclose(logits(model, prompt, adapter), expected, atol=TOLERANCE)
 
 
-def test_the_reference_path_and_rows_of_others(tmp_path: Path) -> None:
-    """Sequences with two adapters and with none, in one batch: each as alone, and as the reference path has it."""
+def test_a_mixed_batch_has_the_tokens_of_the_reference_path(tmp_path: Path) -> None:
+    """In a batch with two adapters and none, each sequence has the tokens of the reference path."""
     folder = hf.write(hf.SIZES[0], tmp_path / "model", "original")
     model = load(folder, load_config(folder), dtype=torch.float32)
     prepare(model)
@@ -152,7 +152,7 @@ def test_the_reference_path_and_rows_of_others(tmp_path: Path) -> None:
 
 
 def test_a_module_that_computes_several_layers_adds_for_each_of_them(tmp_path: Path) -> None:
-    """A fused layer takes part under the official names, with slices of its output."""
+    """A fused layer adds to slices of its output under the official names."""
 
     class Fused(torch.nn.Module):
         def __init__(self, gate: torch.nn.Linear, up: torch.nn.Linear) -> None:

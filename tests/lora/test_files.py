@@ -1,4 +1,4 @@
-"""Reading adapters' files: what is read, and what is refused by its name."""
+"""Reading the files of adapters, and the errors that name what is wrong with them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     _refused(with_tensors(**{key: None}), "without its other half", "invalid_adapter")
     broken = tensors[key].clone()
     broken[0, 0] = float("nan")
-    _refused(with_tensors(**{key: broken}), "no numbers", "invalid_adapter")
+    _refused(with_tensors(**{key: broken}), "NaN or infinity", "invalid_adapter")
     _refused(with_tensors(**{key: tensors[key].int()}), "int32", "invalid_adapter")
     magnitude = key.replace("lora_A.weight", "lora_magnitude_vector.weight")
     _refused(with_tensors(**{magnitude: torch.ones(3)}), magnitude, "unsupported_adapter")

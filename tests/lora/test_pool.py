@@ -1,4 +1,4 @@
-"""The adapters that may be chosen, and which of them are in memory."""
+"""The pool: which adapters can be chosen, which are in memory, and leases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write(root / f"a{seed}", tiny.CONFIG, seed, parts) for seed, parts in enumerate(PARTS)]
 
 
-def test_the_longest_unused_makes_room_and_one_in_use_stays(folders: list[Path]) -> None:
+def test_the_least_recently_used_is_evicted_and_one_in_use_stays(folders: list[Path]) -> None:
     pool = pool_of(tiny.CONFIG, max_loras=2)
     for folder in folders[:3]:
         pool.load(folder.name, folder)
@@ -39,7 +39,7 @@ def test_the_longest_unused_makes_room_and_one_in_use_stays(folders: list[Path])
         assert [pool.known(name).adapter is not None for name in ("a0", "a1", "a2")] == [True, True, False]
 
 
-def test_nothing_is_kept_of_what_was_unloaded(folders: list[Path]) -> None:
+def test_an_unloaded_adapter_is_freed(folders: list[Path]) -> None:
     pool = pool_of(tiny.CONFIG)
     pool.load("a", folders[0])
     with pool.use("a") as adapter:
@@ -53,7 +53,7 @@ def test_nothing_is_kept_of_what_was_unloaded(folders: list[Path]) -> None:
     assert (entry.num_users, pool.num_resident, gone()) == (0, 0, None)
 
 
-def test_an_adapter_whose_folder_is_gone_is_refused_and_counted_no_longer(folders: list[Path], tmp_path: Path) -> None:
+def test_an_adapter_without_its_folder_raises_and_has_no_users(folders: list[Path], tmp_path: Path) -> None:
     pool = pool_of(tiny.CONFIG, max_loras=1)
     pool.load("brief", write(tmp_path / "brief", tiny.CONFIG, 0))
     pool.load("a", folders[0])

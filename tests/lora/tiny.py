@@ -1,4 +1,4 @@
-"""Small random adapters, written as PEFT saves them, and pools of them."""
+"""Small random adapters in PEFT's file format, and pools for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ternvl.lora.files import linears
 from ternvl.lora.pool import AdapterPool
 
 PARTS = (("language_model.",), ("mlp1.",), ("vision_model.",), ("language_model.", "mlp1.", "vision_model."), ("",))
-"""Beginnings of the names of the modules that each of five adapters changes."""
+"""For each of five adapters, the prefixes of the modules that it changes."""
 
 
 def write(folder: Path, config: ModelConfig, seed: int, parts: tuple[str, ...] = ("language_model.",)) -> Path:

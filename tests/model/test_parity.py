@@ -1,4 +1,4 @@
-"""The model against transformers: features, logits and greedy tokens, on small random weights."""
+"""Features, logits and greedy tokens of the model, compared with transformers on small random weights."""
 
 import copy
 import dataclasses
@@ -96,7 +96,7 @@ def test_what_transformers_saves_is_read(sizes: hf.Sizes, tmp_path: Path) -> Non
 def test_half_precision_stays_near_and_agrees_with_transformers(
     sizes: hf.Sizes, tmp_path: Path, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Tolerances are root mean square errors as shares of the logits' spread, a few roundings of each type."""
+    """Tolerances are root-mean-square errors relative to the logits' spread: a few roundings of each type."""
     model = read(hf.write(sizes, tmp_path, "original"), dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     prompt = hf.prompt(sizes, (2,))

@@ -1,4 +1,4 @@
-"""The model's small functions against their definitions, written out."""
+"""The model's small functions, compared with their definitions."""
 
 import cmath
 

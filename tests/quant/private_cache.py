@@ -1,4 +1,4 @@
-"""A cache of quantised models that is a test's own."""
+"""A separate cache of quantised models for a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ternvl.kernels import dispatch
 
 
 def private_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """The folder of quantised models in a cache below `folder`; skips the test where nothing can be quantised."""
+    """Use a cache below `folder`, and return its folder of quantised models. Skips the test without native kernels."""
     if not dispatch.available():
         pytest.skip("there is no compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

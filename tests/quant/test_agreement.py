@@ -1,4 +1,4 @@
-"""Agreement of two models along answers: exact where they are the same, and the divergence against its formula."""
+"""The agreement of two models: exact for equal models, and the divergence compared with its formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def llm() -> LLM:
 
 @pytest.fixture
 def other() -> InternVL:
-    """The model with another head."""
+    """The model with a different output head."""
     model = deepcopy(tiny_model())
     head = model.language_model.lm_head
     torch.manual_seed(3)
@@ -58,11 +58,11 @@ def test_the_figures_are_those_of_the_logits(llm: LLM, other: InternVL) -> None:
     assert found.kl_max == pytest.approx(float(kl.max()), rel=1e-6)
 
 
-def test_logits_that_are_no_numbers(llm: LLM, other: InternVL) -> None:
+def test_logits_that_are_nan(llm: LLM, other: InternVL) -> None:
     other.language_model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(ConfigError, match="no numbers"):
+    with pytest.raises(ConfigError, match="NaN or infinite"):
         compare(llm.engine.model, other, Prompt((1, 2, 3)), (4,))
 
 
-def test_nothing_agrees_with_nothing() -> None:
+def test_the_agreement_over_no_positions() -> None:
     assert (Agreement().top1, Agreement().kl_mean) == (1, 0)

@@ -1,4 +1,4 @@
-"""What an 8-bit cache changes in attention, against its definition."""
+"""The measured error of attention over an 8-bit cache, compared with its definition."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_answer_is_exact_and_the_error_is_that_of_8_bits() -> None:
     assert attention.errors() == {1: pytest.approx(error, rel=1e-9)}
 
 
-def test_heads_that_no_8_bit_cache_holds_are_not_measured() -> None:
+def test_head_sizes_that_the_cache_does_not_support_are_not_measured() -> None:
     config = LanguageConfig(32, 1, 4, 2, 96, vocab_size=61)  # a head has 8 dimensions
     attention = MeasuredAttention(config)
     attention(0, *qkv(config, 5))

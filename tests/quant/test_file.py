@@ -1,4 +1,4 @@
-"""The file of a quantised model: one for each checkpoint, scheme and set of samples, whole or converted again."""
+"""The file of a quantised model: its path, and the conversion that replaces an incomplete file."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "no length", "no header", "no object", "no tensors"])
-def test_a_file_that_is_not_whole_is_made_anew(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_file_is_converted_again(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     llm = LLM(quantization="int8")
     (path,) = cache.glob("int8-*.safetensors")
     whole = path.read_bytes()
@@ -33,7 +33,7 @@ def test_a_file_that_is_not_whole_is_made_anew(damage: str, cache: Path, caplog:
     with pytest.raises(CheckpointError, match="not a whole quantised model"):
         file.load(path, llm.config)
     LLM(quantization="int8")
-    assert "made anew" in caplog.text
+    assert "converted again" in caplog.text
     assert path.read_bytes() == whole
 
 

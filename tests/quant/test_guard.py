@@ -23,8 +23,11 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def model(outliers: int = 0, times: float = 1.0) -> InternVL:
-    """Random weights; `outliers` channels after the first vision layer's second norm are `times` as large, as those of
-    trained vision transformers can be, and the weights that read them are smaller: the function is the same."""
+    """A model with random weights and `outliers` channels as in trained vision transformers.
+
+    After the first vision layer's second norm these channels are `times` as large, and the weights that read them are
+    smaller by the same factor, so the function is the same.
+    """
     torch.manual_seed(0)
     made = InternVL(CONFIG).requires_grad_(False).eval()
     for name, parameter in made.named_parameters():
@@ -43,7 +46,7 @@ def samples() -> list[Prompt]:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_a_quantised_model_is_near_and_its_report_true(scheme: str) -> None:
+def test_a_quantised_model_is_near_and_its_report_is_right(scheme: str) -> None:
     prompts = samples()
     plain = model()
     wanted = plain(prompts[0])
@@ -71,13 +74,13 @@ def test_the_guard_catches_planted_outlier_channels() -> None:
     )
     assert plain.format == "int8"
     assert not plain.smoothed
-    assert planted.tried["int8"] > BOUNDS[Format.INT8], "as it is it would be noise"
+    assert planted.tried["int8"] > BOUNDS[Format.INT8], "without smoothing the result would be noise"
     assert (planted.format, planted.smoothed) == ("int8", True)
     assert planted.error <= BOUNDS[Format.INT8]
 
 
 def test_the_guard_measures_attention_among_patches() -> None:
-    """A dimension of all keys is 1000 times as large and that of the queries as much smaller: the same function."""
+    """One dimension is 1000 times as large in the keys and as much smaller in the queries: the same function."""
     name = "vision_model.encoder.layers.0.attention"
     for times in (1, 1000):
         made, prompt = model(), pictures()[0]
@@ -100,7 +103,7 @@ def test_the_guard_measures_attention_among_patches() -> None:
         }
 
 
-def test_a_stage_that_nothing_fits_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_above_every_bound_stays_unquantised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BOUNDS, Format.INT8, 1e-6)
     made = model()
     wanted = made(samples()[0])

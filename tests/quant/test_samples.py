@@ -1,4 +1,4 @@
-"""The conversations that a model is calibrated on and compared on."""
+"""The samples for calibrating and comparing models."""
 
 from pathlib import Path
 
