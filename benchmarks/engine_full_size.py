@@ -37,10 +37,12 @@ from PIL import Image, ImageFilter
 from ternvl import LLM
 from ternvl.bench import share
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
 from ternvl.engine.schedule import TileWork
 from ternvl.errors import ContextLengthError
 from ternvl.kernels.attention import paged_attention
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 
 QUESTION = "What is in this image?"
 

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 import ternvl
+from ternvl.params import Grammar
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler, fill_masks
 from ternvl.sampling.processors import apply_bitmask
-from ternvl.sampling.tools import tool_grammar
-from ternvl.types import Grammar
+from ternvl.sampling.tools import Tools
 
 _EMBEDDED = Path(ternvl.__file__).parent / "embedded" / "ternvl-nano"
 _PARAMETERS = {
@@ -45,7 +45,7 @@ _CASES: dict[str, tuple[Grammar, str]] = {
     "json_schema": (Grammar.of("json_schema", _PARAMETERS), '{"city": "Ljubljana, Slovenia", "days": 3, "unit": "C"}'),
     "regex": (Grammar.of("regex", r"[a-z0-9._]{1,20}@[a-z0-9.]{1,20}\.(com|org)"), "somebody.else@example.org"),
     "tools": (
-        tool_grammar([{"type": "function", "function": {"name": "weather", "parameters": _PARAMETERS}}]),
+        Tools([{"type": "function", "function": {"name": "weather", "parameters": _PARAMETERS}}]).grammar(),
         _TEXT + _CALL,
     ),
 }

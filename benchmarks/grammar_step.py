@@ -25,9 +25,10 @@ from typing import Any
 from ternvl import LLM
 from ternvl.engine import engine as engine_module
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
+from ternvl.params import Grammar, SamplingParams
 from ternvl.sampling import processors
-from ternvl.sampling.tools import tool_grammar
-from ternvl.types import Grammar, Request, SamplingParams
+from ternvl.sampling.tools import Tools
 
 NUM_STREAMS = 8
 SCHEMA = {
@@ -39,7 +40,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA
 GRAMMARS = {
     "free": None,
     "json_schema": Grammar.of("json_schema", SCHEMA),
-    "tools": tool_grammar([TOOL], "required"),
+    "tools": Tools([TOOL], "required").grammar(),
 }
 BOUND = 0.05
 

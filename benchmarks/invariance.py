@@ -25,7 +25,9 @@ from typing import Any
 from ternvl import LLM
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.engine.request import Request
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 from training import tasks
 from training.scenes import draw, random_scene
 

@@ -34,9 +34,11 @@ from benchmarks.random_adapter import write_adapter
 from ternvl import LLM
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 
 
 def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:

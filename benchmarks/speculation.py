@@ -38,8 +38,10 @@ from ternvl import LLM
 from ternvl.engine import draw
 from ternvl.engine.batch import Batch
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
+from ternvl.params import SamplingParams
 from ternvl.sampling.sampler import Draw, Drawn, sample
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.types import Prompt
 from training import tasks
 
 ANSWER, PROMPT = 160, 300

@@ -2,7 +2,7 @@
 
     python scripts/examples.py
 
-It writes `ternvl/server/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in
+It writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in
 `docs/lora.md` what the example of adapters prints.
 """
 
@@ -22,7 +22,7 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.llm import LLM
 from ternvl.server import bind, create_app
-from ternvl.server.openapi import OPERATIONS, Operation
+from ternvl.server.docs.openapi import OPERATIONS, Operation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +126,7 @@ def main() -> None:
         thread.join()
     examples = {name: example for name, example in examples.items() if example}
     text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
-    (ROOT / "ternvl/server/examples.json").write_text(text, encoding="utf-8")
+    (ROOT / "ternvl/server/docs/examples.json").write_text(text, encoding="utf-8")
     (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
     lora = ROOT / "docs/lora.md"
     lora.write_text(with_adapters(lora.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ternvl.types import SamplingParams
+from ternvl.params import SamplingParams
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

@@ -97,6 +97,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadingConfig:
+    """How a model is loaded. Field names are the CLI's flags."""
+
+    dtype: str = field(default="auto", metadata={"help": "Precision: auto, bfloat16, float16, float32."})
+    quantization: str = field(
+        default="none",
+        metadata={"help": "Weights: none, int8, int4, or auto: int8 on a CPU where that is fast, for large models."},
+    )
+    calibration: Path | None = field(
+        default=None, metadata={"help": "Folder of images and texts that quantisation is measured on."}
+    )
+    device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
+    reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})
+    max_dynamic_patch: int | None = field(
+        default=None, metadata={"help": "The most tiles an image is cut into; by default as the checkpoint says."}
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How requests are run. Field names are the CLI's flags; spelling follows vLLM where a flag means the same."""
 

@@ -78,12 +78,14 @@ class UnknownAdapterError(AdapterError):
 class ContextLengthError(RequestError):
     """A prompt that does not fit the context. The message gives text and image tokens apart, and the limit."""
 
-    def __init__(self, *, num_text_tokens: int, num_image_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self, *, num_text_tokens: int, num_image_tokens: int, max_model_len: int, param: str = "messages"
+    ) -> None:
         total = num_text_tokens + num_image_tokens
         super().__init__(
             f"The prompt has {total} tokens ({num_text_tokens} of text, {num_image_tokens} of images), but the context "
             f"holds {max_model_len}.",
-            param="messages",
+            param=param,
             code="context_length_exceeded",
         )
 

@@ -5,130 +5,84 @@ The shortest use is `LLM().chat([{"role": "user", "content": "Name the european 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.progress import Progress
+from rich import progress as bars
 
+from ternvl.answer.ask import Ask, Input, PreparedAsk, prepare
+from ternvl.answer.batch import Batch
+from ternvl.answer.choice import Choices, Delta, generate, generate_on_thread
+from ternvl.answer.completion import AnswerStream, AsyncAnswerStream, Completion, Fold, RequestOutput
 from ternvl.checkpoint import source
-from ternvl.config import EngineConfig, ImageLimits
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
-from ternvl.errors import CheckpointError, ConfigError, OverloadedError, RequestError
+from ternvl.engine.service import Service
+from ternvl.errors import CheckpointError, ConfigError, RequestError
 from ternvl.loading import Loading, check_name, resolve_device
-from ternvl.lora.pool import AdapterPool, Entry
+from ternvl.lora.pool import AdapterPool
 from ternvl.model.internvl import InternVL
-from ternvl.output.detokenizer import Detokenizer
-from ternvl.output.stop import StopStrings
-from ternvl.output.tool_calls import TextDelta, ToolCallParser
+from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.messages import Message, ToolCall, parse_messages
+from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler
-from ternvl.sampling.tools import ToolChoice, tool_grammar, tool_names
-from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+from ternvl.sampling.tools import ToolChoice, Tools
+from ternvl.types import Prompt
+
+__all__ = ["LLM", "AnswerStream", "AsyncAnswerStream", "Completion", "Conversation", "Delta", "RequestOutput"]
 
 Conversation = Sequence[Mapping[str, Any] | Message]
-
+"""OpenAI's message objects; a turn may also be a `Message`."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer."""
-
-    index: int
-    """Among the `n` answers of its prompt."""
-    text: str
-    token_ids: tuple[int, ...]
-    """Without the token that stopped the answer. Where a stop string did, the tokens that hold it are here."""
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprobs, ...] | None
-    """Beside `token_ids`; None where they were not asked for."""
-    tool_calls: tuple[ToolCall, ...] = ()
-    """Of `LLM.chat` with tools; `text` is then without them."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """A prompt and its answers; the shortcuts are of the first."""
-
-    prompt: Prompt
-    outputs: list[Completion]
-
-    @property
-    def text(self) -> str:
-        return self.outputs[0].text
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.outputs[0].token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        return self.outputs[0].finish_reason
-
-    @property
-    def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
-        return self.outputs[0].logprobs
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        return self.outputs[0].tool_calls
+_C = TypeVar("_C", LoadingConfig, EngineConfig)
 
 
 class LLM:
-    """A model that answers prompts. Not to be used while a server runs its engine."""
+    """A model that answers prompts. Threads and event loops may share it: their requests are batched together."""
 
     def __init__(
         self,
         model: str | Path | None = None,
-        dtype: str = "auto",
-        quantization: str = "none",
-        max_model_len: int = 16_384,
-        reference: bool = False,
+        loading: LoadingConfig | None = None,
+        engine: EngineConfig | None = None,
+        images: ImageLimits | None = None,
         *,
-        device: str = "auto",
-        revision: str | None = None,
-        limits: ImageLimits | None = None,
-        max_dynamic_patch: int | None = None,
-        calibration: Path | None = None,
         progress: bool = False,
-        **engine_options: Any,
+        **settings: Any,
     ) -> None:
-        """Load a model: a folder, a hub name (`revision` selects its version) or None for the embedded one.
+        """Load a model: a folder, a name on the hub, or None for the embedded one.
 
-        `quantization` is "none", "int8", "int4", or "auto": int8 where the CPU multiplies bytes fast and the model is
-        large enough to gain; the conversion is kept in the user's cache, and `calibration` is a folder of images and
-        texts for it. `dtype` is "auto", "bfloat16", "float16" or "float32". "auto" is the checkpoint's; on a CPU its
-        values are kept as they are stored and computed with in float32. `device` "auto" takes CUDA where there is one;
-        `max_model_len` is bounded by what the model and the KV cache hold; `reference` runs the slowest correct path
-        instead of the engine; `limits` bound images, `max_dynamic_patch` their tiles; `progress` shows a bar while
-        weights load; `engine_options` are further fields of `EngineConfig`. Raises CheckpointError for a model that
-        cannot be loaded, ConfigError for a setting that cannot be.
+        `loading` says in which precision and on which device it is loaded, `engine` how requests are run, `images` what
+        an image may cost. Each field of `LoadingConfig` and `EngineConfig` may also be given by its own name among
+        `settings`, such as `LLM(path, quantization="int8", max_model_len=4096)`. `progress` shows a bar while weights
+        load. Raises CheckpointError for a model that cannot be loaded, ConfigError for an invalid setting, TypeError
+        for an unknown one.
         """
-        check_name(quantization)
-        engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
-        folder = source.resolve(model, revision=revision)
+        loading, engine, images = _merged(loading, engine, images, settings)
+        check_name(loading.quantization)
+        folder = source.resolve(model, revision=loading.revision)
         config = source.load_config(folder)
-        loading = Loading(
+        reading = Loading(
             folder,
             config,
-            dtype=dtype,
-            quantization=quantization,
-            device=resolve_device(device),
-            reference=reference,
-            calibration=calibration,
+            dtype=loading.dtype,
+            quantization=loading.quantization,
+            device=resolve_device(loading.device),
+            reference=loading.reference,
+            calibration=loading.calibration,
         )
-        builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, max_dynamic_patch)
-        loaded = loading.finish(builder, progress=progress)
-        self._assemble(loaded, builder, engine_config, name=str(model or folder.name), reference=reference)
+        builder = PromptBuilder(config, Tokenizer.from_folder(folder), images, loading.max_dynamic_patch)
+        loaded = reading.finish(builder, progress=progress)
+        self._assemble(loaded, builder, engine, name=str(model or folder.name), reference=loading.reference)
 
     @classmethod
     def from_parts(
@@ -137,21 +91,19 @@ class LLM:
         tokenizer: Tokenizer,
         *,
         name: str = "internvl",
-        max_model_len: int = 16_384,
-        reference: bool = False,
-        limits: ImageLimits | None = None,
-        max_dynamic_patch: int | None = None,
-        **engine_options: Any,
+        engine: EngineConfig | None = None,
+        images: ImageLimits | None = None,
+        **settings: Any,
     ) -> LLM:
-        """An LLM over a model that is built already; the arguments are the constructor's."""
+        """Return an LLM over a model that is built already. The other arguments are the constructor's."""
         llm = cls.__new__(cls)
-        builder = PromptBuilder(model.config, tokenizer, limits, max_dynamic_patch)
-        engine_config = EngineConfig(max_model_len=max_model_len, **engine_options)
-        llm._assemble(model, builder, engine_config, name=name, reference=reference)
+        loading, engine, images = _merged(None, engine, images, settings)
+        builder = PromptBuilder(model.config, tokenizer, images, loading.max_dynamic_patch)
+        llm._assemble(model, builder, engine, name=name, reference=loading.reference)
         return llm
 
     def _assemble(
-        self, model: InternVL, builder: PromptBuilder, engine_config: EngineConfig, *, name: str, reference: bool
+        self, model: InternVL, builder: PromptBuilder, engine: EngineConfig, *, name: str, reference: bool
     ) -> None:
         self.name = name
         self.config = model.config
@@ -169,31 +121,32 @@ class LLM:
             stop_ids=self.tokenizer.stop_ids,
         )
         kind = ReferenceEngine if reference else Engine
-        self.engine: Engine | ReferenceEngine = kind(
-            model, engine_config, stop_ids=self.tokenizer.stop_ids, grammars=self.grammars
-        )
+        self.engine: Engine | ReferenceEngine = kind(model, engine, stop_ids=self.tokenizer.stop_ids)
         self.adapters = AdapterPool(model.config, self.engine.config, base=name, device=model.device)
-        self._request_numbers = count()
+        self.service = Service(self.engine)
+        """Runs the engine on a thread of its own, which the first request starts."""
+        weakref.finalize(self, Service.end, self.service)
+        self._numbers = count()
 
     def load_adapter(self, name: str, path: str | Path) -> None:
-        """Let a LoRA adapter be chosen by `name`: a folder with `adapter_config.json` and `adapter_model.safetensors`,
-        as PEFT saves them. One that had the name is replaced. Raises AdapterError for one that cannot be used."""
+        """Let requests choose a LoRA adapter by `name`, in place of the adapter that had the name before.
+
+        `path` is a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT saves them. Raises
+        AdapterError if they cannot be used.
+        """
         self.adapters.load(name, Path(path))
 
     def unload_adapter(self, name: str) -> None:
-        """Take an adapter away. Raises UnknownAdapterError for a name that is not loaded."""
+        """Remove an adapter. Raises UnknownAdapterError for a name that is not loaded."""
         self.adapters.unload(name)
 
     def default_params(self) -> SamplingParams:
-        """The checkpoint's own sampling defaults; greedy where its generation configuration does not sample."""
+        """Return the checkpoint's own sampling defaults: greedy if its generation configuration does not sample."""
         return SamplingParams(**self.config.defaults)  # type: ignore[arg-type]
 
     def prompt(self, messages: Conversation, *, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """A conversation of OpenAI messages as the model takes it; a turn may also be a `Message`.
-
-        Raises RequestError, ImageError.
-        """
-        return self.builder.build(parse_messages(messages), tools=tools)
+        """Return a conversation as the model takes it. Raises RequestError and ImageError."""
+        return self.builder.build(parse_messages(messages), tools=Tools(tools).shown)
 
     def chat(
         self,
@@ -206,23 +159,18 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Answer one conversation of OpenAI messages, or several: `prompt`, then `generate`.
+        """Answer one conversation of OpenAI messages, or several in one batch.
 
-        `tools`, `tool_choice` and `parallel_tool_calls` are OpenAI's. Calls are constrained as the server's are: they
-        parse and match their tool's schema, save the last of an answer that was cut. A form in `params.grammar` is that
-        of the answers without calls.
+        `tools`, `tool_choice` and `parallel_tool_calls` are OpenAI's. Calls are held to their tool's schema; only the
+        last call of an answer that was cut may be incomplete. `params.grammar` is the form of the answers without
+        calls. Text between `<think>` and `</think>` at the beginning of an answer is its `reasoning`. The other
+        arguments and the errors are those of `generate`.
         """
         is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
         several = is_list and bool(messages) and not isinstance(messages[0], Mapping | Message)
         conversations: Any = messages if several else [messages]
-        shown = () if tool_choice == "none" else tools
-        prompts = [self.prompt(conversation, tools=shown) for conversation in conversations]
-        constrained = [
-            replace(one, grammar=tool_grammar(tools, tool_choice, parallel=parallel_tool_calls, answer=one.grammar))
-            for one in self._params_of(prompts, params)
-        ]
-        outputs = self.generate(prompts, constrained, adapter=adapter, progress=progress)
-        return [_with_calls(output, tool_names(shown)) for output in outputs] if shown else outputs
+        offered = Tools(tools, tool_choice, parallel_tool_calls)
+        return self._answer([parse_messages(each) for each in conversations], params, adapter, offered, progress)
 
     def generate(
         self,
@@ -232,156 +180,141 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Answer prompts, all batched through one engine; outputs are in the prompts' order.
+        """Continue prompts as they are, all in one batch. Outputs are in the order of the prompts.
 
-        `params` are for all prompts or one each; None takes `default_params`. Answer i of `params.n` has the seed
-        `params.seed` + i. `adapter` names the LoRA adapter of all prompts or of each, None for the model alone.
-        `progress` shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be answered,
-        UnknownAdapterError, and EngineError where the engine fails; nothing of the call is then left behind.
+        `params` are for all prompts, or one for each; None takes `default_params`. Answer i of `params.n` has the seed
+        `params.seed` + i. `adapter` names the LoRA adapter of all prompts or of each, None the model alone. `progress`
+        shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be answered,
+        UnknownAdapterError, and EngineError if the engine fails; nothing of the call is then left in the engine.
         """
         prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
-        names = self._adapters_of(prompts, adapter)
-        answers = [
-            self._answers(prompt, one, name)
-            for prompt, one, name in zip(prompts, self._params_of(prompts, params), names, strict=True)
+        return self._answer(prompts, params, adapter, Tools(), progress)
+
+    def stream(
+        self,
+        messages: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        adapter: str | None = None,
+    ) -> AnswerStream:
+        """Answer a conversation as `chat` does, or a prompt as `generate` does, piece by piece.
+
+        Returns an iterator of `Delta`s as the engine gives them; those of `params.n` answers are mixed and have an
+        `index`. The concatenation of the deltas is what `chat` returns. Raises what `chat` raises.
+        """
+        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
+        ready = self._prepare(ask)
+        return AnswerStream(self._deltas(ready), _fold(ready))
+
+    async def astream(
+        self,
+        messages: Conversation | Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        adapter: str | None = None,
+    ) -> AsyncAnswerStream:
+        """`stream` for an event loop, which is never blocked: `async for delta in await llm.astream(messages)`."""
+        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
+        ready = await asyncio.to_thread(self._prepare, ask)
+        return AsyncAnswerStream(self._async_deltas(ready), _fold(ready))
+
+    def _ask(
+        self, given: Conversation | Prompt, params: SamplingParams | None, adapter: str | None, tools: Tools
+    ) -> Ask:
+        params = _list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)[0]
+        if adapter is not None:
+            self.adapters.known(adapter)
+        taken: Input = given if isinstance(given, Prompt) else parse_messages(given)
+        return Ask(
+            input=taken, params=params, tools=tools, adapter=adapter, splits_reasoning=not isinstance(given, Prompt)
+        )
+
+    def _prepare(self, ask: Ask) -> PreparedAsk:
+        self.service.start()
+        return prepare(ask, self.builder, self.grammars, max_model_len=self.engine.config.max_model_len)
+
+    def _new_id(self) -> str:
+        return f"llm-{next(self._numbers)}"
+
+    def _deltas(self, ready: PreparedAsk) -> Generator[Delta]:
+        name = ready.ask.adapter
+        with self.adapters.use(name) if name is not None else nullcontext() as adapter:
+            requests = ready.requests(self._new_id(), adapter)
+            choices = Choices.of([(ready, requests)], self.tokenizer, self.service.abort)
+            yield from generate_on_thread(self.service, requests, choices)
+
+    async def _async_deltas(self, ready: PreparedAsk) -> AsyncGenerator[Delta]:
+        async with self.adapters.lease(ready.ask.adapter) as adapter:
+            requests = ready.requests(self._new_id(), adapter)
+            choices = Choices.of([(ready, requests)], self.tokenizer, self.service.abort)
+            async for delta in generate(self.service, requests, choices):
+                yield delta
+
+    def _answer(
+        self,
+        inputs: Sequence[Input],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: str | Sequence[str | None] | None,
+        tools: Tools,
+        progress: bool,
+    ) -> list[RequestOutput]:
+        settings = self._params_of(inputs, params)
+        adapters = _one_each(adapter, len(inputs), "adapters")
+        asks = [
+            self._prepare(self._ask(given, each, name, tools))  # type: ignore[arg-type]
+            for given, each, name in zip(inputs, settings, adapters, strict=True)
         ]
-        self._run([answer for group in answers for answer in group], progress=progress)
-        return [
-            RequestOutput(prompt, [answer.completion() for answer in group])
-            for prompt, group in zip(prompts, answers, strict=True)
-        ]
+        batch = Batch(self.service, self.adapters, self.tokenizer)
+        with bars.Progress(disable=not progress) as bar:
+            task = bar.add_task("Answering", total=sum(ask.params.n for ask in asks))
+            return batch.run(asks, iter(self._new_id, None), ended=lambda: bar.advance(task))
 
     def _params_of(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, inputs: Sequence[Input], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
-            return [params or self.default_params()] * len(prompts)
-        params = _list_of(SamplingParams, params, "params are one SamplingParams, or one for each prompt")
-        if len(params) != len(prompts):
-            raise ConfigError(f"There are {len(params)} sampling parameters for {len(prompts)} prompts.")
+            return [params or self.default_params()] * len(inputs)
+        params = _list_of(SamplingParams, params, _PARAMS_RULE)
+        if len(params) != len(inputs):
+            raise ConfigError(f"There are {len(params)} sampling parameters for {len(inputs)} prompts.")
         return params
 
-    def _adapters_of(
-        self, prompts: Sequence[Prompt], adapter: str | Sequence[str | None] | None
-    ) -> Sequence[str | None]:
-        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
-        if len(names) != len(prompts):
-            raise ConfigError(f"There are {len(names)} adapters for {len(prompts)} prompts.")
-        for name in {*names} - {None}:
-            self.adapters.known(str(name))
-        return names
 
-    def _answers(self, prompt: Prompt, params: SamplingParams, adapter: str | None) -> list[_Answer]:
-        """The `n` answers of one prompt, still empty."""
-        ids = [f"llm-{next(self._request_numbers)}" for _ in range(params.n)]
-        seeds = [None if params.seed is None else params.seed + index for index in range(params.n)]
-        return [
-            _Answer(
-                Request(name, prompt, replace(params, seed=seed), sibling_of=ids[0] if index else None),
-                index,
-                self.tokenizer,
-                adapter,
-            )
-            for index, (name, seed) in enumerate(zip(ids, seeds, strict=True))
-        ]
-
-    def _run(self, answers: Sequence[_Answer], *, progress: bool) -> None:
-        """Run the engine until all answers have ended, feeding it as its queue takes them."""
-        pending, alive = deque(answers), dict[str, _Answer]()
-        with Progress() if progress else nullcontext() as bar:
-            task = bar.add_task("Answering", total=len(answers)) if bar else None
-            try:
-                while pending or alive:
-                    while pending and not self.engine.is_full and self._begin(pending[0], alive):
-                        pending.popleft()
-                    num_ended = self._step(alive)
-                    if bar and task is not None:
-                        bar.advance(task, num_ended)
-            finally:
-                for request_id in list(alive):
-                    self._end(request_id, alive)
-
-    def _begin(self, answer: _Answer, alive: dict[str, _Answer]) -> bool:
-        """Hand an answer's request to the engine. False where its adapter has to wait for others to leave memory."""
-        request = answer.request
-        if answer.adapter is not None:
-            try:
-                answer.entry = self.adapters.acquire(answer.adapter)
-            except OverloadedError:
-                if alive:
-                    return False
-                raise
-            request = replace(request, adapter=answer.entry.adapter)
-        alive[request.id] = answer
-        self.engine.add(request)
-        return True
-
-    def _end(self, request_id: str, alive: dict[str, _Answer]) -> None:
-        answer = alive.pop(request_id)
-        self.engine.abort(request_id)  # a stop string ends what the engine would go on with
-        if answer.entry is not None:
-            self.adapters.release(answer.entry)
-
-    def _step(self, alive: dict[str, _Answer]) -> int:
-        """One engine step; answers that end leave `alive`. Returns how many did."""
-        before = len(alive)
-        for output in self.engine.step():
-            answer = alive[output.request_id]
-            answer.take(output)
-            if answer.finish_reason is not None:
-                self._end(output.request_id, alive)
-        return before - len(alive)
+_PARAMS_RULE = "params are one SamplingParams, or one for each prompt"
 
 
-class _Answer:
-    """One request's answer as it grows."""
-
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, adapter: str | None) -> None:
-        self.request = request
-        self.adapter = adapter
-        self.entry: Entry | None = None
-        self.finish_reason: FinishReason | None = None
-        self._index = index
-        params = request.params
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
-        self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        self._text = ""
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-
-    def take(self, output: TokenOutput) -> None:
-        for index, token_id in enumerate(output.token_ids):
-            if not self._stop.stopped:
-                self._token_ids.append(token_id)
-                self._logprobs += output.logprobs[index : index + 1]
-                self._text += self._stop.decode(self._detokenizer.decode([token_id]))
-        self.finish_reason = output.finish_reason
-        if output.finish_reason is not None:
-            self._text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
-        if self._stop.stopped:
-            self.finish_reason = FinishReason.STOP
-
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None
-        logprobs = None if self.request.params.logprobs is None else tuple(self._logprobs)
-        return Completion(self._index, self._text, tuple(self._token_ids), self.finish_reason, logprobs)
+def _merged(
+    loading: LoadingConfig | None, engine: EngineConfig | None, images: ImageLimits | None, settings: dict[str, Any]
+) -> tuple[LoadingConfig, EngineConfig, ImageLimits | None]:
+    """The three configurations with the settings that were given by name. Raises TypeError for an unknown name."""
+    images = settings.pop("limits", images)
+    loading, engine = _taking(loading or LoadingConfig(), settings), _taking(engine or EngineConfig(), settings)
+    if settings:
+        raise TypeError(f"LLM has no setting {min(settings)!r}.")
+    return loading, engine, images
 
 
-def _with_calls(output: RequestOutput, names: Sequence[str]) -> RequestOutput:
-    """The same answers with their calls apart from their text."""
-    return replace(output, outputs=[replace(each, **_split(each.text, names)) for each in output.outputs])
+def _taking(config: _C, settings: dict[str, Any]) -> _C:
+    """A configuration with the settings that are fields of it, which are taken out of `settings`."""
+    names = {each.name for each in fields(config)} & settings.keys()
+    return replace(config, **{name: settings.pop(name) for name in names})
 
 
-def _split(answer: str, names: Sequence[str]) -> dict[str, Any]:
-    parser, text, calls = ToolCallParser(names), "", list[ToolCall]()
-    for delta in [*parser.decode(answer), *parser.flush()]:
-        if isinstance(delta, TextDelta):
-            text += delta.text
-        elif delta.name is not None:
-            calls.append(ToolCall(delta.id or "", delta.name, ""))
-        else:
-            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + delta.arguments)
-    return {"text": text, "tool_calls": tuple(calls)}
+def _fold(ready: PreparedAsk) -> Fold:
+    return Fold(ready.prompt, ready.params.n, with_logprobs=ready.params.logprobs is not None)
+
+
+def _one_each(given: str | Sequence[str | None] | None, size: int, noun: str) -> Sequence[str | None]:
+    values = [given] * size if given is None or isinstance(given, str) else list(given)
+    if len(values) != size:
+        raise ConfigError(f"There are {len(values)} {noun} for {size} prompts.")
+    return values
 
 
 def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:

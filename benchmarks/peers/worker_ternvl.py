@@ -15,8 +15,8 @@ from protocol import Answer, Ask, Contestant, UnavailableError, serve
 
 import ternvl
 from ternvl import LLM, SamplingParams
+from ternvl.engine.request import Request
 from ternvl.errors import ConfigError
-from ternvl.types import Request
 
 OPTIONS: dict[str, Any] = {"enable_prefix_caching": False, "speculation": "off"}
 

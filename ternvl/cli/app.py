@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from ternvl.cli.bench import bench
 from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import with_flags
 from ternvl.cli.quantization import quantize, verify
-from ternvl.config import EngineConfig, ImageLimits, ServerConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig
 from ternvl.errors import TernvlError
 
 if TYPE_CHECKING:
@@ -50,24 +49,7 @@ Images = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class LoadingConfig:
-    """How the model is loaded: options of `LLM` under the same names."""
-
-    dtype: str = field(default="auto", metadata={"help": "Precision: auto, bfloat16, float16, float32."})
-    quantization: str = field(
-        default="auto",
-        metadata={"help": "Weights: none, int8, int4, or auto: int8 on a CPU where that is fast, for large models."},
-    )
-    calibration: Path | None = field(
-        default=None, metadata={"help": "Folder of images and texts that quantisation is measured on."}
-    )
-    device: str = field(default="auto", metadata={"help": "Where the model runs: auto, cpu, cuda, cuda:1."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    reference: bool = field(default=False, metadata={"help": "Run the slowest correct path instead of the engine."})
-    max_dynamic_patch: int | None = field(
-        default=None, metadata={"help": "Tiles an image is cut into at most; by default as the checkpoint says."}
-    )
+_LOADING = LoadingConfig(quantization="auto")
 
 
 @dataclass(frozen=True)
@@ -93,7 +75,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def serve(
     model: Model = None,
     *,
-    loading: LoadingConfig,
+    loading: LoadingConfig = _LOADING,
     server: ServerConfig,
     engine: EngineConfig,
     images: ImageLimits,
@@ -120,7 +102,9 @@ def serve(
 
 @app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
 @with_flags
-def chat(model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig) -> None:
+def chat(
+    model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig = _LOADING
+) -> None:
     """Talk with a model in the terminal; /help lists what can be typed."""
     from ternvl.cli.console import Conversation, talk
 
@@ -139,7 +123,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
     *,
     answers: AnswerConfig,
-    loading: LoadingConfig,
+    loading: LoadingConfig = _LOADING,
 ) -> None:
     """Ask one question, with or without images, and print the answer."""
     from ternvl.cli.console import Conversation, answer
@@ -181,9 +165,7 @@ def _load(
 ) -> LLM:
     from ternvl.llm import LLM
 
-    engine_options = dataclasses.asdict(engine or EngineConfig())
-    is_terminal = sys.stdout.isatty()
-    return LLM(model, **dataclasses.asdict(loading), **engine_options, limits=images, progress=is_terminal)
+    return LLM(model, loading, engine, images, progress=sys.stdout.isatty())
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ternvl.engine.request import Request
 from ternvl.errors import RequestError, TernvlError
 from ternvl.llm import LLM
 from ternvl.output.detokenizer import Detokenizer
-from ternvl.types import FinishReason, Prompt, Request
+from ternvl.types import FinishReason, Prompt
 
 HELP = """\
 /image PATH   show the model an image, together with your next message

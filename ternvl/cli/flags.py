@@ -14,9 +14,10 @@ _STRINGS = tuple[str, ...]
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer: each parameter that is a configuration class becomes one flag a field.
+    """Return `command` for typer: a parameter of a configuration class becomes one flag for each of its fields.
 
-    A field's `metadata` gives the `help` and, where a variable may set it too, `env`.
+    A field's `metadata` gives the flag's `help` and, if an environment variable may set it, `env`. The parameter's
+    default, if it has one, gives the flags' defaults.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     annotations: dict[str, Any] = {parameter.name: parameter.annotation for parameter in parameters}
@@ -28,20 +29,26 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         command(**configs, **rest)
 
     plain = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name not in classes]
-    flags = [parameter for cls in classes.values() for parameter in _flags(cls)]
+    flags = [
+        flag
+        for parameter in parameters
+        if parameter.name in classes
+        for flag in _flags(classes[parameter.name], parameter.default)
+    ]
     run.__signature__ = inspect.Signature(plain + flags)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in plain + flags}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 
 
-def _flags(cls: type) -> list[inspect.Parameter]:
+def _flags(cls: type, defaults: Any) -> list[inspect.Parameter]:
     types = get_type_hints(cls)
+    defaults = cls() if defaults is inspect.Parameter.empty else defaults
     panel = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__.removesuffix("Config")).capitalize()
-    return [_flag(field, types[field.name], panel) for field in dataclasses.fields(cls)]
+    return [_flag(field, types[field.name], getattr(defaults, field.name), panel) for field in dataclasses.fields(cls)]
 
 
-def _flag(field: dataclasses.Field[Any], kind: Any, panel: str) -> inspect.Parameter:
+def _flag(field: dataclasses.Field[Any], kind: Any, default: Any, panel: str) -> inspect.Parameter:
     name = "--" + field.name.replace("_", "-")
     option = typer.Option(
         f"{name}/--no-{name[2:]}" if kind is bool else name,
@@ -49,7 +56,6 @@ def _flag(field: dataclasses.Field[Any], kind: Any, panel: str) -> inspect.Param
         envvar=field.metadata.get("env"),
         rich_help_panel=panel,
     )
-    default: Any = field.default
     if kind == _STRINGS:
         kind, default = list[str], list(default)
     annotation = Annotated[kind, option]

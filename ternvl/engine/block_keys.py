@@ -13,7 +13,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ternvl.types import ImageSpan, Request
+from ternvl.engine.request import Request
+from ternvl.types import ImageSpan
 
 
 class BlockKeys:

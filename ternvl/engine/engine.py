@@ -23,19 +23,19 @@ from ternvl.engine.block_keys import with_own_images
 from ternvl.engine.block_pool import BlockPool
 from ternvl.engine.draw import draw
 from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
-from ternvl.engine.validate import check_params, check_prompt
 from ternvl.errors import EngineError, OverloadedError, RequestError
 from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
-from ternvl.sampling.grammar import GrammarCompiler, GrammarError, Matcher, fill_masks
+from ternvl.sampling.grammar import GrammarError, fill_masks
 from ternvl.sampling.sampler import Drawn, NonFiniteLogitsError, derive_seed
-from ternvl.types import FinishReason, Request, SamplingParams, TokenOutput
+from ternvl.types import FinishReason, TokenOutput
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,8 @@ class Engine:
         config: EngineConfig,
         *,
         stop_ids: Sequence[int],
-        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """`stop_ids` end an answer unless it ignores them; `grammars` compiles those of requests.
-
-        Raises ConfigError for settings that cannot be.
-        """
+        """`stop_ids` end an answer unless its request ignores them. Raises ConfigError for invalid settings."""
         self.model = model.eval()
         language = model.config.language
         self.config = resolve(
@@ -101,7 +97,6 @@ class Engine:
         self._block_bytes = block_bytes(language, config.block_size, dtype)
         num_blocks = self.config.kv_cache_memory // self._block_bytes
         self.stop_ids = frozenset(stop_ids)
-        self.grammars = grammars
         self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size, cache_dtype=dtype)
         tile_bytes = model.config.tokens_per_tile * language.hidden_size * model.dtype.itemsize
@@ -131,10 +126,10 @@ class Engine:
         return self.scheduler.is_full
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its grammar is best compiled before, for this takes as long as that does.
+        """Queue a request.
 
-        Raises RequestError for what the model cannot take or a grammar that is not served, ContextLengthError for a
-        prompt that is too long for the context, OverloadedError where the queue is full.
+        Raises RequestError for a prompt or parameters that the model cannot take, ContextLengthError for a prompt that
+        is longer than the context, OverloadedError if the queue is full.
         """
         assert request.id not in self._sequences, f"request {request.id} is here already"
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
@@ -148,7 +143,7 @@ class Engine:
             max_model_len=self.config.max_model_len,
             block_size=self.config.block_size,
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
-            matcher=new_matcher(self.grammars, request.params),
+            matcher=request.matcher(),
         )
         self.runner.adopt(request.adapter)
         try:
@@ -248,15 +243,6 @@ class Engine:
         alive = {sequence.id for sequence in self.scheduler.waiting + self.scheduler.running}
         assert alive == self._sequences.keys()
         assert self.runner.image_digests <= self.scheduler.images.digests
-
-
-def new_matcher(grammars: GrammarCompiler | None, params: SamplingParams) -> Matcher | None:
-    """What follows the grammar of `params`, where they have one. Raises RequestError for one that is not served."""
-    if params.grammar is None:
-        return None
-    if grammars is None:
-        raise RequestError("This engine was made without a tokenizer, so it knows no grammars.", param="grammar")
-    return grammars.compile(params.grammar).matcher(ignore_eos=params.ignore_eos)
 
 
 def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ternvl.config import EngineConfig
-from ternvl.engine.engine import EngineStats, failure, new_matcher
-from ternvl.engine.validate import check_config, check_params, check_prompt
+from ternvl.engine.engine import EngineStats, failure
+from ternvl.engine.request import Request, check_config, check_params, check_prompt
 from ternvl.errors import OverloadedError
 from ternvl.lora.bank import Adapter, attach
 from ternvl.model.internvl import InternVL
-from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
+from ternvl.params import SamplingParams
+from ternvl.sampling.grammar import Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
-from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenOutput
+from ternvl.types import FinishReason, Prompt, TokenOutput
 
 
 def generate(
@@ -80,15 +81,13 @@ class ReferenceEngine:
         config: EngineConfig,
         *,
         stop_ids: Sequence[int],
-        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """Raises ConfigError for settings that cannot be."""
+        """Raises ConfigError for invalid settings."""
         check_config(config)
         self.model = model.eval()
         longest = min(config.max_model_len, model.config.language.max_position_embeddings)
         self.config = replace(config, max_model_len=longest)
         self.stop_ids = tuple(stop_ids)
-        self._grammars = grammars
         self._answers: dict[str, Iterator[TokenOutput]] = {}  # in order of arrival
         self._num_added = self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
 
@@ -107,7 +106,6 @@ class ReferenceEngine:
         check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         if self.is_full:
             raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is all the queue holds.")
-        matcher = new_matcher(self._grammars, request.params)
         self._answers[request.id] = generate(
             self.model,
             request.prompt,
@@ -116,7 +114,7 @@ class ReferenceEngine:
             max_model_len=self.config.max_model_len,
             request_id=request.id,
             default_seed=derive_seed(self.config.seed, self._num_added),
-            matcher=matcher,
+            matcher=request.matcher(),
             adapter=request.adapter,
         )
         self._num_added += 1

@@ -11,8 +11,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ternvl.engine.block_keys import BlockKeys
+from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
-from ternvl.types import FinishReason, ImageSpan, Request
+from ternvl.types import FinishReason, ImageSpan
 
 if TYPE_CHECKING:
     from ternvl.sampling.grammar import Matcher

@@ -1,15 +1,16 @@
-"""The engine for asyncio: one thread steps it, the event loop only moves outputs.
+"""One engine for any number of callers: a thread steps it, and callers wait for outputs, on event loops or threads.
 
-Orders (add, abort) go to the thread through a queue, on which it sleeps while there is no work; they are taken between
-two steps, so the engine needs no lock. Outputs go back through each request's own event loop.
+Orders (add, abort) go to the thread through a queue, on which it sleeps while there is no work. They are carried out
+between two steps, so the engine needs no lock. Outputs go back through a callback of each group of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -17,6 +18,7 @@ from typing import Protocol
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import EngineStats
 from ternvl.engine.pace import Pace
+from ternvl.engine.request import Request
 from ternvl.engine.stats_log import StatsLog
 from ternvl.errors import (
     EngineError,
@@ -26,9 +28,12 @@ from ternvl.errors import (
     TernvlError,
     UnavailableError,
 )
-from ternvl.types import FinishReason, Request, TokenOutput
+from ternvl.types import FinishReason, TokenOutput
 
 logger = logging.getLogger(__name__)
+
+Item = TokenOutput | TernvlError
+"""What a caller gets for a group of requests: an output of one of them, or the error that ends them all."""
 
 
 class StepEngine(Protocol):
@@ -58,112 +63,164 @@ class StepEngine(Protocol):
         ...
 
 
-class _Stream:
-    """The way of outputs to whoever waits for them, for requests that stand and fall together."""
+class RequestGroup:
+    """Requests that succeed or fail together, and the callback that takes their outputs."""
 
-    def __init__(self, requests: tuple[Request, ...]) -> None:
+    def __init__(self, requests: tuple[Request, ...], put: Callable[[Item], bool]) -> None:
+        """`put` is called from any thread; it returns False if nobody will ever read the item."""
         self.requests = requests
-        self.items: asyncio.Queue[TokenOutput | TernvlError] = asyncio.Queue()
-        self.loop = asyncio.get_running_loop()
-
-    def put(self, item: TokenOutput | TernvlError) -> bool:
-        """From any thread. False where the event loop is gone, and nobody waits any more."""
-        try:
-            self.loop.call_soon_threadsafe(self.items.put_nowait, item)
-        except RuntimeError:
-            return False
-        return True
+        self.put = put
 
 
 class Service:
-    """Serves one engine to any number of coroutines."""
+    """Serves one engine to any number of callers."""
 
     def __init__(self, engine: StepEngine, *, log_interval: float = 10.0) -> None:
-        """What the engine does is logged every `log_interval` seconds while there is work."""
+        """The engine's activity is logged every `log_interval` seconds while there is work."""
         self.engine = engine
+        self._process = os.getpid()
+        self._starting = threading.Lock()
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: close
-        self._open: set[_Stream] = set()  # those that someone reads
-        self._streams: dict[str, _Stream] = {}  # by request; the thread's own
+        self._open: set[RequestGroup] = set()  # groups that someone reads
+        self._groups: dict[str, RequestGroup] = {}  # by request id; only the thread uses it
         self._log = StatsLog(engine.stats, log_interval)
         self._pace = Pace()
-        self._thread = threading.Thread(target=self._work, name="ternvl-engine", daemon=True)
+        self._thread: threading.Thread | None = None
         self._closing = False
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine's thread is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
-        """Start the engine's thread. Once."""
-        self._thread.start()
+        """Start the engine's thread unless it runs. A service that was closed can be started again.
+
+        Raises EngineError in a process that was forked after the service was made: the engine's memory is shared with
+        its parent there, but none of its threads are.
+        """
+        if os.getpid() != self._process:
+            raise EngineError("The model was loaded before this process was forked; load it after the fork.")
+        with self._starting:
+            if self.is_running and not self._closing:
+                return
+            self._join()
+            self._closing = False
+            self._orders = SimpleQueue()
+            self._thread = threading.Thread(target=self._work, name="ternvl-engine", daemon=True)
+            self._thread.start()
 
     async def close(self) -> None:
-        """Refuse new requests, let those that are here end, and stop the thread."""
+        """Refuse new requests, let the present ones finish, and stop the thread."""
+        self.stop()
+        await asyncio.to_thread(self._join)
+
+    def stop(self) -> None:
+        """Refuse new requests and order the thread to end once the present ones have finished."""
         self._closing = True
         self._orders.put(None)
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+
+    def _join(self, seconds: float | None = None) -> None:
+        if self._thread is not None and self._thread not in (threading.current_thread(), None):
+            self._thread.join(seconds)
+
+    def end(self) -> None:
+        """Give up all requests and stop the thread; return once it has ended, or after ten seconds."""
+        self.abort_all()
+        self.stop()
+        self._join(10.0)
 
     def abort_all(self) -> None:
-        """Refuse new requests and give up those that are here: who waits for them gets UnavailableError at once."""
+        """Refuse new requests and give up the present ones: whoever waits for them gets UnavailableError at once."""
         self._closing = True
-        for stream in tuple(self._open):
-            self._give_up(stream, UnavailableError("The server is stopping and gave this request up."))
+        for group in tuple(self._open):
+            self._give_up(group, UnavailableError("The server is stopping and gave this request up."))
 
     def give_up_if(self, concerns: Callable[[Request], bool], error: TernvlError) -> None:
-        """Give up the requests that are concerned, with those they were submitted with: their readers get the error at
-        once."""
-        for stream in tuple(self._open):
-            if any(map(concerns, stream.requests)):
-                self._give_up(stream, error)
+        """Give up the groups of which any request is concerned: their readers get the error at once."""
+        for group in tuple(self._open):
+            if any(map(concerns, group.requests)):
+                self._give_up(group, error)
 
     def check_room(self, num_requests: int) -> None:
-        """Raises what `submit` would raise now for so many requests: a look before their prompts are built."""
-        if self._closing or not self._thread.is_alive():
+        """Raise what `submit` would raise now for so many requests, before their prompts are built."""
+        if self._closing or not self.is_running:
             raise UnavailableError("The engine is not running: it takes no requests.")
         self._check_queue(num_requests)
 
     def retry_after(self, num_places: int) -> int:
-        """Seconds until so many more requests are likely to find room, at least 1."""
+        """Return the seconds until so many more requests are likely to find room, at least 1."""
         return self._pace.seconds_for(num_places)
 
-    async def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
-        """Outputs of requests, as they come, until each had one with a finish reason.
+    def open(self, requests: tuple[Request, ...], put: Callable[[Item], bool]) -> RequestGroup:
+        """Add requests, all or none, whose outputs and whose error, if one comes, `put` takes.
 
-        The requests are taken all or none, and an error of one ends all. Leaving the iterator aborts what still runs;
-        so does `deadline`, a time of the event loop's clock. Raises, at the first output, what `Engine.add` raises,
-        OverloadedError where the queue has no room for all, RequestError where it never will and UnavailableError where
-        the service is not open; later EngineError where the engine fails, RequestError where a grammar
-        cannot be followed any further, RequestTimeoutError past the deadline and
+        `close_group` must follow. Raises UnavailableError if the service is closed, RequestError if the queue can never
+        hold so many requests, OverloadedError if it has no room for them now. `put` gets whatever else `Engine.add`
+        raises; later EngineError if the engine fails, RequestError if a grammar cannot be followed any further, and
         UnavailableError on `abort_all`.
         """
         self.check_room(len(requests))
-        stream = _Stream(requests)
-        self._orders.put(partial(self._add, stream))
+        group = RequestGroup(requests, put)
+        self._open.add(group)
+        self._orders.put(partial(self._add, group))
+        return group
+
+    def close_group(self, group: RequestGroup, *, has_ended: bool) -> None:
+        """Forget a group; unless it `has_ended`, its requests are aborted before the engine's next step."""
+        self._open.discard(group)
+        if not has_ended:
+            self._orders.put(partial(self._drop, group))
+
+    async def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
+        """Yield outputs of requests as they come, until each request had one with a finish reason.
+
+        An error of one request ends them all. Closing the iterator aborts those that still run, and so does
+        `deadline`, a time of the event loop's clock. Raises, at the first output, what `open` raises and what it hands
+        to `put`; RequestTimeoutError past the deadline.
+        """
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
+        group = self.open(requests, partial(_put_threadsafe, loop, items))
         expiry = None
         if deadline is not None:
-            expiry = stream.loop.call_at(deadline, self._give_up, stream, RequestTimeoutError())
+            expiry = loop.call_at(deadline, self._give_up, group, RequestTimeoutError())
         pending = {request.id for request in requests}
-        self._open.add(stream)
         try:
             while pending:
-                item = await stream.items.get()
-                if isinstance(item, TernvlError):
-                    raise item
-                if item.finish_reason is not None:
-                    pending.remove(item.request_id)
-                yield item
+                yield _taken(await items.get(), pending)
         finally:
-            self._open.remove(stream)
             if expiry:
                 expiry.cancel()
+            self.close_group(group, has_ended=not pending)
+
+    def outputs(self, *requests: Request) -> Generator[TokenOutput]:
+        """`submit` for a thread without an event loop: yields the same outputs and raises the same errors."""
+        items = SimpleQueue[Item]()
+        group = self.open(requests, partial(_put, items))
+        pending = {request.id for request in requests}
+        try:
+            while pending:
+                yield _taken(items.get(), pending)
+        finally:
+            self.close_group(group, has_ended=not pending)
             if pending:
-                self._orders.put(partial(self._drop, stream))
+                self.wait_for_orders()
+
+    def wait_for_orders(self) -> None:
+        """Return once the thread has carried out all orders given so far, or has ended."""
+        done = threading.Event()
+        self._orders.put(done.set)
+        while self.is_running and not done.wait(0.1):
+            pass
 
     def abort(self, request_id: str) -> None:
-        """End one request early: its last output has the finish reason ABORT. Others of its `submit` go on."""
+        """End one request early: its last output has the finish reason ABORT. Others of its group continue."""
         self._orders.put(partial(self._end, request_id))
 
-    def _give_up(self, stream: _Stream, error: TernvlError) -> None:
-        """Tells the reader at once, also in the middle of a step, and frees also what a reader who is slow holds."""
-        stream.put(error)
-        self._orders.put(partial(self._drop, stream))
+    def _give_up(self, group: RequestGroup, error: TernvlError) -> None:
+        """Raise the error at the reader at once, even during a step, and free the group even if its reader is slow."""
+        group.put(error)
+        self._orders.put(partial(self._drop, group))
 
     def _check_queue(self, num_requests: int) -> None:
         room, num_waiting = self.engine.config.max_queue, self.engine.stats().num_waiting
@@ -177,26 +234,26 @@ class Service:
 
     def _work(self) -> None:
         while self._take_orders():
-            if self.engine.has_work:
+            if self._groups:
                 self._log.begin_step()
                 self._step()
                 self._log.end_step()
             self._log.write()
 
     def _take_orders(self) -> bool:
-        """Carry out what was ordered; sleeps while there is nothing to do. False when all is done and closed."""
-        was_idle = not self.engine.has_work
+        """Carry out the orders; sleep while there is no work. Return False once all is done and the service closed."""
+        was_idle = not self._groups
         is_open = self._take_order(self._log.seconds_left) if was_idle else True
         while not self._orders.empty():
             is_open = self._take_order(None) and is_open
-        if not is_open and self.engine.has_work:
-            self._orders.put(None)  # for the time when the work is done
+        if not is_open and self._groups:
+            self._orders.put(None)  # ends the thread once the work is done
         if was_idle:
             self._pace.reset()
-        return is_open or self.engine.has_work
+        return is_open or bool(self._groups)
 
     def _take_order(self, timeout: float | None) -> bool:
-        """Carry out the next order, for which it waits `timeout` seconds. False where it is to close."""
+        """Wait `timeout` seconds for the next order and carry it out. Return False if it is the order to close."""
         try:
             order = self._orders.get(timeout=timeout)
         except Empty:
@@ -205,35 +262,35 @@ class Service:
             order()
         return order is not None
 
-    def _add(self, stream: _Stream) -> None:
+    def _add(self, group: RequestGroup) -> None:
         try:
-            self._check_queue(len(stream.requests))
-            for request in stream.requests:
+            self._check_queue(len(group.requests))
+            for request in group.requests:
                 self.engine.add(request)
-                self._streams[request.id] = stream
+                self._groups[request.id] = group
         except TernvlError as error:
-            self._drop(stream, error)
+            self._drop(group, error)
         except Exception:
             logger.exception("A request could not be added.")
-            self._drop(stream, EngineError("The engine could not take this request."))
+            self._drop(group, EngineError("The engine could not take this request."))
 
-    def _drop(self, stream: _Stream, error: TernvlError | None = None) -> None:
-        """Abort all requests of a stream that are here, and tell its reader of the error."""
-        for request in stream.requests:
-            if self._streams.get(request.id) is stream:
+    def _drop(self, group: RequestGroup, error: TernvlError | None = None) -> None:
+        """Abort all requests of a group that the engine still has, and hand its reader the error."""
+        for request in group.requests:
+            if self._groups.get(request.id) is group:
                 self.engine.abort(request.id)
                 self._forget(request.id)
         if error is not None:
-            stream.put(error)
+            group.put(error)
 
     def _end(self, request_id: str) -> None:
-        if request_id in self._streams:
+        if request_id in self._groups:
             self.engine.abort(request_id)
             self._forget(request_id).put(TokenOutput(request_id, (), FinishReason.ABORT))
 
-    def _forget(self, request_id: str) -> _Stream:
+    def _forget(self, request_id: str) -> RequestGroup:
         self._pace.count()
-        return self._streams.pop(request_id)
+        return self._groups.pop(request_id)
 
     def _step(self) -> None:
         try:
@@ -242,20 +299,42 @@ class Service:
             self._fail(error.request_ids, error.cause or EngineError(str(error)))
         except Exception:
             logger.exception("The engine failed outside the model; all its requests are dropped.")
-            self._fail(tuple(self._streams), EngineError("The engine failed while it worked on this request."))
+            self._fail(tuple(self._groups), EngineError("The engine failed while it worked on this request."))
         else:
             for output in outputs:
                 self._deliver(output)
 
     def _deliver(self, output: TokenOutput) -> None:
-        stream = self._streams.get(output.request_id)
-        if stream is None:
-            return  # an output before it found the reader gone
-        if not stream.put(output):
-            self._drop(stream)
+        group = self._groups.get(output.request_id)
+        if group is None:
+            return  # an earlier output of this step found that the reader is gone
+        if not group.put(output):
+            self._drop(group)
         elif output.finish_reason is not None:
             self._forget(output.request_id)
 
     def _fail(self, request_ids: Iterable[str], error: TernvlError) -> None:
-        for stream in {self._streams[request_id] for request_id in request_ids}:
-            self._drop(stream, error)
+        for group in {self._groups[request_id] for request_id in request_ids}:
+            self._drop(group, error)
+
+
+def _put_threadsafe(loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item], item: Item) -> bool:
+    try:
+        loop.call_soon_threadsafe(items.put_nowait, item)
+    except RuntimeError:
+        return False  # the loop is closed
+    return True
+
+
+def _put(items: SimpleQueue[Item], item: Item) -> bool:
+    items.put(item)
+    return True
+
+
+def _taken(item: Item, pending: set[str]) -> TokenOutput:
+    """Return an item that is an output, raise one that is an error. A request's last output leaves `pending`."""
+    if isinstance(item, TernvlError):
+        raise item
+    if item.finish_reason is not None:
+        pending.discard(item.request_id)
+    return item

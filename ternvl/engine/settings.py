@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ternvl.config import EngineConfig, LanguageConfig
-from ternvl.engine.validate import check_config
+from ternvl.engine.request import check_config
 from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import BLOCK
 from ternvl.model.kv_cache import block_bytes

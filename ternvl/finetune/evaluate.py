@@ -11,9 +11,10 @@ from ternvl.errors import RequestError
 from ternvl.finetune.data import Conversation, DataFile
 from ternvl.finetune.dataset import data_error
 from ternvl.llm import LLM
+from ternvl.params import SamplingParams
 from ternvl.prompt.messages import Message
 from ternvl.prompt.template import turn_text
-from ternvl.types import Prompt, SamplingParams
+from ternvl.types import Prompt
 
 _BATCH = 64
 """Prompts whose pixels are in memory at once."""

@@ -7,11 +7,13 @@ the engine gets an adapter with the request that wants it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ternvl.config import EngineConfig, ModelConfig
-from ternvl.errors import AdapterError, OverloadedError, UnknownAdapterError
+from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
 from ternvl.lora.bank import Adapter
 from ternvl.lora.files import linears, read
 
@@ -59,6 +61,10 @@ class AdapterPool:
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
         return linears(self._config)  # takes a moment, which who needs no adapter need not pay
+
+    @cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="adapters")
 
     @property
     def entries(self) -> list[Entry]:
@@ -168,6 +174,37 @@ class AdapterPool:
             yield entry.adapter
         finally:
             self.release(entry)
+
+    @asynccontextmanager
+    async def lease(self, name: str | None, executor: Executor | None = None) -> AsyncIterator[Adapter | None]:
+        """Keep an adapter in memory while the context is open, and yield it; None yields None.
+
+        Files are read in `executor`, by default in a thread of the pool's own, so the event loop never waits for them.
+        Raises what `acquire` raises, and UnavailableError if the adapter was unloaded with `give_up` in the meantime.
+        """
+        if name is None:
+            yield None
+            return
+        entry = self.acquire_resident(name) or await self._acquire_in(executor or self._readers, name)
+        try:
+            if entry.is_given_up:
+                raise UnavailableError(f"The adapter {name} was unloaded, and this request was given up.")
+            yield entry.adapter
+        finally:
+            self.release(entry)
+
+    async def _acquire_in(self, executor: Executor, name: str) -> Entry:
+        future = executor.submit(self.acquire, name)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.cancelled():  # A read that has started runs to its end and acquires the entry.
+                future.add_done_callback(self._release_result)
+            raise
+
+    def _release_result(self, future: Future[Entry]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.release(future.result())
 
     def _known(self, name: str) -> Entry:
         entry = self._entries.get(name)

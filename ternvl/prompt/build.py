@@ -1,4 +1,4 @@
-"""Messages to a `Prompt`: fetch, decode, tile, render, encode."""
+"""Turns messages into a `Prompt`: fetch, decode, tile, render, encode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORKERS = 4
 
 
 class PromptBuilder:
-    """Makes prompts for one model. Thread-safe; `build` blocks while images are fetched."""
+    """Builds prompts for one model. It is thread-safe; `build` blocks while images are fetched."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class PromptBuilder:
     ) -> None:
         """`max_dynamic_patch` is the most tiles an image is cut into, thumbnail apart; by default the checkpoint's.
 
-        Raises RequestError where it is out of range, ConfigError for limits that cannot be.
+        Raises RequestError if it is out of range, ConfigError for invalid limits.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.limits = limits or ImageLimits()
         check_limits(self.limits)
-        self._decoding = BoundedSemaphore(_WORKERS)  # of all calls together: a large image takes hundreds of MB
+        self._decoding = BoundedSemaphore(_WORKERS)  # shared by all calls: a large image takes hundreds of MB
         self.max_dynamic_patch = _in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
 
     def build(
@@ -56,16 +56,17 @@ class PromptBuilder:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         max_dynamic_patch: int | None = None,
+        path: str = "messages",
     ) -> Prompt:
-        """The conversation as the model takes it.
+        """Return the conversation as the model takes it.
 
-        With `continue_final_message` the answer goes on with the last message instead of beginning one of its own. An
-        image of detail "low" is one tile, others up to `max_dynamic_patch` (by default the builder's) and a
-        thumbnail. Raises RequestError for a conversation that cannot be written, ImageError for an image that cannot
-        be had or is over the limits.
+        With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
+        detail "low" becomes one tile, others up to `max_dynamic_patch` (by default the builder's) and a thumbnail.
+        `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
+        written, ImageError for an image that cannot be fetched or decoded or that is over a limit.
         """
         max_num = self.max_dynamic_patch if max_dynamic_patch is None else _in_range(max_dynamic_patch)
-        self._check(messages)
+        self._check(messages, path)
         _check_json(tools)
         pieces = render(
             messages,
@@ -74,7 +75,7 @@ class PromptBuilder:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        _check_characters(pieces)
+        _check_characters(pieces, path)
         tiled = self._tile_all(messages, max_num)
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
         token_ids = self.tokenizer.encode(pieces, counts)
@@ -83,37 +84,41 @@ class PromptBuilder:
         pixel_values = to_pixel_values([tile for cut in tiled for tile in cut])
         return Prompt(tuple(token_ids), self._spans(token_ids, tiled), pixel_values)
 
-    def _check(self, messages: Sequence[Message]) -> None:
+    def _check(self, messages: Sequence[Message], path: str) -> None:
         if not messages:
-            raise RequestError("messages is empty; a conversation needs at least one message.", param="messages")
+            raise RequestError(f"{path} is empty; a conversation needs at least one message.", param=path)
         for index, message in enumerate(messages):
             if message.images and message.role != "user":
+                turn = _path(message, index)
                 raise RequestError(
-                    f"messages[{index}] is a {message.role} message with an image; images belong in user messages.",
-                    param=f"messages[{index}].content",
+                    f"{turn} is a {message.role} message with an image; images belong in user messages.",
+                    param=f"{turn}.content",
                 )
         num_images = sum(len(message.images) for message in messages)
         if num_images > self.limits.max_images:
             raise RequestError(
-                f"messages holds {num_images} images; a request may hold {self.limits.max_images}.", param="messages"
+                f"{path} holds {num_images} images; a request may hold {self.limits.max_images}.", param=path
             )
 
     def _tile_all(self, messages: Sequence[Message], max_num: int) -> list[list[Image.Image]]:
-        """The tiles of each image of the conversation. Several images are worked on at the same time."""
-        places = [(i, k) for i, message in enumerate(messages) for k in range(len(message.images))]
+        """The tiles of each image of the conversation. Several images are fetched and cut at the same time."""
+        images = [
+            (image, number, _path(message, index))
+            for index, message in enumerate(messages)
+            for number, image in enumerate(message.images, start=1)
+        ]
 
-        def work(place: tuple[int, int]) -> list[Image.Image]:
-            turn, number = place
+        def work(image: ImageInput, number: int, path: str) -> list[Image.Image]:
             try:
-                return self._tile(messages[turn].images[number], max_num, f"messages[{turn}] image {number + 1}")
+                return self._tile(image, max_num, f"{path} image {number}")
             except ImageError as error:
-                error.param = f"messages[{turn}].content"
+                error.param = f"{path}.content"
                 raise
 
-        if len(places) < 2:
-            return [work(place) for place in places]
+        if len(images) < 2:
+            return [work(*each) for each in images]
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="image") as pool:
-            return list(pool.map(work, places))
+            return list(pool.map(lambda each: work(*each), images))
 
     def _tile(self, image: ImageInput, max_num: int, name: str) -> list[Image.Image]:
         if isinstance(image.source, str):
@@ -143,6 +148,10 @@ class PromptBuilder:
         return tuple(spans)
 
 
+def _path(message: Message, index: int) -> str:
+    return message.path or f"messages[{index}]"
+
+
 def _digest(cut: Sequence[Image.Image]) -> bytes:
     """SHA-256 over the number of tiles and their pixels."""
     digest = hashlib.sha256(len(cut).to_bytes(8, "big"))
@@ -168,11 +177,11 @@ def _check_json(tools: Sequence[Mapping[str, Any]]) -> None:
         raise RequestError(f"tools cannot be written as JSON: {error}.", param="tools") from error
 
 
-def _check_characters(pieces: Sequence[Piece]) -> None:
+def _check_characters(pieces: Sequence[Piece], path: str) -> None:
     try:
         "".join(piece for piece in pieces if isinstance(piece, str)).encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         raise RequestError(
-            f"The text holds half of a surrogate pair (U+{code:04X}), which is no character.", param="messages"
+            f"The text holds half of a surrogate pair (U+{code:04X}), which is not a character.", param=path
         ) from error

@@ -1,11 +1,11 @@
-"""A conversation as the template takes it: roles, text, images and tool calls, no JSON any more."""
+"""A conversation as the template takes it: roles, text, images and tool calls, free of JSON."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from PIL import Image
@@ -35,23 +35,25 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `images` are of user turns only, `tool_calls` of assistant turns only."""
+    """One turn. Only user turns have `images`, only assistant turns have `tool_calls`."""
 
     role: Role
     text: str = ""
     images: tuple[ImageInput, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    path: str = field(default="", compare=False)
+    """What the request calls the turn, such as "messages[2]" or "input[0]". Errors name it."""
 
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.")
 
 
 def parse_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
-    """OpenAI's message objects as `Message`s, one for one; a `Message` is taken as it is.
+    """Return OpenAI's message objects as `Message`s, one for one; a `Message` is returned as it is.
 
     Content is a string or a list of parts: `text`, in user turns `image_url` with `url` and `detail`, and for callers
-    in the same process `{"type": "image", "image": <PIL image>}`. Several texts are joined by line ends. Raises
-    RequestError with the path of what is wrong in `param`, such as "messages[2].content[0].image_url.url".
+    in the same process `{"type": "image", "image": <PIL image>}`. Several texts are joined by line feeds. Raises
+    RequestError whose `param` is the path of the fault, such as "messages[2].content[0].image_url.url".
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise RequestError("messages must be a list of message objects.", param="messages")
@@ -67,11 +69,11 @@ def _message(message: Any, path: str) -> Message:
     role: Role = _one_of(message, "role", get_args(Role), path)
     calls = _tool_calls(message, role, path)
     if message.get("content") is None and calls:
-        return Message(role, tool_calls=calls)
+        return Message(role, tool_calls=calls, path=path)
     text, images = _content(message, role, f"{path}.content")
     if role == "tool":
         _string(message, "tool_call_id", path)
-    return Message(role, text, images, calls)
+    return Message(role, text, images, calls, path)
 
 
 def _content(message: Mapping[str, Any], role: Role, path: str) -> tuple[str, tuple[ImageInput, ...]]:
@@ -102,7 +104,7 @@ def _image_url(image_url: Any, path: str) -> ImageInput:
     _expect(image_url, Mapping, 'an object with a "url"', path)
     url = _string(image_url, "url", path)
     if not _URI.match(url):
-        raise RequestError(f"{path}.url is no URI; it must begin with data:, http: or https:.", param=f"{path}.url")
+        raise RequestError(f"{path}.url is not a URI; it must begin with data:, http: or https:.", param=f"{path}.url")
     return ImageInput(url, _detail(image_url, path))
 
 
@@ -127,13 +129,18 @@ def _tool_call(call: Any, path: str) -> ToolCall:
     function = call.get("function")
     _expect(function, Mapping, "an object", f"{path}.function")
     name = _string(function, "name", f"{path}.function")
-    arguments = _string(function, "arguments", f"{path}.function").strip() or "{}"
+    arguments = _string(function, "arguments", f"{path}.function")
+    return tool_call(_string(call, "id", path), name, arguments, f"{path}.function.arguments")
+
+
+def tool_call(id: str, name: str, arguments: str, path: str) -> ToolCall:
+    """Return an earlier call. Raises RequestError that names `path` if `arguments` is not JSON."""
+    arguments = arguments.strip() or "{}"
     try:
         json.loads(arguments)
     except (ValueError, RecursionError):
-        where = f"{path}.function.arguments"
-        raise RequestError(f"{where} is no JSON; it must be a string that holds JSON.", param=where) from None
-    return ToolCall(_string(call, "id", path), name, arguments)
+        raise RequestError(f"{path} is not JSON; it must be a string of JSON.", param=path) from None
+    return ToolCall(id, name, arguments)
 
 
 def _expect(value: Any, kind: type, words: str, path: str) -> None:
@@ -157,7 +164,7 @@ def _one_of(owner: Mapping[str, Any], key: str, allowed: Sequence[str], path: st
 
 
 def _json_type(value: Any) -> str:
-    """What a value is called in an error. The value itself may be long, or an image."""
+    """What a value is called in an error message; the value itself may be long, or an image."""
     if value is None:
         return "missing or null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

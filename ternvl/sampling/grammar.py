@@ -21,8 +21,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from ternvl.errors import RequestError
+from ternvl.params import Grammar
 from ternvl.sampling.sources import parts, source
-from ternvl.types import Grammar
 
 _MAX_CACHED = 64
 _LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ternvl.kernels.largest import largest
+from ternvl.params import SamplingParams
 from ternvl.sampling import processors
-from ternvl.types import SamplingParams, TokenLogprobs
+from ternvl.types import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

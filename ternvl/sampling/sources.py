@@ -1,6 +1,6 @@
-"""Grammars of every kind as the text that llguidance compiles.
+"""Grammars of every kind in the language that llguidance compiles.
 
-Tool calls have the form of `ternvl.tool_form`, several of them on lines of their own.
+Tool calls have the form of `ternvl.tool_form`; several calls stand on lines of their own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ternvl.errors import RequestError
+from ternvl.params import Grammar
 from ternvl.sampling import json_schema
 from ternvl.sampling.json_schema import SchemaError
 from ternvl.tool_form import START, TAIL, head
-from ternvl.types import Grammar
 
 MAX_TEXT = 256 * 1024
 """Bytes of a grammar's text."""
@@ -25,23 +25,23 @@ MAX_CHOICES = 1_000
 MAX_REGEX, MAX_LARK = 32 * 1024, 64 * 1024
 
 _UNFORCED = '\n%llguidance {"no_forcing": true}\n'
-"""Else every text that the grammar forces is written out at once, which may be millions of characters."""
+"""Without it, llguidance writes out all text that the grammar forces at once, which may be millions of characters."""
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
 _NOT_SERVED = re.compile(r"\b(?:max_tokens|temperature|stop)\s*=|<[^<>\n]+>|%llguidance\s*\{\s*[^}\s]|%import")
 
 
 def parts(grammar: Grammar) -> list[Grammar]:
-    """The grammars within one of tools, each of which must be served by itself."""
+    """Return the grammars within a grammar of tools, each of which must be served by itself."""
     if grammar.kind != "tools":
         return []
-    wish = json.loads(grammar.text)
-    answer = [Grammar(**wish["answer"])] if wish["answer"] else []
-    schemas = [Grammar.of("json_schema", _arguments(tool), param=_param(tool)) for tool in wish["tools"]]
+    described = json.loads(grammar.text)
+    answer = [Grammar(**described["answer"])] if described["answer"] else []
+    schemas = [Grammar.of("json_schema", _arguments(tool), param=tool["path"]) for tool in described["tools"]]
     return answer + schemas
 
 
 def source(grammar: Grammar) -> str:
-    """llguidance's text of a grammar. Raises RequestError, which names the field."""
+    """Return a grammar in llguidance's own language. Raises RequestError that names the field."""
     if len(grammar.text) > MAX_TEXT:
         raise RequestError(
             f"{grammar.param} has {len(grammar.text)} characters, more than the {MAX_TEXT} that are allowed.",
@@ -92,7 +92,7 @@ def _lark(grammar: Grammar) -> str:
     _check_size(grammar, MAX_LARK)
     try:
         text = any_to_lark(grammar.text)
-    except Exception as error:  # of the converter from GBNF, which raises its own and bare ones
+    except Exception as error:  # the converter from GBNF raises its own errors and bare exceptions
         raise SchemaError(f"is no grammar that can be read: {str(error).splitlines()[0][:200]}") from error
     unserved = _NOT_SERVED.search(_QUOTED.sub('""', text))
     if unserved:
@@ -101,14 +101,14 @@ def _lark(grammar: Grammar) -> str:
 
 
 def _tools(grammar: Grammar) -> str:
-    wish = json.loads(grammar.text)
-    names = " | ".join(f"call_{index}" for index in range(len(wish["tools"])))
-    more = f'("\\n{START}" body)*' if wish["parallel"] else ""
-    rules = [f"body: {names}", *(_call(index, tool) for index, tool in enumerate(wish["tools"]))]
-    if wish["required"]:
+    described = json.loads(grammar.text)
+    names = " | ".join(f"call_{index}" for index in range(len(described["tools"])))
+    more = f'("\\n{START}" body)*' if described["parallel"] else ""
+    rules = [f"body: {names}", *(_call(index, tool) for index, tool in enumerate(described["tools"]))]
+    if described["required"]:
         return "\n".join([f'start: "{START}" body {more}', *rules])
-    if wish["answer"]:
-        return "\n".join([f'start: answer | "{START}" body {more}', _answer(Grammar(**wish["answer"])), *rules])
+    if described["answer"]:
+        return "\n".join([f'start: answer | "{START}" body {more}', _answer(Grammar(**described["answer"])), *rules])
     text = [
         f"start: TEXT | head body {more}",
         f"TEXT: /(?s:.*)/ & ~/(?s:.*){START}(?s:.*)/",
@@ -118,7 +118,7 @@ def _tools(grammar: Grammar) -> str:
 
 
 def _call(index: int, tool: Mapping[str, Any]) -> str:
-    """Rules of a call of one tool, from behind the opening tag on."""
+    """The rules of a call of one tool, after the opening tag."""
     begin = head(tool["name"]).removeprefix(START)
     schema = _arguments(tool) | {"x-guidance": json_schema.options(inline=True)}
     return (
@@ -131,15 +131,11 @@ def _arguments(tool: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json_schema.as_object(tool["parameters"])
     except SchemaError as error:
-        raise _refusal(_param(tool), error) from error
-
-
-def _param(tool: Mapping[str, Any]) -> str:
-    return f"tools[{tool['index']}].function.parameters"
+        raise _refusal(tool["path"], error) from error
 
 
 def _answer(grammar: Grammar) -> str:
-    """Rules of what the answer is when it is no call."""
+    """The rules of an answer without calls."""
     try:
         if grammar.kind == "choice":
             return "answer: CHOICE\n" + _choice_rule(grammar)

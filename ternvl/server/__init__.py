@@ -16,8 +16,8 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
+from ternvl.server.guard.validate import check_config
 from ternvl.server.serving import Serving
-from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

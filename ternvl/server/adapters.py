@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from ternvl.answer.choice import Delta
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
 from ternvl.errors import AdapterError, ConfigError, UnavailableError
 from ternvl.lora.bank import Adapter
 from ternvl.lora.pool import AdapterPool, Entry
 from ternvl.lora.store import AdapterStore
-from ternvl.server.generation import Delta
 
 T = TypeVar("T")
 

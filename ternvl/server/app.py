@@ -15,23 +15,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ternvl.config import ServerConfig
-from ternvl.server import lora
-from ternvl.server.auth import BearerAuth
-from ternvl.server.chat import complete
-from ternvl.server.completions import completions
+from ternvl.server.docs.openapi import docs, openapi, page_schema
 from ternvl.server.endpoint import IGNORED_FIELDS, openai_form, read, send, serving_of
 from ternvl.server.errors import Endpoint, guarded, plain_http_error
 from ternvl.server.fold import fold
-from ternvl.server.gate import Gated
-from ternvl.server.messages import count_tokens, messages
+from ternvl.server.guard.auth import BearerAuth
+from ternvl.server.guard.gate import Gated
+from ternvl.server.guard.validate import check_config
 from ternvl.server.metrics import Measured
-from ternvl.server.openapi import docs, openapi, page_schema
 from ternvl.server.probes import health, metrics, model, models, ready, version
-from ternvl.server.responses import responses
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.protocols import adapters
+from ternvl.server.protocols.chat import complete
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.protocols.completions import completions
+from ternvl.server.protocols.messages import count_tokens, messages
+from ternvl.server.protocols.responses import responses
+from ternvl.server.protocols.tokens import detokenize, tokenize
 from ternvl.server.serving import Serving
-from ternvl.server.tokens import detokenize, tokenize
-from ternvl.server.validate import check_config
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
@@ -68,9 +68,9 @@ def _routes() -> list[Route]:
         "/v1/responses": responses,
         "/v1/messages": messages,
         "/v1/messages/count_tokens": count_tokens,
-        "/v1/load_lora_adapter": lora.load,
-        "/v1/unload_lora_adapter": lora.unload,
-        "/v1/upload_lora_adapter": lora.upload,
+        "/v1/load_lora_adapter": adapters.load,
+        "/v1/unload_lora_adapter": adapters.unload,
+        "/v1/upload_lora_adapter": adapters.upload,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
     }

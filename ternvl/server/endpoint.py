@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.server.errors import HTTPError
-from ternvl.server.fields import SERVED_VALUES, ignored_header, parse
-from ternvl.server.limits import read_json
-from ternvl.server.schema_types import Schema
+from ternvl.server.guard.limits import read_json
+from ternvl.server.schema.fields import SERVED_VALUES, ignored_header, parse
+from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, Form, event, until_disconnect
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ternvl.errors import RequestError
-from ternvl.server.fields import parse_chat
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.schema.fields import parse_chat
 
 T = TypeVar("T")
 

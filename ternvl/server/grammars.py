@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ternvl.errors import RequestError
+from ternvl.params import Grammar
 from ternvl.sampling.tools import tool_grammar
-from ternvl.server.form_schemas import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
-from ternvl.server.schemas import ChatRequest
-from ternvl.types import Grammar
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.schema.forms import JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
 
 
 def to_grammar(request: ChatRequest) -> Grammar | None:

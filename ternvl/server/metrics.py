@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ternvl.answer.choice import Delta
 from ternvl.engine.engine import EngineStats
-from ternvl.server.generation import Delta
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -18,11 +18,11 @@ from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
 from ternvl.errors import RequestError, RequestTimeoutError
 from ternvl.lora.pool import Entry
+from ternvl.params import Grammar
 from ternvl.server.adapters import Adapters, card
 from ternvl.server.errors import HTTPError
-from ternvl.server.gate import Gate
+from ternvl.server.guard.gate import Gate
 from ternvl.server.metrics import Metrics
-from ternvl.types import Grammar
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

@@ -23,7 +23,7 @@ from ternvl.checkpoint import weights
 from ternvl.cli import main
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
 from ternvl.llm import LLM
-from ternvl.types import SamplingParams
+from ternvl.params import SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
 

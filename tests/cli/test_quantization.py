@@ -11,20 +11,16 @@ import torch
 from PIL import Image
 
 from ternvl.checkpoint import weights
-from ternvl.kernels import dispatch
 from ternvl.quant.guard import BOUNDS, Format
 from tests.cli.test_cli import run
 from tests.fakes import tiny_tokenizer
+from tests.quant.private_cache import private_cache
 from tests.server.fakes import tiny_model
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    if not dispatch.available():
-        pytest.skip("there is no compiler")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path / "cache" / "ternvl" / "quantized"
+    return private_cache(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")

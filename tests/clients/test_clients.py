@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ternvl.llm import LLM
-from ternvl.types import SamplingParams
+from ternvl.params import SamplingParams
 from tests.clients.adapters import CLIENTS
 from tests.clients.adapters.asking import IMAGE_QUESTION, TOOL, Capital, Weather
 

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import random
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from ternvl.config import EngineConfig, ModelConfig
-from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
+from ternvl.engine.request import Request
+from ternvl.errors import ConfigError, UnknownAdapterError
 from ternvl.fused.exact import prepare
 from ternvl.kernels import dispatch
 from ternvl.llm import LLM
 from ternvl.lora.bank import LoRALinear
-from ternvl.lora.files import linears
-from ternvl.lora.pool import AdapterPool
 from ternvl.model.internvl import InternVL
-from ternvl.types import Request, SamplingParams
+from ternvl.params import SamplingParams
 from tests.engine import tiny
 from tests.engine.tiny import expected, make_engine, make_model, mixed_requests, run
 from tests.fakes import tiny_tokenizer
+from tests.lora.tiny import PARTS, pool_of, write
 from tests.server.fakes import tiny_config
 
-PARTS = (("language_model.",), ("mlp1.",), ("vision_model.",), ("language_model.", "mlp1.", "vision_model."), ("",))
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
-
-
-def write(folder: Path, config: ModelConfig, seed: int, parts: tuple[str, ...] = ("language_model.",)) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator, tensors, rank = torch.Generator().manual_seed(seed), {}, 2 + seed
-    for name, (rows, inputs) in linears(config).items():
-        if name.startswith(parts):
-            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
-            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) / 20
-    values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
-    (folder / "adapter_config.json").write_text(json.dumps(values))
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
-def pool_of(config: ModelConfig, **options: int) -> AdapterPool:
-    return AdapterPool(config, EngineConfig(**options), base="tiny", device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -147,44 +124,3 @@ def test_what_is_loaded_under_an_old_name_finds_nothing_of_the_old(tmp_path: Pat
         answers.append(llm.generate(prompt, GREEDY, adapter="a")[0].text)
     fresh.load_adapter("other", tmp_path / "3")
     assert fresh.generate(prompt, GREEDY, adapter="other")[0].text == answers[1] != answers[0]
-
-
-def test_the_longest_unused_makes_room_and_one_in_use_stays(folders: list[Path]) -> None:
-    pool = pool_of(tiny.CONFIG, max_loras=2)
-    for folder in folders[:3]:
-        pool.load(folder.name, folder)
-    assert pool.num_resident == 2
-    with pool.use("a0"), pool.use("a2"):
-        assert pool.acquire_resident("a1") is None
-        with pytest.raises(OverloadedError, match="--max-loras"):
-            pool.acquire("a1")
-    with pool.use("a0"):
-        pass
-    with pool.use("a1"):
-        assert [pool.known(name).adapter is not None for name in ("a0", "a1", "a2")] == [True, True, False]
-
-
-def test_nothing_is_kept_of_what_was_unloaded(folders: list[Path]) -> None:
-    pool = pool_of(tiny.CONFIG)
-    pool.load("a", folders[0])
-    with pool.use("a") as adapter:
-        gone = weakref.ref(adapter.modules["language_model.lm_head"][0].a)
-        entry = pool.unload("a")
-        with pytest.raises(UnknownAdapterError):
-            pool.known("a")
-        assert (entry.num_users, pool.num_resident) == (1, 1)
-    del adapter
-    gc.collect()
-    assert (entry.num_users, pool.num_resident, gone()) == (0, 0, None)
-
-
-def test_an_adapter_whose_folder_is_gone_is_refused_and_counted_no_longer(folders: list[Path], tmp_path: Path) -> None:
-    pool = pool_of(tiny.CONFIG, max_loras=1)
-    pool.load("brief", write(tmp_path / "brief", tiny.CONFIG, 0))
-    pool.load("a", folders[0])
-    (tmp_path / "brief" / "adapter_model.safetensors").unlink()
-    with pytest.raises(AdapterError, match=r"brief has no adapter_model\.safetensors"):
-        pool.acquire("brief")
-    assert pool.known("brief").num_users == 0
-    with pool.use("a"):
-        assert pool.num_resident == 1

@@ -6,7 +6,9 @@ import pytest
 
 from ternvl.engine.block_keys import BlockKeys
 from ternvl.engine.block_pool import BlockPool
-from ternvl.types import ImageSpan, Prompt, Request, SamplingParams
+from ternvl.engine.request import Request
+from ternvl.params import SamplingParams
+from ternvl.types import ImageSpan, Prompt
 
 
 def test_references_are_counted() -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from ternvl.engine.engine import Engine
 from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.request import Request
 from ternvl.model.internvl import InternVL
-from ternvl.types import ImageSpan, Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import ImageSpan, Prompt
 from tests.engine.tiny import CONTEXT_ID, expected, image_prompt, make_engine, make_model, run, text_prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)

@@ -10,9 +10,11 @@ import torch
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
+from ternvl.engine.request import Request
 from ternvl.errors import ContextLengthError
 from ternvl.model.internvl import InternVL
-from ternvl.types import FinishReason, Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import FinishReason, Prompt
 from tests.engine.tiny import (
     STOP_IDS,
     expected,

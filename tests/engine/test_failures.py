@@ -12,9 +12,11 @@ import torch
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
+from ternvl.engine.request import Request
 from ternvl.errors import ConfigError, ContextLengthError, EngineError, OverloadedError, RequestError
 from ternvl.model.internvl import InternVL
-from ternvl.types import Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 from tests.engine.tiny import (
     CONFIG,
     STOP_IDS,

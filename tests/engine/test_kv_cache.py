@@ -8,13 +8,14 @@ import torch
 
 from ternvl.config import EngineConfig, LanguageConfig, ModelConfig
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
 from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table
+from ternvl.params import SamplingParams
 from ternvl.quant.guard import quantize, relative_error
-from ternvl.types import Request, SamplingParams
 
 from . import tiny
 

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from ternvl.config import EngineConfig
 from ternvl.engine.block_pool import BlockPool
 from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.request import Request
 from ternvl.engine.schedule import Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.errors import OverloadedError
-from ternvl.types import FinishReason, ImageSpan, Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import FinishReason, ImageSpan, Prompt
 
 MAX_MODEL_LEN = 64
 BLOCK_SIZE = 4

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from ternvl.config import EngineConfig
 from ternvl.engine.block_pool import BlockPool
 from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence, Status
-from ternvl.types import ImageSpan, Prompt, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import ImageSpan, Prompt
 
 STOP = 99
 TOKENS_PER_TILE = 3

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
 from ternvl.engine.service import Service
 from ternvl.errors import (
     ContextLengthError,
@@ -20,7 +21,8 @@ from ternvl.errors import (
     UnavailableError,
 )
 from ternvl.model.internvl import InternVL
-from ternvl.types import FinishReason, Request, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import FinishReason
 from tests.engine.tiny import CONFIG, Answer, expected, make_engine, make_model, mixed_requests, text_prompt
 
 LONG = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)

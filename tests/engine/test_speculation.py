@@ -14,13 +14,15 @@ from ternvl import LLM, SamplingParams
 from ternvl.config import EngineConfig
 from ternvl.engine.draw import draw
 from ternvl.engine.engine import Engine
+from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Reuse
 from ternvl.engine.sequence import Sequence
 from ternvl.errors import ConfigError
 from ternvl.kernels import dispatch
 from ternvl.model.internvl import InternVL
+from ternvl.params import Grammar
 from ternvl.sampling.speculation import Draft
-from ternvl.types import FinishReason, Grammar, Prompt, Request
+from ternvl.types import FinishReason, Prompt
 from tests.engine.tiny import Answer, make_engine, make_model, run, text_prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)

@@ -14,9 +14,11 @@ import torch
 from ternvl.config import EngineConfig, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
+from ternvl.engine.request import Request
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
-from ternvl.types import FinishReason, ImageSpan, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+from ternvl.params import SamplingParams
+from ternvl.types import FinishReason, ImageSpan, Prompt, TokenLogprobs, TokenOutput
 
 VOCAB_SIZE = 61
 STOP_IDS = (3, 7)

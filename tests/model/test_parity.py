@@ -11,7 +11,7 @@ from ternvl.checkpoint.source import load_config
 from ternvl.checkpoint.weights import load
 from ternvl.model.internvl import InternVL
 from ternvl.types import Prompt
-from tests.model import hf
+from tests.checkpoint import hf
 
 PROMPTS = {"text": (), "one tile": (1,), "thirteen tiles": (13,), "two images": (3, 5)}
 TOLERANCE = 1e-4

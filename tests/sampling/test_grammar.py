@@ -13,11 +13,12 @@ import torch
 
 from ternvl.errors import EngineError, RequestError
 from ternvl.llm import LLM
+from ternvl.params import Grammar, GrammarKind, SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
 from ternvl.sampling.json_schema import expanded_size
-from ternvl.sampling.tools import tool_grammar
-from ternvl.types import FinishReason, Grammar, GrammarKind, Prompt, SamplingParams
+from ternvl.sampling.tools import Tools
+from ternvl.types import FinishReason, Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_llm, tiny_model
 
@@ -145,7 +146,7 @@ def test_the_opening_tag_binds_however_it_is_spelled(compiler: GrammarCompiler) 
         [tokenizer.full.token_to_id("<tool_call>")],
         [tokenizer.encode_text(char)[0] for char in "<tool_call>"],
     ):
-        matcher = compiler.compile(tool_grammar(tools)).matcher()
+        matcher = compiler.compile(Tools(tools).grammar()).matcher()
         for token_id in [*tokenizer.encode_text("hm <"), *tag]:
             assert token_id in allowed(compiler, matcher)
             matcher.accept(token_id)
@@ -154,7 +155,7 @@ def test_the_opening_tag_binds_however_it_is_spelled(compiler: GrammarCompiler) 
 
 def test_free_text_may_hold_what_is_shown_and_no_control_token(compiler: GrammarCompiler) -> None:
     tokenizer = tiny_tokenizer()
-    matcher = compiler.compile(tool_grammar([{"type": "function", "function": {"name": "f"}}])).matcher()
+    matcher = compiler.compile(Tools([{"type": "function", "function": {"name": "f"}}]).grammar()).matcher()
     free = set(allowed(compiler, matcher))
     assert {tokenizer.full.token_to_id(tag) for tag in ("<ref>", "</box>", "<tool_call>")} <= free
     assert free & tokenizer.hidden_ids == set(tokenizer.stop_ids)
@@ -247,7 +248,7 @@ def test_the_size_of_a_regex_counts_its_repetitions(regex: str, size: int) -> No
 def test_the_tool_to_blame_is_named() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in "fgh"]
     tools[1]["function"]["parameters"] = {"properties": {"x": {"uniqueItems": True}}}  # type: ignore[index]
-    for grammar in (tool_grammar(tools), tool_grammar(tools, {"type": "function", "function": {"name": "g"}})):
+    for grammar in (Tools(tools).grammar(), Tools(tools, {"type": "function", "function": {"name": "g"}}).grammar()):
         with pytest.raises(RequestError, match="uniqueItems") as refusal:
             make_compiler().compile(grammar)
         assert refusal.value.param == "tools[1].function.parameters"
@@ -256,7 +257,7 @@ def test_the_tool_to_blame_is_named() -> None:
 @pytest.mark.parametrize("tools", [[{}], [{"function": {}}], [3]])
 def test_what_is_no_tool_definition_is_refused(tools: Any) -> None:
     with pytest.raises(RequestError, match="tool definitions"):
-        tool_grammar(tools)
+        Tools(tools).grammar()
 
 
 def test_a_grammar_is_compiled_once_and_kept_while_it_is_held(compiler: GrammarCompiler) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ternvl.errors import RequestError
+from ternvl.params import SamplingParams
 from ternvl.sampling.sampler import Draw, NonFiniteLogitsError, derive_seed, sample, uniform
-from ternvl.types import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 

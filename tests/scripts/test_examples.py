@@ -15,7 +15,7 @@ from ternvl.llm import LLM
 from tests.server.fakes import serving
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES: dict[str, Any] = json.loads((ROOT / "ternvl/server/examples.json").read_text(encoding="utf-8"))
+EXAMPLES: dict[str, Any] = json.loads((ROOT / "ternvl/server/docs/examples.json").read_text(encoding="utf-8"))
 OWN = {"id", "created", "created_at", "system_fingerprint", "prompt_tokens_details", "input_tokens_details"}
 """What each answer has of its own, or what depends on those before it."""
 

@@ -15,11 +15,12 @@ import uvicorn
 
 from ternvl.config import EngineConfig, ImageLimits, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
 from ternvl.engine.engine import EngineStats
+from ternvl.engine.request import Request
 from ternvl.errors import TernvlError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
 from ternvl.server import bind, create_app
-from ternvl.types import FinishReason, Request, TokenOutput
+from ternvl.types import FinishReason, TokenOutput
 from tests.fakes import tiny_tokenizer
 
 

@@ -17,7 +17,7 @@ from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError, 
 from PIL import Image
 
 from ternvl.llm import LLM
-from ternvl.types import SamplingParams
+from ternvl.params import SamplingParams
 from tests.server.fakes import serving, tiny_llm
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]

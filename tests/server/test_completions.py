@@ -9,7 +9,8 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from ternvl.llm import LLM
-from ternvl.types import Prompt, SamplingParams
+from ternvl.params import SamplingParams
+from ternvl.types import Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_llm
 

@@ -20,7 +20,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ternvl.server.gate import Gate, Gated
+from ternvl.server.guard.gate import Gate, Gated
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {"messages": [{"role": "user", "content": "Hello"}], "ignore_eos": True, "max_tokens": 100_000}

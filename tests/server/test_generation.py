@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from ternvl.answer.choice import ChoiceDecoder, Delta, generate
+from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
-from ternvl.server.generation import ChoiceDecoder, Delta, generate
-from ternvl.types import FinishReason, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+from ternvl.params import SamplingParams
+from ternvl.types import FinishReason, Prompt, TokenLogprobs, TokenOutput
 from tests.fakes import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ternvl.server.fields import NEVER_SERVED, SERVED_VALUES
-from ternvl.server.openapi import load_schema
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.docs.openapi import load_schema
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.schema.fields import NEVER_SERVED, SERVED_VALUES
 from tests.server.draw import values_of
 from tests.server.fakes import serving, tiny_llm
 from tests.server.test_chat import data_uri, png

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ternvl.config import ServerConfig
 from ternvl.server import create_app
-from ternvl.server.openapi import OPERATIONS, document, load_examples
+from ternvl.server.docs.openapi import OPERATIONS, document, load_examples
 from tests.server.fakes import scripted_llm, serving, tiny_llm
 
 CHAT = "/v1/chat/completions"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.fields import ignored_header, parse_chat
-from ternvl.server.schemas import ChatRequest
+from ternvl.server.protocols.chat_schema import ChatRequest
+from ternvl.server.schema.fields import ignored_header, parse_chat
 
 USER = {"role": "user", "content": "hi"}
 PNG = "data:image/png;base64,iVBORw0KGgo="

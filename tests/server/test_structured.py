@@ -14,7 +14,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from ternvl.llm import LLM
-from ternvl.types import Grammar, SamplingParams
+from ternvl.params import Grammar, SamplingParams
 from tests.server.fakes import serving, tiny_llm
 
 CHAT = "/v1/chat/completions"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ternvl.errors import RequestError
-from ternvl.types import SamplingParams
+from ternvl.params import SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.calling import CHAT, HI, ask, tool
 from tests.server.fakes import scripted_llm, serving, tiny_llm

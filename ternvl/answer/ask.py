@@ -1,0 +1,140 @@
+"""What a caller asks, whatever door it came in by, and what becomes of it: a prompt, a grammar, engine requests.
+
+HTTP, `LLM` and the command line all make an `Ask`. Everything after it is the same code, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ternvl.engine.request import Request, check_prompt
+from ternvl.lora.bank import Adapter
+from ternvl.params import SamplingParams
+from ternvl.prompt.build import PromptBuilder
+from ternvl.prompt.messages import Message
+from ternvl.sampling.grammar import CompiledGrammar, GrammarCompiler
+from ternvl.sampling.tools import Tools
+from ternvl.types import Prompt
+
+Input = Sequence[Message] | Sequence[int] | str | Prompt
+"""A conversation, token ids, a plain text, or a prompt that is built already. The last three are continued as they are:
+no chat template is applied."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One prompt to be answered `params.n` times."""
+
+    input: Input
+    params: SamplingParams
+    """`params.grammar` is the form of the answers without their tool calls."""
+    tools: Tools = field(default_factory=Tools)
+    adapter: str | None = None
+    """Name of the LoRA adapter that answers; None for the model alone."""
+    priority: int = 0
+    """Asks with lower numbers are served first."""
+    cache_salt: str = ""
+    """Only asks with the same salt share cached work."""
+    add_generation_prompt: bool = True
+    """Whether a conversation ends with the beginning of the assistant's turn."""
+    continue_final_message: bool = False
+    """Whether the answer continues the last message of the conversation."""
+    max_dynamic_patch: int | None = None
+    """The most tiles that an image is cut into, thumbnail apart; None takes the prompt builder's setting."""
+    splits_reasoning: bool = True
+    """Whether text between `<think>` and `</think>` at the beginning of an answer is reasoning rather than text."""
+    path: str = "messages"
+    """What the request calls `input`. Errors name it."""
+
+    @property
+    def whole_params(self) -> SamplingParams:
+        """`params` with the grammar of the whole answer, tool calls included. Raises what `Tools.grammar` raises."""
+        return replace(self.params, grammar=self.tools.grammar(self.params.grammar))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether building the prompt decodes images."""
+        return any(isinstance(turn, Message) and turn.images for turn in self._turns)
+
+    @property
+    def _turns(self) -> Sequence[object]:
+        return () if isinstance(self.input, str | Prompt) else self.input
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAsk:
+    """An ask whose prompt is built and whose grammar is compiled."""
+
+    ask: Ask
+    params: SamplingParams
+    """`Ask.whole_params`."""
+    prompt: Prompt
+    grammar: CompiledGrammar | None
+    """`params.grammar`, compiled."""
+
+    @property
+    def splits_reasoning(self) -> bool:
+        """Whether answers may begin with reasoning: not if they must have a form of their own."""
+        form = self.params.grammar
+        return self.ask.splits_reasoning and (form is None or form.kind == "tools")
+
+    def requests(self, answer_id: str, adapter: Adapter | None = None) -> list[Request]:
+        """Return one request for each of the n choices, called `answer_id`-0, `answer_id`-1 and so on.
+
+        Choice i has the seed `params.seed` + i; without a seed the engine gives each choice its own.
+        """
+        seed = self.params.seed
+        return [
+            Request(
+                f"{answer_id}-{index}",
+                self.prompt,
+                replace(self.params, seed=None if seed is None else (seed + index) % 2**63),
+                self.ask.priority,
+                self.ask.cache_salt,
+                sibling_of=f"{answer_id}-0" if index else None,
+                adapter=adapter,
+                grammar=self.grammar,
+            )
+            for index in range(self.params.n)
+        ]
+
+
+def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_model_len: int) -> PreparedAsk:
+    """Compile an ask's grammar and build its prompt; blocks meanwhile.
+
+    Raises RequestError for fields that contradict each other and for a grammar that is not served, and what
+    `build_prompt` raises.
+    """
+    params = ask.whole_params
+    grammar = None if params.grammar is None else compiler.compile(params.grammar)
+    return PreparedAsk(ask, params, build_prompt(ask, builder, max_model_len=max_model_len), grammar)
+
+
+def build_prompt(ask: Ask, builder: PromptBuilder, *, max_model_len: int) -> Prompt:
+    """Build an ask's prompt; blocks while its images are fetched and decoded.
+
+    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used and
+    ContextLengthError for a prompt longer than `max_model_len` tokens.
+    """
+    prompt = _prompt(ask, builder)
+    check_prompt(prompt, builder.config, max_model_len, path=ask.path)
+    return prompt
+
+
+def _prompt(ask: Ask, builder: PromptBuilder) -> Prompt:
+    match ask.input:
+        case Prompt():
+            return ask.input
+        case str():
+            return Prompt(tuple(builder.tokenizer.encode_text(ask.input)))
+        case [int(), *_]:
+            return Prompt(tuple(ask.input))  # type: ignore[arg-type]
+    return builder.build(
+        ask.input,  # type: ignore[arg-type]
+        tools=ask.tools.shown,
+        add_generation_prompt=ask.add_generation_prompt,
+        continue_final_message=ask.continue_final_message,
+        max_dynamic_patch=ask.max_dynamic_patch,
+        path=ask.path,
+    )

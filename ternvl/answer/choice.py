@@ -1,0 +1,237 @@
+"""Tokens of an answer to deltas: what every door hands on, whatever its protocol.
+
+tokens -> Detokenizer -> StopStrings -> ReasoningParser -> ToolCallParser -> Delta, one line for each choice, merged in
+the order in which the engine gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from ternvl.answer.ask import PreparedAsk
+from ternvl.engine.request import Request
+from ternvl.errors import EngineError, UnavailableError
+from ternvl.output.detokenizer import Detokenizer
+from ternvl.output.reasoning import ReasoningParser
+from ternvl.output.stop import StopStrings
+from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
+from ternvl.params import SamplingParams
+from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.types import FinishReason, TokenLogprobs, TokenOutput
+
+
+class Submitter(Protocol):
+    """What answers requests: `ternvl.engine.service.Service`. Closing an iterator aborts its requests."""
+
+    def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
+        """Outputs of requests until the end of each, on an event loop."""
+
+    def outputs(self, *requests: Request) -> Generator[TokenOutput]:
+        """The same on a thread without one."""
+
+    def abort(self, request_id: str) -> None:
+        """End one of them early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step adds to one choice. The last delta of a choice has a finish reason."""
+
+    index: int
+    """Of the choice, from 0."""
+    token_ids: tuple[int, ...] = ()
+    """Tokens that were drawn, shown or not. Neither a token that stops the answer nor one after a stop string is here."""
+    reasoning: str = ""
+    """What the model thinks before it answers."""
+    text: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    token_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Beside `token_ids`, if log probabilities were asked for."""
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    """Tokens whose text is shown by now, with their log probabilities: those of stop strings never are."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that were in the prefix cache."""
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    """The stop string that ended the choice, if one did."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+class ChoiceDecoder:
+    """Turns the tokens of one choice into deltas."""
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        tool_names: Collection[str] = (),
+        *,
+        split_reasoning: bool = False,
+    ) -> None:
+        """Tool calls are parsed if there are `tool_names`; the answer is then drawn under the tools' grammar."""
+        self._index = index
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
+        self._tool_calls = ToolCallParser(tool_names) if tool_names else None
+        self._reasoning = ReasoningParser() if split_reasoning else None
+        self._logprobs = _LogprobQueue()
+
+    def decode(self, output: TokenOutput) -> Delta:
+        """Return what an output adds. Raises UnavailableError if the engine gave the request up."""
+        if output.finish_reason is FinishReason.ABORT:
+            raise UnavailableError("The server is stopping and gave this request up.")
+        text, num_tokens = self._text(output)
+        if output.finish_reason:
+            text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
+        finish_reason = FinishReason.STOP if self._stop.stopped else output.finish_reason
+        is_last = finish_reason is not None
+        logprobs = self._logprobs.take(len(text), rest=is_last and not self._stop.stopped)
+        reasoning, text = self._split_reasoning(text, final=is_last)
+        pieces = self._split_calls(text, final=is_last)
+        return Delta(
+            index=self._index,
+            token_ids=output.token_ids[:num_tokens],
+            reasoning=reasoning,
+            text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
+            tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
+            token_logprobs=output.logprobs[:num_tokens],
+            logprobs=logprobs,
+            num_cached_tokens=output.num_cached_tokens,
+            finish_reason=self._finish_reason(finish_reason),
+            stop_string=self._stop.found,
+        )
+
+    def _text(self, output: TokenOutput) -> tuple[str, int]:
+        """The text of the new tokens as far as it may be shown, and the number of tokens up to a stop string's end."""
+        text, num_tokens = "", 0
+        logprobs = output.logprobs or (None,) * len(output.token_ids)
+        for token_id, logprob in zip(output.token_ids, logprobs, strict=True):
+            if self._stop.stopped:
+                break
+            piece = self._detokenizer.decode([token_id])
+            if logprob is not None and token_id not in self._detokenizer.hidden_ids:
+                self._logprobs.put(token_id, logprob, len(piece))
+            text += self._stop.decode(piece)
+            num_tokens += 1
+        return text, num_tokens
+
+    def _split_reasoning(self, text: str, *, final: bool) -> tuple[str, str]:
+        if self._reasoning is None:
+            return "", text
+        pieces = [self._reasoning.decode(text), self._reasoning.flush() if final else ("", "")]
+        return pieces[0][0] + pieces[1][0], pieces[0][1] + pieces[1][1]
+
+    def _split_calls(self, text: str, *, final: bool) -> list[TextDelta | ToolCallDelta]:
+        if self._tool_calls is None:
+            return [TextDelta(text)]
+        return self._tool_calls.decode(text) + (self._tool_calls.flush() if final else [])
+
+    def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
+        """A call that a stop string cut must not be carried out, so its reason stays "stop"."""
+        calls = self._tool_calls
+        if reason is FinishReason.STOP and calls and calls.num_calls and not calls.is_cut:
+            return FinishReason.TOOL_CALLS
+        return reason
+
+
+class _LogprobQueue:
+    """Holds tokens back until their text is shown, so that the tokens of a stop string are never listed."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, TokenLogprobs, int, int]] = []
+        self._num_decoded = 0
+        self._num_shown = 0
+
+    def put(self, token_id: int, logprob: TokenLogprobs, num_characters: int) -> None:
+        start = self._num_decoded
+        self._num_decoded += num_characters
+        self._waiting.append((token_id, logprob, start, self._num_decoded))
+
+    def take(self, num_characters: int, *, rest: bool) -> tuple[tuple[int, TokenLogprobs], ...]:
+        """Return the tokens whose text begins before the end of what is shown now; with `rest`, all held tokens."""
+        self._num_shown += num_characters
+        count = len(self._waiting) if rest else self._num_ready()
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return tuple((token_id, logprob) for token_id, logprob, _, _ in taken)
+
+    def _num_ready(self) -> int:
+        ready = (start < self._num_shown or stop == self._num_shown for _, _, start, stop in self._waiting)
+        return next((index for index, is_ready in enumerate(ready) if not is_ready), len(self._waiting))
+
+
+class Choices:
+    """The choices of some requests that are answered together; request i is choice i."""
+
+    def __init__(self, decoders: Mapping[str, ChoiceDecoder], abort: Callable[[str], None]) -> None:
+        """`decoders` are by request id; `abort` ends a request that its stop string has ended."""
+        self._decoders = dict(decoders)
+        self._abort = abort
+
+    @classmethod
+    def of(
+        cls, groups: Iterable[tuple[PreparedAsk, Sequence[Request]]], tokenizer: Tokenizer, abort: Callable[[str], None]
+    ) -> Choices:
+        """The choices of prepared asks, each beside its requests."""
+        decoders: dict[str, ChoiceDecoder] = {}
+        for ask, requests in groups:
+            for request in requests:
+                decoders[request.id] = ChoiceDecoder(
+                    len(decoders),
+                    tokenizer,
+                    request.params,
+                    ask.ask.tools.names,
+                    split_reasoning=ask.splits_reasoning,
+                )
+        return cls(decoders, abort)
+
+    @property
+    def have_ended(self) -> bool:
+        """Whether every choice has had its last delta."""
+        return not self._decoders
+
+    def decode(self, output: TokenOutput) -> Delta | None:
+        """Return what an output adds; None if a stop string had ended its choice before."""
+        decoder = self._decoders.get(output.request_id)
+        if decoder is None:
+            return None
+        delta = decoder.decode(output)
+        if delta.finish_reason:
+            del self._decoders[output.request_id]
+            if output.finish_reason is None:
+                self._abort(output.request_id)
+        return delta
+
+
+async def generate(
+    service: Submitter, requests: Sequence[Request], choices: Choices, *, deadline: float | None = None
+) -> AsyncGenerator[Delta]:
+    """Yield the deltas of all requests as they come.
+
+    The first error of any request is raised and ends the others. Closing the generator aborts what still runs, and so
+    does `deadline`, a time of the event loop's clock.
+    """
+    async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:
+        async for output in outputs:
+            if (delta := choices.decode(output)) is not None:
+                yield delta
+            if choices.have_ended:
+                return
+    raise EngineError("The engine ended the answer without a reason.")
+
+
+def generate_on_thread(service: Submitter, requests: Sequence[Request], choices: Choices) -> Generator[Delta]:
+    """`generate` for a thread without an event loop."""
+    with closing(service.outputs(*requests)) as outputs:
+        for output in outputs:
+            if (delta := choices.decode(output)) is not None:
+                yield delta
+            if choices.have_ended:
+                return
+    raise EngineError("The engine ended the answer without a reason.")

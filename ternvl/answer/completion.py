@@ -1,0 +1,189 @@
+"""Deltas to an answer: what `LLM` and the command line return is a fold over the deltas that a stream hands out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from ternvl.answer.choice import Delta
+from ternvl.output.tool_calls import ToolCallDelta
+from ternvl.prompt.messages import ToolCall
+from ternvl.types import FinishReason, Prompt, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer."""
+
+    index: int
+    """Among the `n` answers of its prompt."""
+    text: str
+    token_ids: tuple[int, ...]
+    """Without the token that stopped the answer. If a stop string ended it, the tokens that contain it are here."""
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None
+    """Beside `token_ids`; None if they were not asked for."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """`text` does not contain them."""
+    reasoning: str = ""
+    """What the model wrote between `<think>` and `</think>` before its answer; `text` does not contain it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A prompt and its answers. The shortcuts are of the first answer."""
+
+    prompt: Prompt
+    outputs: list[Completion]
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.outputs[0].tool_calls
+
+    @property
+    def reasoning(self) -> str:
+        return self.outputs[0].reasoning
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """One choice as far as it has come."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.reasoning.append(delta.reasoning)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.token_logprobs
+        self.finish_reason = delta.finish_reason
+        for call in delta.tool_calls:
+            self._add_call(call)
+
+    def _add_call(self, call: ToolCallDelta) -> None:
+        if call.name is not None:
+            self.calls.append(ToolCall(call.id or "", call.name, call.arguments))
+        else:
+            self.calls[-1] = replace(self.calls[-1], arguments=self.calls[-1].arguments + call.arguments)
+
+    def completion(self, index: int, *, with_logprobs: bool) -> Completion:
+        assert self.finish_reason is not None, "the choice has not ended"
+        return Completion(
+            index,
+            "".join(self.text),
+            tuple(self.token_ids),
+            self.finish_reason,
+            tuple(self.logprobs) if with_logprobs else None,
+            tuple(self.calls),
+            "".join(self.reasoning),
+        )
+
+
+class Fold:
+    """Puts the deltas of all choices of one prompt together."""
+
+    def __init__(self, prompt: Prompt, num_choices: int, *, with_logprobs: bool) -> None:
+        """`with_logprobs` says whether log probabilities were asked for."""
+        self.prompt = prompt
+        self._with_logprobs = with_logprobs
+        self._choices = [_Pieces() for _ in range(num_choices)]
+
+    def add(self, delta: Delta) -> None:
+        """Add the next delta of any choice."""
+        self._choices[delta.index].add(delta)
+
+    def output(self) -> RequestOutput:
+        """Return the answers. To be called once every choice has had its last delta."""
+        return RequestOutput(
+            self.prompt,
+            [pieces.completion(i, with_logprobs=self._with_logprobs) for i, pieces in enumerate(self._choices)],
+        )
+
+
+class AnswerStream(Iterator[Delta]):
+    """An answer as it is generated: an iterator of its deltas.
+
+    Leaving a `with` block, or `close()`, ends the work on an answer that is not wanted any further.
+    """
+
+    def __init__(self, deltas: Generator[Delta], fold: Fold) -> None:
+        self._deltas, self._fold = deltas, fold
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is answered."""
+        return self._fold.prompt
+
+    @property
+    def output(self) -> RequestOutput:
+        """The whole answer, once the iterator has ended."""
+        return self._fold.output()
+
+    def __next__(self) -> Delta:
+        delta = next(self._deltas)
+        self._fold.add(delta)
+        return delta
+
+    def close(self) -> None:
+        """End the work on the answer."""
+        self._deltas.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncAnswerStream(AsyncIterator[Delta]):
+    """`AnswerStream` for an event loop: `async with`, `async for` and `await aclose()`."""
+
+    def __init__(self, deltas: AsyncGenerator[Delta], fold: Fold) -> None:
+        self._deltas, self._fold = deltas, fold
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is answered."""
+        return self._fold.prompt
+
+    @property
+    def output(self) -> RequestOutput:
+        """The whole answer, once the iterator has ended."""
+        return self._fold.output()
+
+    async def __anext__(self) -> Delta:
+        delta = await anext(self._deltas)
+        self._fold.add(delta)
+        return delta
+
+    async def aclose(self) -> None:
+        """End the work on the answer."""
+        await self._deltas.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

@@ -1,0 +1,148 @@
+"""`POST /v1/load_lora_adapter`, `/v1/unload_lora_adapter` and `/v1/upload_lora_adapter`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from ternvl.config import ServerConfig
+from ternvl.errors import RequestError
+from ternvl.lora.files import CONFIG, WEIGHTS
+from ternvl.lora.pool import Entry
+from ternvl.server.endpoint import read, serving_of
+from ternvl.server.errors import HTTPError
+from ternvl.server.schema.types import NonEmpty, Schema
+
+_LOAD_VALUES: dict[str, tuple[Any, ...]] = {"load_inplace": (True,)}
+_FORM_BYTES = 100_000
+"""Of an upload beside its files."""
+
+
+class LoadRequest(Schema):
+    """The body of `POST /v1/load_lora_adapter`: a folder on the server's machine, as PEFT saved it."""
+
+    lora_name: NonEmpty
+    lora_path: NonEmpty
+
+
+class UnloadRequest(Schema):
+    """The body of `POST /v1/unload_lora_adapter`. `abort` gives up who uses the adapter, who is waited for else."""
+
+    lora_name: NonEmpty
+    abort: bool | None = None
+
+
+class UploadForm(BaseModel):
+    """The form of `POST /v1/upload_lora_adapter`, as `/openapi.json` describes it."""
+
+    lora_name: str
+    config: Annotated[bytes, Field(alias=CONFIG)]
+    weights: Annotated[bytes, Field(alias=WEIGHTS)]
+
+
+async def load(request: Request) -> Response:
+    """`POST /v1/load_lora_adapter`. An adapter that has the name already is replaced for requests that come later."""
+    _check_allowed(request)
+    wanted, headers = await read(request, LoadRequest, _LOAD_VALUES)
+    entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
+    return _loaded(request, entry, headers)
+
+
+async def unload(request: Request) -> Response:
+    """`POST /v1/unload_lora_adapter`. The answer comes when nobody uses the adapter any more."""
+    _check_allowed(request)
+    wanted, headers = await read(request, UnloadRequest)
+    num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
+    told = {"id": wanted.lora_name, "object": "model", "deleted": True}
+    return JSONResponse(told | {"aborted" if wanted.abort else "waited_for": num_users}, headers=headers)
+
+
+async def upload(request: Request) -> Response:
+    """`POST /v1/upload_lora_adapter`: a form with `lora_name` and the two files, named like them."""
+    serving = serving_of(request)
+    if not serving.config.allow_lora_upload:
+        message = "This server takes no uploads of adapters; --allow-lora-upload lets it."
+        raise HTTPError(403, message, code="uploads_not_allowed")
+    form = await _form(request, serving.config)
+    try:
+        name = form.get("lora_name")
+        if not isinstance(name, str) or not name:
+            raise RequestError("lora_name is required.", param="lora_name", code="missing_required_parameter")
+        config, weights = _file(form, CONFIG), _file(form, WEIGHTS)
+        entry = await serving.adapters.upload(name, config.file, weights.file)
+    finally:
+        await form.close()
+    return _loaded(request, entry, {})
+
+
+def _loaded(request: Request, entry: Entry, headers: dict[str, str]) -> Response:
+    return JSONResponse(serving_of(request).adapter_card(entry), headers=headers)
+
+
+def _check_allowed(request: Request) -> None:
+    """Whoever sends the admin key may, which `auth.py` has seen to; without one, those on this machine."""
+    config = serving_of(request).config
+    if config.admin_key is None and not _is_loopback(config.host):
+        message = f"The server listens on {config.host}: adapters are only loaded and unloaded with --admin-key."
+        raise HTTPError(403, message, code="admin_key_needed")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _form(request: Request, config: ServerConfig) -> FormData:
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        raise HTTPError(415, f"The Content-Type is {media_type!r}; an upload is multipart/form-data.")
+    limit = config.max_lora_bytes + _FORM_BYTES
+    with _told(config):
+        async with asyncio.timeout(config.body_timeout):
+            parser = MultiPartParser(request.headers, _limited(request, limit, config), max_files=2, max_fields=1)
+            return await parser.parse()
+
+
+@contextmanager
+def _told(config: ServerConfig) -> Iterator[None]:
+    """What can go wrong with a form, as answers."""
+    try:
+        yield
+    except TimeoutError:
+        raise HTTPError(408, f"The upload did not arrive within {config.body_timeout:g} seconds.") from None
+    except ClientDisconnect:
+        raise HTTPError(400, "The connection closed before the upload was complete.") from None
+    except MultiPartException as error:
+        raise RequestError(f"The form cannot be read: {error.message}") from None
+
+
+async def _limited(request: Request, limit: int, config: ServerConfig) -> AsyncGenerator[bytes]:
+    """The body's bytes, up to a limit."""
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            message = f"The upload is larger than the {config.max_lora_bytes} bytes that an adapter may have."
+            raise HTTPError(413, message, code="request_too_large", headers={"Connection": "close"})
+        yield chunk
+
+
+def _file(form: FormData, name: str) -> UploadFile:
+    """The file with a name, which its field or the file itself may have."""
+    uploads = [(field, value) for field, value in form.multi_items() if isinstance(value, UploadFile)]
+    for field, value in uploads:
+        if name in (field, value.filename):
+            return value
+    raise RequestError(f"The file {name} is missing from the upload.", param=name, code="adapter_file_missing")

@@ -1,0 +1,204 @@
+"""`POST /v1/responses`: deltas of a chat answer as the events of OpenAI's Responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ternvl.answer.ask import new_id
+from ternvl.answer.choice import Delta
+from ternvl.output.tool_calls import ToolCallDelta
+from ternvl.server.endpoint import read, send, serving_of
+from ternvl.server.errors import HTTPError
+from ternvl.server.foreign import Foreign
+from ternvl.server.protocols.chat import Answering, answer
+from ternvl.server.protocols.responses_schema import RESPONSE_VALUES, ResponseRequest
+from ternvl.server.serving import Serving
+from ternvl.server.sse import Form, named_event
+
+Event = dict[str, Any]
+
+
+@dataclass
+class _Answer:
+    """One response under way: its items so far, and the events that tell of them."""
+
+    request: ResponseRequest
+    id: str
+    begun: Answering
+    created: int = field(default_factory=lambda: int(time.time()))
+    output: list[dict[str, Any]] = field(default_factory=list)
+    num_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_events: int = 0
+    is_open: bool = False
+    """Whether the last item may still grow."""
+
+    def event(self, kind: str, **fields: Any) -> Event:
+        """The next event."""
+        self.num_events += 1
+        return {"type": f"response.{kind}", "sequence_number": self.num_events - 1, **fields}
+
+    def begin(self) -> Iterator[Event]:
+        """The events before the first item."""
+        for kind in ("created", "in_progress"):
+            yield self.event(kind, response=self.to_json("in_progress"))
+
+    def add(self, delta: Delta) -> Iterator[Event]:
+        """The events of a delta; the last delta has the last event."""
+        self.num_tokens += delta.num_tokens
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.text:
+            yield from self._add_text(delta.text)
+        for call in delta.tool_calls:
+            yield from self._add_call(call)
+        if delta.finish_reason:
+            is_whole = delta.finish_reason != "length"
+            yield from self._close("completed" if is_whole else "incomplete")
+            status = "completed" if is_whole else "incomplete"
+            yield self.event(status, response=self.to_json(status))
+
+    def _add_text(self, text: str) -> Iterator[Event]:
+        if not (self.is_open and self.output[-1]["type"] == "message"):
+            yield from self._close("completed")
+            item: dict[str, Any] = {"id": new_id("msg", "_"), "type": "message", "role": "assistant", "content": []}
+            yield self._open(item)
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            item["content"] = [part]
+            yield self.event("content_part.added", **self._place(), content_index=0, part=dict(part))
+        self.output[-1]["content"][0]["text"] += text
+        yield self.event("output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
+
+    def _add_call(self, call: ToolCallDelta) -> Iterator[Event]:
+        if call.name is not None:
+            yield from self._close("completed")
+            yield self._open(
+                {
+                    "id": new_id("fc", "_"),
+                    "type": "function_call",
+                    "call_id": call.id,
+                    "name": call.name,
+                    "arguments": "",
+                }
+            )
+        if call.arguments:
+            self.output[-1]["arguments"] += call.arguments
+            yield self.event("function_call_arguments.delta", **self._place(), delta=call.arguments)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
+
+    def _open(self, item: dict[str, Any]) -> Event:
+        item["status"] = "in_progress"
+        self.output.append(item)
+        self.is_open = True
+        return self.event("output_item.added", output_index=len(self.output) - 1, item=dict(item))
+
+    def _close(self, status: str) -> Iterator[Event]:
+        if not self.is_open:
+            return
+        self.is_open = False
+        item = self.output[-1]
+        if item["type"] == "message":
+            part = item["content"][0]
+            yield self.event("output_text.done", **self._place(), content_index=0, text=part["text"], logprobs=[])
+            yield self.event("content_part.done", **self._place(), content_index=0, part=part)
+        else:
+            named = {"name": item["name"], "arguments": item["arguments"]}
+            yield self.event("function_call_arguments.done", **self._place(), **named)
+        item["status"] = status
+        yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
+
+    def to_json(self, status: str) -> dict[str, Any]:
+        """The response as it is now."""
+        request, cut = self.request, status == "incomplete"
+        given = request.model_dump(include={"tools", "text"}, exclude_unset=True)
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "model": self.begun.model,
+            "output": list(self.output),
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": self.begun.params.temperature,
+            "text": given.get("text") or {"format": {"type": "text"}},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": given.get("tools") or [],
+            "top_p": self.begun.params.top_p,
+            "truncation": "disabled",
+            "usage": None if status == "in_progress" else self._usage(),
+            "user": request.user,
+            "metadata": request.metadata or {},
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = self.begun.prompt
+        return {
+            "input_tokens": prompt.num_tokens,
+            "input_tokens_details": {
+                "cached_tokens": self.num_cached_tokens,
+                "image_tokens": prompt.num_image_tokens,
+            },
+            "output_tokens": self.num_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt.num_tokens + self.num_tokens,
+        }
+
+
+async def respond(serving: Serving, request: ResponseRequest, foreign: Foreign) -> AsyncGenerator[Event]:
+    """The events of a response; the last one has it whole. Closing it aborts what still runs."""
+    answer_id = new_id("resp", "_")
+    begun = await answer(serving, foreign.parse(), answer_id)
+    response = _Answer(request, answer_id, begun)
+    async with aclosing(begun.deltas) as deltas:
+        async for delta in deltas:
+            if not response.num_events:
+                for event in response.begin():
+                    yield event
+            for event in response.add(delta):
+                yield event
+
+
+async def fold(events: AsyncIterable[Event]) -> dict[str, Any]:
+    """The response that is not streamed: what the last event tells."""
+    response: dict[str, Any] = {}
+    async for event in events:
+        response = event.get("response", response)
+    return response
+
+
+def _form() -> Form[Event]:
+    num_events = 0
+
+    def shown(event: Event) -> bytes:
+        nonlocal num_events
+        num_events = event["sequence_number"] + 1
+        return named_event(event)
+
+    def failure(error: HTTPError) -> bytes:
+        told = {"code": error.code, "message": error.message, "param": error.param}
+        return named_event({"type": "error", "sequence_number": num_events, **told})
+
+    return Form(shown, failure)
+
+
+async def responses(request: Request) -> Response:
+    """`POST /v1/responses`."""
+    wanted, headers = await read(request, ResponseRequest, RESPONSE_VALUES)
+    foreign = wanted.to_chat()
+    events = foreign.worded(respond(serving_of(request), wanted, foreign))
+    return await send(request, events, fold=fold, form=_form() if wanted.stream else None, headers=headers)

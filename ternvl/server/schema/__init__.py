@@ -1,0 +1,1 @@
+"""What the schemas of all protocols are made of."""
