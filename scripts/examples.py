@@ -2,8 +2,8 @@
 
     python scripts/examples.py
 
-It writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in
-`docs/lora.md` what the example of adapters prints.
+It writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, in
+`docs/lora.md` what the example of adapters prints, and in `docs/server.md` the table of sampling parameters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uvicorn
 
 from ternvl.config import ServerConfig
 from ternvl.llm import LLM
+from ternvl.params import MAX_STOP_STRINGS, MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter
 from ternvl.server import bind, create_app
 from ternvl.server.docs.openapi import OPERATIONS, Operation
 
@@ -104,6 +105,7 @@ It has `ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
 A request that breaks it gets 400; [server.md](server.md) has the limits on sizes.""",
 }
 
+_PARAMETERS = re.compile(r"(<!-- parameters:begin -->\n).*?(<!-- parameters:end -->)", re.DOTALL)
 _ADAPTERS = re.compile(
     r"(<!-- adapters:begin -->\n```python\n(.*?)```\n\n```text\n).*?(```\n<!-- adapters:end -->)", re.DOTALL
 )
@@ -128,8 +130,9 @@ def main() -> None:
     text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
     (ROOT / "ternvl/server/docs/examples.json").write_text(text, encoding="utf-8")
     (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
-    lora = ROOT / "docs/lora.md"
-    lora.write_text(with_adapters(lora.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, change in (("docs/lora.md", with_adapters), ("docs/server.md", with_parameters)):
+        document = ROOT / name
+        document.write_text(change(document.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_adapters(document: str) -> str:
@@ -139,6 +142,29 @@ def with_adapters(document: str) -> str:
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(example[2], {})
     return _ADAPTERS.sub(lambda found: found[1] + printed.getvalue() + found[3], document)
+
+
+def with_parameters(document: str) -> str:
+    """Return the page of the server with the table of the sampling parameters that every endpoint takes."""
+    rows = [f"| `{name}` | {value_of(row)} | {row.help} |" for name, row in PARAMETERS.items() if row.is_shared]
+    table = "\n".join(["| Field | Value | Meaning |", "|---|---|---|", *rows, ""])
+    return _PARAMETERS.sub(lambda found: found[1] + table + found[2], document)
+
+
+def value_of(row: Parameter) -> str:
+    """Return what the value of a parameter may be, in words."""
+    match row.kind:
+        case Kind.STRINGS:
+            return f"string, or up to {MAX_STOP_STRINGS} strings, none of them empty"
+        case Kind.TOKEN_IDS:
+            return f"array of up to {MAX_TOKEN_LIST:,} integers"
+        case Kind.BIASES:
+            return f"object of up to {MAX_TOKEN_LIST:,} entries: token id to number, {row.low} to {row.high}"
+        case Kind.NUMBER | Kind.INTEGER if row.high < 2**31 - 1:
+            return f"{row.kind.value}, {row.low} to {row.high}"
+        case Kind.INTEGER:
+            return "integer of 64 bits" if row.low == -(2**63) else f"integer, at least {row.low}"
+    return row.kind.value
 
 
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:

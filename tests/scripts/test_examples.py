@@ -62,5 +62,11 @@ def test_the_page_of_adapters_shows_what_they_answer(script: Any) -> None:
     assert script.with_adapters(page) == page
 
 
+def test_the_page_of_the_server_shows_every_sampling_parameter(script: Any) -> None:
+    page = (ROOT / "docs/server.md").read_text(encoding="utf-8")
+    assert "| `temperature` | number, 0 to 2 | " in page
+    assert script.with_parameters(page) == page
+
+
 def test_the_page_shows_every_example(script: Any) -> None:
     assert script.page(EXAMPLES) == (ROOT / "docs/endpoints.md").read_text(encoding="utf-8")
