@@ -122,6 +122,7 @@ def test_the_python_code_prints_answers(address: str) -> None:
             if inspect.iscoroutine(result):
                 asyncio.run(result)
     assert output.getvalue().count("Paris.\n") == 3  # LLM twice, Azion once
+    assert "Paris. stop\n" in output.getvalue()  # LLM.stream
     assert "Amsterdam, Andorra la Vella, Athens" in output.getvalue()  # the OpenAI client
 
 

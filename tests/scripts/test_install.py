@@ -91,7 +91,7 @@ def test_an_interpreter_that_is_missing_or_too_old_is_refused(checkout: Checkout
     for python in (str(old), "/no/such/python"):
         refused = checkout.install(PYTHON=python)
         assert refused.returncode == 1
-        assert refused.stderr == f"ternvl: PYTHON={python} is no Python 3.11 or newer, which ternvl needs.\n"
+        assert refused.stderr == f"ternvl: PYTHON={python} is not Python 3.11 or newer, which ternvl needs.\n"
     assert not (checkout.root / ".venv").exists()
 
 
