@@ -2,8 +2,8 @@
 
     python scripts/examples.py
 
-writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, and in the README
-what the example of adapters prints.
+It writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, in
+`docs/lora.md` what the example of adapters prints, and in `docs/server.md` the table of sampling parameters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uvicorn
 
 from ternvl.config import ServerConfig
 from ternvl.llm import LLM
+from ternvl.params import MAX_STOP_STRINGS, MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter
 from ternvl.server import bind, create_app
 from ternvl.server.docs.operation import Operation
 from ternvl.server.operations import OPERATIONS
@@ -55,54 +56,57 @@ REQUESTS: dict[str, Any] = {
 }
 
 NOTES = {
-    "/v1/load_lora_adapter": "`lora_name` and `lora_path`; see [lora.md](lora.md), also for who may.",
-    "/v1/unload_lora_adapter": "`lora_name`, and `abort` to give up who uses it; see [lora.md](lora.md).",
-    "/v1/upload_lora_adapter": "A form with `lora_name` and the two files; see [lora.md](lora.md).",
-    "/v1/chat/completions": "Fields, messages, answers and streams: [server.md](server.md).",
+    "/v1/load_lora_adapter": """\
+The body has `lora_name` and `lora_path`. [lora.md](lora.md) also says who may use this endpoint.""",
+    "/v1/unload_lora_adapter": """\
+The body has `lora_name`, and `abort` to end the requests that use the adapter; see [lora.md](lora.md).""",
+    "/v1/upload_lora_adapter": "The body is a form with `lora_name` and the two files; see [lora.md](lora.md).",
+    "/v1/chat/completions": "[server.md](server.md) describes fields, messages, answers and streams.",
     "/v1/completions": """\
-`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and the
-like are characters; who wants control tokens sends ids (`/tokenize` gives those of a conversation). Answer j to
-prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the prompt before the
-answer; with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused. All sampling fields of
-Chat Completions are served.""",
+`prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and other
+control tokens are plain characters; to send control tokens, send ids (`/tokenize` gives those of a conversation).
+Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the prompt
+before the answer; together with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused. All
+sampling fields of Chat Completions are served.""",
     "/v1/responses": """\
-The server keeps nothing: the conversation comes whole in `input`, `previous_response_id`, `conversation`,
+The server keeps no state: `input` holds the whole conversation, and `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
 `output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat
-Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is events
-with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a failure is an
-event `error`.""",
+Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is a sequence of
+events with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a failure is
+an event `error`.""",
     "/v1/messages": """\
 `max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
-`tool_result` (text; with `is_error` it begins with "Error: "). A last turn of the assistant is gone on with.
-`output_config.format` is a JSON Schema that the text is held to; `effort` is refused. The `input` of a call that
-`max_tokens` cut is what there is of it. `thinking` is refused unless disabled. `cache_control` may be there: the
-server caches prompts anyway. Sampling fields of Chat Completions that Anthropic lacks are served under their names.
-The key may come as `x-api-key`.
+`tool_result` (text; with `is_error` it begins with "Error: "). If the last turn is the assistant's, the model
+continues it. `output_config.format` is a JSON Schema that the answer must match; `effort` is refused. If `max_tokens`
+cuts a call, its `input` holds the part of the arguments that was generated. `thinking` is refused unless disabled.
+`cache_control` is accepted and has no effect, because the server caches prompts anyway. Sampling fields of Chat
+Completions that Anthropic lacks are served under their names. The key may be sent as `x-api-key`.
 Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
-    "/v1/messages/count_tokens": "Takes what `/v1/messages` takes, without `max_tokens`, images included.",
+    "/v1/messages/count_tokens": "It takes the fields of `/v1/messages` without `max_tokens`. Images are counted.",
     "/tokenize": """\
-A text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`, `continue_final_message`
-and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
-    "/detokenize": "All tokens show, also those that never do in an answer.",
+The body has a text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`,
+`continue_final_message` and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
+    "/detokenize": "All tokens are shown, including those that an answer never shows.",
     "/v1/models": "Each served name is a model of its own.",
     "/v1/models/{id}": """\
-The id may hold slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
-`OpenGVLab/InternVL3-1B-Instruct` and `OpenGVLab/InternVL3-1B-hf` mean the model that is served, and so does the
-hub name that it was loaded by; the `model` of every answer says which that is.""",
-    "/ready": "503 with the `reason` while the server stops or its queue is full.",
-    "/health": '503 and `{"status": "draining"}` once the server stops.',
+The id may contain slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/InternVL3-1B`,
+`OpenGVLab/InternVL3-1B-Instruct`, `OpenGVLab/InternVL3-1B-hf` and the hub name that the model was loaded by all mean
+the served model; the `model` of every answer says which model that is.""",
+    "/ready": "The answer is 503 with the `reason` while the server stops or its queue is full.",
+    "/health": 'The answer is 503 and `{"status": "draining"}` once the server stops.',
     "/metrics": """\
-`ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`, `ternvl_time_to_first_token_seconds`,
-`ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`, `ternvl_generation_tokens_total`,
-`ternvl_answers_total` by finish reason, and the engine's own counts as `ternvl_engine_...`.""",
-    "/openapi.json": "Complete, with these examples.",
-    "/docs": "The same as a page that loads nothing else.",
-    "/schema/chat-completions.json": "What breaks it is 400; limits are in [server.md](server.md).",
+It has `ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
+`ternvl_time_to_first_token_seconds`, `ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`,
+`ternvl_generation_tokens_total`, `ternvl_answers_total` by finish reason, and the engine's own counters as
+`ternvl_engine_...`.""",
+    "/openapi.json": "It is complete and has these examples.",
+    "/docs": "It is a page of its own that loads nothing else.",
+    "/schema/chat-completions.json": """\
+A request that breaks it gets 400; [server.md](server.md) has the limits on sizes.""",
 }
 
-
-_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+_PARAMETERS = re.compile(r"(<!-- parameters:begin -->\n).*?(<!-- parameters:end -->)", re.DOTALL)
 _ADAPTERS = re.compile(
     r"(<!-- adapters:begin -->\n```python\n(.*?)```\n\n```text\n).*?(```\n<!-- adapters:end -->)", re.DOTALL
 )
@@ -127,22 +131,45 @@ def main() -> None:
     text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
     (ROOT / "ternvl/server/docs/examples.json").write_text(text, encoding="utf-8")
     (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
-    readme = ROOT / "README.md"
-    readme.write_text(with_adapters(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, change in (("docs/lora.md", with_adapters), ("docs/server.md", with_parameters)):
+        document = ROOT / name
+        document.write_text(change(document.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def with_adapters(readme: str) -> str:
-    """The README with what its example of adapters prints; `picture` is the first one that it shows."""
-    example, picture = _ADAPTERS.search(readme), _PICTURE.search(readme)
+def with_adapters(document: str) -> str:
+    """Return the page of adapters with what its example prints."""
+    example = _ADAPTERS.search(document)
     assert example is not None
-    assert picture is not None
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(example[2], {"picture": picture[0]})
-    return _ADAPTERS.sub(lambda found: found[1] + printed.getvalue() + found[3], readme)
+        exec(example[2], {})
+    return _ADAPTERS.sub(lambda found: found[1] + printed.getvalue() + found[3], document)
+
+
+def with_parameters(document: str) -> str:
+    """Return the page of the server with the table of the sampling parameters that every endpoint takes."""
+    rows = [f"| `{name}` | {value_of(row)} | {row.help} |" for name, row in PARAMETERS.items() if row.is_shared]
+    table = "\n".join(["| Field | Value | Meaning |", "|---|---|---|", *rows, ""])
+    return _PARAMETERS.sub(lambda found: found[1] + table + found[2], document)
+
+
+def value_of(row: Parameter) -> str:
+    """Return what the value of a parameter may be, in words."""
+    match row.kind:
+        case Kind.STRINGS:
+            return f"string, or up to {MAX_STOP_STRINGS} strings, none of them empty"
+        case Kind.TOKEN_IDS:
+            return f"array of up to {MAX_TOKEN_LIST:,} integers"
+        case Kind.BIASES:
+            return f"object of up to {MAX_TOKEN_LIST:,} entries: token id to number, {row.low} to {row.high}"
+        case Kind.NUMBER | Kind.INTEGER if row.high < 2**31 - 1:
+            return f"{row.kind.value}, {row.low} to {row.high}"
+        case Kind.INTEGER:
+            return "integer of 64 bits" if row.low == -(2**63) else f"integer, at least {row.low}"
+    return row.kind.value
 
 
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
-    """The example of an operation; none where its answer is a document, or it needs an adapter."""
+    """Return the example of an operation; empty if its answer is a document or if it needs an adapter."""
     if operation.path.endswith("_lora_adapter"):
         return {}
     if operation.request:
@@ -155,14 +182,14 @@ def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
 
 
 def page(examples: dict[str, Any]) -> str:
-    """All endpoints, as a page of the documentation."""
+    """Return the page of the documentation that shows all endpoints."""
     text = (
-        "# The endpoints\n\nWritten by `python scripts/examples.py`: every answer below is what `ternvl serve` gave "
-        "with the embedded model.\nA running server shows the same at `/docs`.\n"
+        "# The endpoints\n\n`python scripts/examples.py` writes this page. Every answer below is what `ternvl serve` "
+        "answered with the embedded\nmodel. A running server shows the same at `/docs`.\n"
     )
     for operation in OPERATIONS:
         text += f"\n## `{operation.name}`\n\n{operation.summary}"
-        text += f" {NOTES[operation.path]}\n" if operation.path in NOTES else "\n"
+        text += f"\n\n{NOTES[operation.path]}\n" if operation.path in NOTES else "\n"
         example = examples.get(operation.name)
         if example:
             text += f"\n```sh\n{curl(operation, example)}\n```\n\n```json\n{shown(example['answer'])}\n```\n"
@@ -170,7 +197,7 @@ def page(examples: dict[str, Any]) -> str:
 
 
 def curl(operation: Operation, example: dict[str, Any]) -> str:
-    """The command that asks the example."""
+    """Return the command that sends the example."""
     url = "http://127.0.0.1:8000" + operation.path.replace("{id}", "ternvl-nano")
     if "request" not in example:
         return f"curl {url}"
@@ -178,7 +205,7 @@ def curl(operation: Operation, example: dict[str, Any]) -> str:
 
 
 def shown(value: Any, indent: int = 0) -> str:
-    """JSON in as few lines as its width allows."""
+    """Return JSON in as few lines as a width of 110 columns allows."""
     line = json.dumps(value, ensure_ascii=False)
     if len(line) + indent <= 110 or not isinstance(value, dict | list) or not value:
         return line

@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers.install --tokenizer DIR          # once: environments and models
     python -m benchmarks.peers --tokenizer DIR                  # measures; hours, because some peers are slow
-    python -m benchmarks.peers --render benchmarks/results/peers-2026-11-22.json      # the chart and the README again
+    python -m benchmarks.peers --render benchmarks/results/peers-2026-11-22.json      # the chart and the tables again
 
-Writes `benchmarks/results/peers-DATE.json`, a chart beside it, and the README's table. Contestants take turns, each in
-a process of its own; medians. Leave the machine alone meanwhile.
+Writes `benchmarks/results/peers-DATE.json`, a chart and `peers.md` beside it, and the README's table. Contestants take
+turns, each in a process of its own; figures are medians. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", type=Path, default=MODELS, help="and the models")
     made.add_argument("--out", type=Path, help="the JSON file; by default benchmarks/results/peers-DATE.json")
     made.add_argument("--render", type=Path, metavar="JSON", help="measure nothing: draw this result")
-    made.add_argument("--no-readme", action="store_true", help="leave the README alone")
+    made.add_argument("--no-readme", action="store_true", help="do not write the README and peers.md")
     return made
 
 
@@ -147,13 +147,13 @@ def measure(args: argparse.Namespace, contestants: list[Contestant], work: list[
 
 
 def render_all(result: report.Result, path: Path, *, readme: bool) -> None:
-    """The chart, the README's section, and the table on the screen."""
+    """Draw the chart, write the tables of the README and of the results, and print the whole one."""
     from benchmarks.peers import chart
 
     chart.draw(result, path.with_suffix(".svg"))
     if readme:
-        file = ROOT / "README.md"
-        file.write_text(report.rewrite(file.read_text(encoding="utf-8"), result), encoding="utf-8")
+        for file, body in ((ROOT / "README.md", report.summary(result)), (ROOT / report.PAGE, report.full(result))):
+            file.write_text(report.rewrite(file.read_text(encoding="utf-8"), body), encoding="utf-8")
     print(report.section(result))
     print(report.shares(result))
 

@@ -1,4 +1,4 @@
-"""A result as a table in Markdown, and that table in a README. A result is the JSON that `run` writes."""
+"""A result as tables in Markdown: all of it, and the few lines that the README shows. A result is the JSON of a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ternvl.bench import Limits
 
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 NOTHING = "Not measured yet: `ternvl bench peers` writes this section."
+PAGE = "benchmarks/results/peers.md"
 Result = dict[str, Any]
 
 
@@ -63,6 +64,9 @@ LINES = (
     Line("start to first answer", "start", "start to first answer", 2.0, absolute=True),
     Line("resident memory after an answer", "start", "resident memory", 1.25e9, absolute=True),
 )
+
+SUMMARY = tuple(line for line in LINES if line.workload != "long" and line.metric != "start to ready")
+"""The lines that the README shows."""
 
 
 def median(result: Result, workload: str, contestant: str, metric: str) -> float | None:
@@ -160,14 +164,39 @@ def section(result: Result) -> str:
     return "\n\n".join(parts[: 2 + bool(limits)]) + "\n\n" + "\n".join([*parts[2 + bool(limits) : -1], "", parts[-1]])
 
 
-def rewrite(readme: str, result: Result | None) -> str:
-    """The README with its section made anew; a result of None is that nothing was measured. Raises ValueError without
-    the two markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def summary(result: Result) -> str:
+    """Return what the README shows: a line for each of `SUMMARY`, a column for each program, and where the rest is."""
+    machine = f"{result['machine']['cpu']}, {result['machine']['num_cpus']} CPUs"
+    rows = [["", "ternvl", "OpenVINO", "llama.cpp", "transformers", "ternvl : OpenVINO"], ["---"] * 6]
+    for line in SUMMARY:
+        if line.workload in result["workloads"]:
+            names = [line.ours, line.theirs, "llamacpp-q4_0" if "int4" in line.ours else "llamacpp-q8_0"]
+            names += ["transformers-fp32"] if line.only != FOUR_BITS else [""]
+            values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in names]
+            rows.append([line.title, *values, shown_ratio(result, line).strip("*")])
+    return (
+        f"{result['date']}, {machine}, random weights of InternVL3-1B's shape, medians. Weights are int8\n"
+        f"(llama.cpp: Q8_0; transformers: float32) except in the line of int4 (Q4_0).\n\n"
+        + "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+        + f"\n\nThe [whole table]({PAGE}) also has long prompts, targets and settings."
+    )
+
+
+def full(result: Result) -> str:
+    """Return what the page of the results shows: the section and the chart."""
+    return f"{section(result)}\n\n![The same figures as bars](peers-{result['date']}.svg)"
+
+
+def rewrite(document: str, body: str | None) -> str:
+    """Return the document with another text between its markers; None means that nothing was measured.
+
+    Raises ValueError without the two markers.
+    """
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the README lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{section(result) if result else NOTHING}\n{END}{after}"
+        raise ValueError(f"the document lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{body or NOTHING}\n{END}{after}"
 
 
 def shares(result: Result) -> str:

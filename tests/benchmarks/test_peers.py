@@ -122,21 +122,31 @@ def test_notes_say_who_did_less() -> None:
     assert report.shares(FULL) == "OpenVINO int8, decode: 400 MB a token; 16.0 GB/s read, 80 % of 20.0"
 
 
-def test_the_readme_is_rewritten_between_its_markers() -> None:
+def test_a_document_is_rewritten_between_its_markers() -> None:
     before = f"a\n{report.BEGIN}\nold\n{report.END}\nz\n"
-    after = report.rewrite(before, FULL)
+    after = report.rewrite(before, report.section(FULL))
     assert after == f"a\n{report.BEGIN}\n{report.section(FULL)}\n{report.END}\nz\n"
     assert report.rewrite(after, None) == f"a\n{report.BEGIN}\n{report.NOTHING}\n{report.END}\nz\n"
-    assert report.rewrite(after, FULL) == after
+    assert report.rewrite(after, report.section(FULL)) == after
     with pytest.raises(ValueError, match="lacks the markers"):
-        report.rewrite("no section", FULL)
+        report.rewrite("no section", None)
 
 
-def test_the_readme_shows_the_latest_result() -> None:
+def test_the_summary() -> None:
+    assert report.summary(FULL).splitlines()[3:7] == [
+        "|  | ternvl | OpenVINO | llama.cpp | transformers | ternvl : OpenVINO |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| decode, one stream, int8 | 50.0 tok/s | 40.0 tok/s | 24.0 tok/s | - | 1.25 x |",
+        "| decode, one stream, int4 | 60.0 tok/s | 48.0 tok/s | - | - | 1.25 x |",
+    ]
+
+
+def test_the_documents_show_the_latest_result() -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("peers-*.json"))
     latest = json.loads(results[-1].read_text(encoding="utf-8")) if results else None
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.rewrite(readme, latest) == readme
+    for name, body in (("README.md", report.summary), (report.PAGE, report.full)):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert report.rewrite(text, body(latest) if latest else None) == text
 
 
 def test_the_chart(tmp_path: Path) -> None:

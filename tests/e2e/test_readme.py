@@ -1,9 +1,20 @@
-"""The README's requests, pasted as they stand, get the answers that the README shows."""
+"""Every command of README.md and docs/start.md runs, and prints what these documents show."""
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import contextlib
+import inspect
+import io
 import json
+import os
 import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +22,23 @@ from typing import Any
 import httpx
 import pytest
 
+from ternvl.checkpoint.source import EMBEDDED
+from tests.scripts.checkout import Checkout
 from training.evaluate import served
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-REQUESTS = re.findall(r"```bash\ncurl [^`]*?-d '(\{.*?\})'\n```\n+```(json|text)\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = "http://127.0.0.1:8000"
+TEXT = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/start.md"))
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```\n+(?:```(json|text)\n(.*?)^```)?", TEXT, re.DOTALL | re.MULTILINE)
+REQUESTS = [(code, kind, shown) for language, code, kind, shown in BLOCKS if code.startswith("curl ")]
+PYTHON = [code for language, code, _, _ in BLOCKS if language == "python"]
+LINES = {
+    line.partition(" #")[0].strip()
+    for language, code, _, _ in BLOCKS
+    for line in code.splitlines()
+    if language in ("bash", "sh") and not code.startswith("curl ")
+}
+SEEN = "A red circle and a blue square."
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +47,53 @@ def address() -> Iterator[str]:
         yield address
 
 
-def test_there_are_a_text_an_image_and_a_stream() -> None:
-    bodies = [json.loads(body) for body, _, _ in REQUESTS]
-    assert len(bodies) == 3
-    assert any("image_url" in json.dumps(body) for body in bodies)
-    assert [body.get("stream", False) for body in bodies].count(True) == 1
-
-
-@pytest.mark.parametrize(("body", "kind", "shown"), REQUESTS)
-def test_the_answer_is_the_one_shown(address: str, body: str, kind: str, shown: str) -> None:
-    reply = httpx.post(
-        f"{address}/v1/chat/completions", content=body, headers={"content-type": "application/json"}, timeout=60
+def ternvl(*arguments: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ternvl", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert reply.status_code == 200
+
+
+def printed(line: str, typed: str = "") -> str:
+    """What a command prints before it ends by itself."""
+    process = ternvl(*shlex.split(line)[1:])
+    output, _ = process.communicate(typed, timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+def models(line: str, **env: str) -> list[str]:
+    """The names that a server serves which a command starts, on a free port."""
+    process = ternvl(*shlex.split(line)[1:], "--port", "0", **env)
+    assert process.stdout
+    try:
+        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stdout)))
+        return [model["id"] for model in httpx.get(f"{found[0]}/v1/models").json()["data"]]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize(("command", "kind", "shown"), REQUESTS)
+def test_a_request_gets_the_answer_shown(address: str, command: str, kind: str, shown: str) -> None:
+    done = subprocess.run(
+        ["bash", "-ec", command.replace(LOCAL, address)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
     if kind == "json":
-        assert content_of(reply.json()) == content_of(json.loads(shown))
+        assert content_of(json.loads(done.stdout)) == content_of(json.loads(shown))
     else:
-        assert streamed(reply.text) == streamed(shown)
+        first, last = (deltas(part) for part in shown.split("...\n"))
+        events = deltas(done.stdout)
+        assert events[: len(first)] == first
+        assert events[-len(last) :] == last
+        assert len(events) == len(first) + 7 + len(last)  # "seven more events"
 
 
 def content_of(answer: dict[str, Any]) -> tuple[str, str]:
@@ -47,8 +101,80 @@ def content_of(answer: dict[str, Any]) -> tuple[str, str]:
     return choice["message"]["content"], choice["finish_reason"]
 
 
-def streamed(text: str) -> list[dict[str, Any]]:
-    """The deltas of a stream; it must end as the protocol says."""
+def deltas(text: str) -> list[Any]:
+    """The deltas of a stream, and the mark of its end."""
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-    assert events[-1] == "[DONE]"
-    return [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
+    return [event if event == "[DONE]" else json.loads(event)["choices"][0]["delta"] for event in events]
+
+
+def test_there_are_text_images_and_a_stream() -> None:
+    assert len(REQUESTS) == 4
+    assert sum("docs/example.png" in command for command, _, _ in REQUESTS) == 2
+    assert [kind for _, kind, _ in REQUESTS] == ["json", "json", "json", "text"]
+
+
+def test_the_python_code_prints_answers(address: str) -> None:
+    output, names = io.StringIO(), {"__name__": "example"}
+    for code in PYTHON:
+        compiled = compile(code.replace(LOCAL, address), "example", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        with contextlib.redirect_stdout(output):
+            result = eval(compiled, names)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+    assert output.getvalue().count("Paris.\n") == 3  # LLM twice, Azion once
+    assert "Paris. stop\n" in output.getvalue()  # LLM.stream
+    assert "Amsterdam, Andorra la Vella, Athens" in output.getvalue()  # the OpenAI client
+
+
+def test_the_two_scripts_run(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    for line in ("scripts/serve", "scripts/test"):
+        assert line in LINES
+        assert checkout.run(line).returncode == 0
+    calls = checkout.calls()
+    assert [call.split()[0] for call in calls if not call.startswith("-m")] == ["serve"]
+    assert calls[-1].startswith("-m pytest")
+
+
+def test_the_environment_can_be_activated() -> None:
+    assert ". .venv/bin/activate" in LINES
+    if (Path(sys.prefix) / "bin/activate").exists():
+        command = f". {shlex.quote(sys.prefix)}/bin/activate && command -v ternvl"
+        assert subprocess.run(["bash", "-ec", command], capture_output=True, timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "typed", "expected"),
+    [
+        ('ternvl run "What is in this image?" --image docs/example.png', "", SEEN),
+        ("ternvl chat", "What is the capital of France?\n", "Paris."),
+        ("ternvl models", "", "OpenGVLab/InternVL3-1B"),
+        ("ternvl --help", "", "finetune"),
+    ],
+)
+def test_a_command_prints_what_is_expected(line: str, typed: str, expected: str) -> None:
+    assert expected in printed(line, typed)
+
+
+def test_a_model_of_the_hub_is_served(tmp_path: Path) -> None:
+    """With the embedded model under its name in the cache of a hub that cannot be reached."""
+    line, folder = "ternvl serve OpenGVLab/InternVL3-1B-Instruct", "models--OpenGVLab--InternVL3-1B-Instruct"
+    shutil.copytree(EMBEDDED, tmp_path / "hub" / folder / "snapshots" / "abc")
+    (tmp_path / "hub" / folder / "refs").mkdir()
+    (tmp_path / "hub" / folder / "refs" / "main").write_text("abc")
+    assert models(line, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1") == ["OpenGVLab/InternVL3-1B-Instruct"]
+
+
+def test_a_folder_is_served() -> None:
+    assert models("ternvl serve path/to/checkpoint".replace("path/to/checkpoint", str(EMBEDDED))) == ["ternvl-nano"]
+
+
+def test_an_adapter_is_served() -> None:
+    line = "ternvl serve --lora french=ternvl/embedded/adapters/french"
+    assert models(line) == ["ternvl-nano", "french"]
+
+
+def test_no_command_is_left_out() -> None:
+    tested = set(re.findall(r'"(ternvl [^"]+|scripts/\w+)"', Path(__file__).read_text(encoding="utf-8")))
+    tested |= {'ternvl run "What is in this image?" --image docs/example.png', ". .venv/bin/activate"}
+    assert LINES - tested == set()

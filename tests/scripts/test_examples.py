@@ -56,10 +56,16 @@ def script() -> Any:
     return script
 
 
-def test_the_readme_shows_what_its_adapters_answer(script: Any) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert '"objects": ["red circle", "blue square"]' in readme
-    assert script.with_adapters(readme) == readme
+def test_the_page_of_adapters_shows_what_they_answer(script: Any) -> None:
+    page = (ROOT / "docs/lora.md").read_text(encoding="utf-8")
+    assert '"objects": ["red circle", "blue square"]' in page
+    assert script.with_adapters(page) == page
+
+
+def test_the_page_of_the_server_shows_every_sampling_parameter(script: Any) -> None:
+    page = (ROOT / "docs/server.md").read_text(encoding="utf-8")
+    assert "| `temperature` | number, 0 to 2 | " in page
+    assert script.with_parameters(page) == page
 
 
 def test_the_page_shows_every_example(script: Any) -> None:

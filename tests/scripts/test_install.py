@@ -1,55 +1,12 @@
 """scripts/install, run with a stand-in for Python that writes down what it is asked to do."""
 
-import os
-import shutil
-import subprocess
-from collections.abc import Sequence
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-STAND_IN = """#!/usr/bin/env bash
-case "$1 $2" in
-  "-c "*version_info*) echo "$0" ;;
-  "-c "*cache_tag*) echo "${TAG:-cpython-311}" ;;
-  "-m venv") mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && echo "$*" >>"$LOG" ;;
-  "-m ternvl.kernels.build") echo "$*" >>"$LOG" ;;
-  "-m pip") echo "$*" >>"$LOG"; exit "${PIP_STATUS:-0}" ;;
-esac
-"""
-
-
-class Checkout:
-    """A copy of what scripts/install reads, in a folder of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.log = root / "log"
-        self.python = root / "python"
-        self.python.write_text(STAND_IN)
-        self.python.chmod(0o755)
-        (root / "scripts").mkdir()
-        shutil.copy(ROOT / "scripts/install", root / "scripts/install")
-        for name in ("pyproject.toml", "constraints.txt"):
-            shutil.copy(ROOT / name, root / name)
-
-    def install(self, *extras: str, **env: str) -> subprocess.CompletedProcess[str]:
-        command: Sequence[str] = [str(self.root / "scripts/install"), *extras]
-        defaults = {"PYTHON": str(self.python), "LOG": str(self.log)}
-        return subprocess.run(
-            command, cwd="/", env=os.environ | defaults | env, capture_output=True, text=True, timeout=30
-        )
-
-    def calls(self) -> list[str]:
-        """What was asked of Python since the last look, the kernels apart."""
-        return [call for call in self.all_calls() if "kernels" not in call]
-
-    def all_calls(self) -> list[str]:
-        calls = self.log.read_text().splitlines() if self.log.exists() else []
-        self.log.unlink(missing_ok=True)
-        return calls
+from tests.scripts.checkout import Checkout
 
 
 @pytest.fixture
@@ -134,7 +91,7 @@ def test_an_interpreter_that_is_missing_or_too_old_is_refused(checkout: Checkout
     for python in (str(old), "/no/such/python"):
         refused = checkout.install(PYTHON=python)
         assert refused.returncode == 1
-        assert refused.stderr == f"ternvl: PYTHON={python} is no Python 3.11 or newer, which ternvl needs.\n"
+        assert refused.stderr == f"ternvl: PYTHON={python} is not Python 3.11 or newer, which ternvl needs.\n"
     assert not (checkout.root / ".venv").exists()
 
 
@@ -143,3 +100,10 @@ def test_an_unknown_extra_is_refused(checkout: Checkout) -> None:
     assert refused.returncode == 1
     assert refused.stderr == "ternvl: there is no extra named 'tests'; there are test, dev, finetune and training.\n"
     assert checkout.calls() == []
+
+
+def test_serve_and_test_install_first(checkout: Checkout) -> None:
+    assert checkout.run("scripts/serve", "--port", "8080").returncode == 0
+    assert checkout.calls() == ["-m venv .venv", TORCH, TERNVL, "serve --port 8080"]
+    assert checkout.run("scripts/test", "tests/engine", "-k", "abort").returncode == 0
+    assert checkout.calls() == [TORCH, TERNVL + "[dev,test]", "-m pytest -q tests/engine -k abort"]

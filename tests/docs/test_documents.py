@@ -1,0 +1,158 @@
+"""The documentation is as the code is: its lists, links, flags and pictures are compared with what they describe."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from ternvl.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+FOLDERS = (".", "docs", "benchmarks", "benchmarks/results", "benchmarks/peers", "clients/js", "training")
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
+PAGES += sorted((ROOT / "ternvl" / "embedded").rglob("*.md"))
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+OTHERS_FLAGS = {"--constraint", "--help"}
+"""Flags of pip, and the one that every command has."""
+SCRIPTS = [path for folder in ("benchmarks", "training", "scripts") for path in (ROOT / folder).rglob("*.py")]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as sites that render Markdown name them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_resolves(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        path, _, anchor = target.partition("#")
+        if "://" not in path:
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
+def test_the_readme_fits_two_screens() -> None:
+    lines = read("README.md").splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_house_has_every_folder_of_the_package(page: str) -> None:
+    house = read(page).partition("## The house")[2].partition("```\nternvl/")[2].partition("\n```")[0]
+    shown = re.findall(r"^  (\w+)/ ", house, re.MULTILINE)
+    assert sorted(shown) == sorted(path.parent.name for path in (ROOT / "ternvl").glob("*/__init__.py"))
+
+
+def test_the_architecture_has_every_module_beside_the_folders() -> None:
+    shown = re.findall(r"^  (\w+\.py) ", read("docs/architecture.md"), re.MULTILINE)
+    modules = {path.name for path in (ROOT / "ternvl").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(shown) == sorted(modules)
+
+
+def test_the_table_of_kernels_has_every_file() -> None:
+    table = re.findall(r"^\| (.*?) \|", read("docs/kernels.md"), re.MULTILINE)
+    shown = {file for cell in table for file in re.findall(r"`(\w+\.py)`", cell)}
+    assert shown == {path.name for path in (ROOT / "ternvl" / "kernels").glob("*.py")} - {"__init__.py"}
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    table = re.findall(r"^\| \d+ \| (.*?) \|", read("docs/architecture.md"), re.MULTILINE)
+    assert len(table) > 20
+    for file in re.findall(r"`([\w/]+(?:\.py|/))`", " ".join(table)):
+        assert (ROOT / "ternvl" / file).exists(), file
+
+
+def test_the_index_lists_every_page_once() -> None:
+    rows = re.findall(r"^\| \[([\w.-]+)\]\(([\w.-]+)\)", read("docs/README.md"), re.MULTILINE)
+    assert all(title == target for title, target in rows)
+    assert sorted(target for _, target in rows) == [page.name for page in DOCS if page.name != "README.md"]
+
+
+def test_the_contract_is_that_of_the_linter() -> None:
+    contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    shown = re.search(r"<!-- contract:begin -->\n```\n(.*?)\n```\n", read("docs/architecture.md"), re.DOTALL)
+    assert shown
+    assert shown[1].splitlines() == layers
+
+
+def commands(command: Any) -> Iterator[tuple[str, Any]]:
+    """All commands below one, with their names."""
+    if hasattr(command, "commands"):
+        for sub in command.commands.values():
+            yield from commands(sub)
+    else:
+        yield command.name, command
+
+
+def flags_of(command: Any) -> list[set[str]]:
+    """The spellings of each flag of a command: with and without `no-`."""
+    spellings = [{*each.opts, *each.secondary_opts} for each in command.params]
+    return [
+        {flag for flag in each if flag.startswith("--")} for each in spellings if any("--" in flag for flag in each)
+    ]
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def test_every_flag_of_the_server_is_documented() -> None:
+    written = set(FLAG.findall("".join(page.read_text(encoding="utf-8") for page in DOCS)))
+    assert [flags for flags in flags_of(COMMANDS["serve"]) if not flags & written] == []
+
+
+def test_every_flag_in_the_documentation_exists() -> None:
+    known = OTHERS_FLAGS | {flag for command in COMMANDS.values() for flags in flags_of(command) for flag in flags}
+    for path in SCRIPTS:
+        known |= set(re.findall(r"""add_argument\(\s*"(--[a-z0-9-]+)""", path.read_text(encoding="utf-8")))
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]:
+        assert set(FLAG.findall(page.read_text(encoding="utf-8"))) - known == set(), page.name
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_diagram_is_the_one_that_its_script_draws() -> None:
+    assert script("diagram").svg() == read("docs/request.svg")
+
+
+def test_the_diagram_names_files_that_exist() -> None:
+    for band in script("diagram").BANDS:
+        for place in [band.place, *(place for _, place in band.boxes)]:
+            found = [(ROOT / "ternvl" / folder / place).exists() for folder in (".", "engine")]
+            assert any(found) or " " in place, place
