@@ -52,7 +52,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "source.pt"
+        return self.folder / "checkpoint.pt"
 
 
 def train(run: Run, console: Console) -> dict[str, Any]:
