@@ -6,6 +6,7 @@ package but its errors, so every folder can speak them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from json import dumps
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ternvl.lora.bank import Adapter
+
+Progress = Callable[[int, int], None]
+"""Called with the number of items done and the number of all items."""
 
 
 class FinishReason(StrEnum):
