@@ -33,13 +33,13 @@ def test_path_and_query_are_sent_as_they_are(server: Server) -> None:
     assert fetch(server.url("/b%20c/ü.png?x=1&y=%2F@#fragment"), OPEN, NAME) == BODY
 
 
-def test_the_name_stays_in_the_host_header_and_the_judged_address_is_connected_to(
+def test_the_host_header_has_the_name_and_the_connection_goes_to_the_checked_address(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = names(monkeypatch, {"images.example.com": ["127.0.0.1"]})
     assert fetch(server.url("/a.png", "images.example.com"), OPEN, NAME) == BODY
     assert server.requests[0][1]["Host"] == f"images.example.com:{server.port}"
-    assert asked.count("images.example.com") == 1  # a second answer of the resolver could be another
+    assert asked.count("images.example.com") == 1  # a second answer of the resolver could differ
 
 
 def test_addresses_are_tried_in_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_addresses_are_tried_in_turn(server: Server, monkeypatch: pytest.MonkeyP
     assert fetch(server.url("/a.png", "two.example.com"), OPEN, NAME) == BODY
 
 
-def test_the_environment_names_no_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert fetch(server.url("/a.png"), OPEN, NAME) == BODY
@@ -88,20 +88,20 @@ def test_a_redirect_from_a_public_name_to_a_private_address_is_refused(
 ) -> None:
     server.answers["/go"] = redirect(server.url("/a.png"))
     names(monkeypatch, {"public.example.com": ["127.0.0.1"]})
-    judged = []
+    checked = []
 
-    def judge(address: str, *, allow_private: bool) -> bool:
-        judged.append(address)
-        return len(judged) == 1  # the first hop counts as public
+    def check(address: str, *, allow_private: bool) -> bool:
+        checked.append(address)
+        return len(checked) == 1  # the first hop counts as public
 
-    monkeypatch.setattr("ternvl.prompt.download.may_connect", judge)
+    monkeypatch.setattr("ternvl.prompt.download.may_connect", check)
     assert "may not be fetched from" in str(refused(server.url("/go", "public.example.com"), ImageLimits()))
     assert [path for path, _ in server.requests] == ["/go"]
-    assert len(judged) == 2
+    assert len(checked) == 2
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
-def test_other_answers_are_named(server: Server, status: int) -> None:
+def test_other_statuses_are_reported(server: Server, status: int) -> None:
     server.answers["/x"] = lambda handler: send(handler, status, b"" if status in (204, 304) else b"no")
     assert f"status {status}" in str(refused(server.url("/x")))
 
@@ -137,10 +137,10 @@ def test_bad_encodings(server: Server) -> None:
     server.answers["/br"] = lambda handler: send(handler, Content_Encoding="br")
     server.answers["/lie"] = lambda handler: send(handler, Content_Encoding="gzip")
     assert "encoding" in str(refused(server.url("/br")))
-    assert "no valid answer" in str(refused(server.url("/lie")))
+    assert "no valid response" in str(refused(server.url("/lie")))
 
 
-def drip(pieces: Iterator[bytes]) -> Answer:
+def send_slowly(pieces: Iterator[bytes]) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         for piece in pieces:
             handler.wfile.write(piece)
@@ -149,22 +149,22 @@ def drip(pieces: Iterator[bytes]) -> Answer:
     return answer
 
 
-def test_a_slow_drip_of_the_body_ends_in_time(server: Server) -> None:
-    server.answers["/slow"] = drip(iter([b"HTTP/1.1 200 OK\r\n\r\n", *[b"x"] * 500]))
+def test_a_slow_body_ends_at_the_deadline(server: Server) -> None:
+    server.answers["/slow"] = send_slowly(iter([b"HTTP/1.1 200 OK\r\n\r\n", *[b"x"] * 500]))
     assert "longer than 0.3 seconds" in str(
         refused(server.url("/slow"), ImageLimits(allow_private_addresses=True, fetch_timeout=0.3))
     )
     assert not any(thread.name == "resolve" for thread in threading.enumerate())
 
 
-def test_a_slow_drip_of_headers_ends_in_time(server: Server) -> None:
-    server.answers["/slow"] = drip(iter([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 500]))
+def test_slow_headers_end_at_the_deadline(server: Server) -> None:
+    server.answers["/slow"] = send_slowly(iter([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 500]))
     assert "longer than 0.3 seconds" in str(
         refused(server.url("/slow"), ImageLimits(allow_private_addresses=True, fetch_timeout=0.3))
     )
 
 
-def test_time_is_counted_over_all_redirects(server: Server) -> None:
+def test_the_time_limit_covers_all_redirects(server: Server) -> None:
     def slow_redirect(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.25)
         redirect("/slow")(handler)
@@ -175,7 +175,7 @@ def test_time_is_counted_over_all_redirects(server: Server) -> None:
     assert len(server.requests) <= 2
 
 
-def test_a_resolver_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_hangs_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr("ternvl.prompt.download.socket.getaddrinfo", lambda *_, **__: release.wait(10) and [])
     assert "longer than 0.2 seconds" in str(refused("http://example.com/", ImageLimits(fetch_timeout=0.2)))
@@ -186,10 +186,10 @@ def test_a_connection_that_breaks(server: Server) -> None:
     server.answers["/cut"] = lambda handler: send(handler, Content_Length="99999")
     server.answers["/junk"] = lambda handler: handler.wfile.write(b"\x00\x01 what?\r\n\r\n") and None
     for path in ("/cut", "/junk"):
-        assert "no valid answer" in str(refused(server.url(path)))
+        assert "no valid response" in str(refused(server.url(path)))
 
 
-def test_nobody_listens_and_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_ports_and_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         assert "no connection" in str(refused(f"http://127.0.0.1:{taken.getsockname()[1]}/"))
@@ -203,7 +203,7 @@ def test_https_to_a_server_without_a_trusted_certificate_fails(server: Server) -
     assert "secure connection" in str(refused(server.url("/a.png").replace("http:", "https:")))
 
 
-def test_https_asks_for_the_name_though_it_connects_to_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_https_sends_the_name_although_it_connects_to_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     names(monkeypatch, {"images.example.com": ["127.0.0.1"]})
     asked: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -239,7 +239,7 @@ def test_only_public_addresses_by_default(server: Server, host: str) -> None:
 @pytest.mark.parametrize(
     "addresses", [["10.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["169.254.169.254"], ["::ffff:127.0.0.1"]]
 )
-def test_names_are_judged_by_every_address(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
+def test_every_address_of_a_name_is_checked(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
     names(monkeypatch, {"rebind.example.com": addresses})
     monkeypatch.setattr(
         "ternvl.prompt.download.httpcore.SyncBackend.connect_tcp", lambda *_, **__: pytest.fail("connected")

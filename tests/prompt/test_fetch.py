@@ -67,7 +67,7 @@ def test_data_uris_over_the_limit() -> None:
      "http://-a.com/", "http://a..b/", "http://①②⑦.0.0.1/",
      "ftp://example.com/a", "javascript:alert(1)", "gopher://127.0.0.1/", "about:blank", "", "a.png", "//127.0.0.1/a"],
 )  # fmt: skip
-def test_odd_urls_are_refused_before_anything_is_resolved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ambiguous_urls_are_refused_before_a_name_is_resolved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = names(monkeypatch, {"example.com": ["127.0.0.1"]})
     assert refused(url).code == "invalid_image_url"
     assert asked == []
@@ -84,7 +84,9 @@ URL_PARTS = [
 @given(
     st.sampled_from(["http://", "https://", "file:///", "data:", ""]), st.lists(st.sampled_from(URL_PARTS), max_size=6)
 )
-def test_any_url_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, head: str, parts: list[str]) -> None:
+def test_any_url_is_refused_with_an_error_that_names_the_image(
+    monkeypatch: pytest.MonkeyPatch, head: str, parts: list[str]
+) -> None:
     with monkeypatch.context() as patch:
         names(patch, {})
         patch.setattr("ternvl.prompt.download.may_connect", lambda *_, **__: False)
@@ -134,14 +136,14 @@ def test_local_files_below_the_folder(media: Path) -> None:
     ["../secret.png", "%2e%2e/secret.png", "..%2fsecret.png", "link.png", "sub", "", "none.png", "../media-evil/a.png",
      "pipe", "a%00b", "../../../../../../etc/passwd"],
 )  # fmt: skip
-def test_nothing_else_is_opened(media: Path, path: str) -> None:
+def test_no_other_file_is_opened(media: Path, path: str) -> None:
     error = refused(f"file://{media}/{path}", ImageLimits(allow_local_media=media))
-    assert "no file below the folder" in str(error)
+    assert "not a file below the folder" in str(error)
     assert str(media) not in str(error)
 
 
-def test_local_files_are_closed_by_default_and_limited(media: Path) -> None:
-    assert "not opened here" in str(refused(f"file://{media}/good.png"))
+def test_local_files_are_not_allowed_by_default_and_limited_in_size(media: Path) -> None:
+    assert "local files are not allowed" in str(refused(f"file://{media}/good.png"))
     assert refused(f"file://{media}/good.png", ImageLimits(allow_local_media=media, max_image_bytes=99)).too_large
     refused(f"file://elsewhere{media}/good.png", ImageLimits(allow_local_media=media))
     refused("file:good.png", ImageLimits(allow_local_media=media))

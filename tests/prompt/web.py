@@ -1,4 +1,4 @@
-"""A web server on loopback, a resolver for invented names, and errors of image URLs."""
+"""A web server on loopback, a resolver for invented names, and the check of an image URL that is refused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 def refused(url: str, limits: ImageLimits = OPEN) -> ImageError:
+    """The error for a URL, which must name the image and reveal no internals."""
     with pytest.raises(ImageError) as caught:
         fetch(url, limits, NAME)
     message = str(caught.value)
@@ -48,7 +49,7 @@ def redirect(location: str, status: int = 302) -> Answer:
 
 
 class Server:
-    """Answers by path; remembers the requests' paths and headers."""
+    """Responds by path, and records the paths and headers of requests."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {"/a.png": send}
@@ -61,7 +62,7 @@ class Server:
                 try:
                     server.answers.get(self.path, lambda handler: send(handler, 404))(self)
                 except OSError:
-                    self.close_connection = True  # the client has gone, as some tests want
+                    self.close_connection = True  # the client has closed the connection, as in some tests
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -82,7 +83,7 @@ class Server:
 
 
 def names(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, list[str]]) -> list[str]:
-    """Resolves these names alone, and returns the list of what was asked."""
+    """Resolves only these names; returns a list that records the names that were looked up."""
     asked: list[str] = []
 
     def resolve(host: Any, port: Any, *args: Any, **options: Any) -> list[Any]:
