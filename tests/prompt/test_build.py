@@ -163,7 +163,7 @@ def test_a_bad_image_is_named() -> None:
         Message("user", "", (ImageInput(good),)),
         Message("user", "", (ImageInput(good), ImageInput("data:image/png;base64,aGVsbG8="))),
     ]
-    with pytest.raises(ImageError, match=r"^messages\[1\] image 2 is not an image in a format") as caught:
+    with pytest.raises(ImageError, match=r"^messages\[1\] image 2 is not an image in a supported format") as caught:
         BUILDER.build(turns)
     assert caught.value.param == "messages[1].content"
 

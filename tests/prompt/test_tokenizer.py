@@ -102,7 +102,7 @@ def test_unusable_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a tokenizer"):
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
         Tokenizer.from_folder(tmp_path)
     spec = json.loads(TOKENIZER.full.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<IMG_CONTEXT>"]
