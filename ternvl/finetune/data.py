@@ -101,7 +101,7 @@ def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _openai(messages: Any, images: Path | None) -> list[dict[str, Any]]:
-    """Replaces paths of images by URLs. `parse_messages` checks the rest of the messages."""
+    """Replace paths of images by URLs. `parse_messages` checks the rest of the messages."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RequestError("messages must be a list of message objects.")
     return [
@@ -121,7 +121,7 @@ def _with_image_url(part: Any, images: Path | None) -> Any:
 
 
 def _to_url(path: str, images: Path | None) -> str:
-    """Raises RequestError if `path` is neither a `data:` URI nor a file below `images`."""
+    """Return the URL of an image. Raises RequestError if it is neither a `data:` URI nor a file below `images`."""
     if path[:5].lower() == "data:":
         return path
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
@@ -168,7 +168,7 @@ def _internvl(row: Mapping[str, Any], images: Path | None) -> list[dict[str, Any
 
 
 def _to_message(turn: Mapping[str, Any], urls: list[str]) -> dict[str, Any]:
-    """Returns a turn as an OpenAI message; takes its images from the front of `urls`."""
+    """Return a turn as an OpenAI message, with its images taken from the front of `urls`."""
     role, text = _ROLES.get(str(turn.get("from"))), turn.get("value")
     if role is None or not isinstance(text, str):
         raise RequestError('A turn must have "from" human, gpt or system, and a "value" that is a string.')
@@ -182,7 +182,7 @@ def _to_message(turn: Mapping[str, Any], urls: list[str]) -> dict[str, Any]:
 
 
 def _without_placeholders(text: str) -> str:
-    """Removes the run of `<image>` at the start or at the end, since the template puts images before the text.
+    """Remove the run of `<image>` at the start or at the end, since the template puts images before the text.
 
     Raises RequestError for an `<image>` in the middle.
     """

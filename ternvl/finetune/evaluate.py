@@ -98,7 +98,7 @@ def _score_batch(
     *,
     progress: bool,
 ) -> None:
-    """Answers a batch of questions and adds the result to `score`."""
+    """Answer a batch of questions, and add the result to `score`."""
     prompts = [_prompt(llm, question) for _, question in questions]
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     outputs = llm.generate(prompts, params, adapter=adapter, progress=progress)

@@ -79,7 +79,7 @@ def answer_loss(model: InternVL, examples: Sequence[Example], features: Sequence
 
 
 def _embed(model: InternVL, ids: Tensor, examples: Sequence[Example], features: Sequence[Tensor | None]) -> Tensor:
-    """Returns the embeddings [T, C], with the image features at the context tokens."""
+    """Return the embeddings [T, C], with the image features at the context tokens."""
     embeddings = model.embed(ids)
     rows: list[Tensor] = []
     begin = 0

@@ -41,7 +41,7 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
 
 
 def _read(folder: Path, model: str | None) -> tuple[Adapter, dict[str, float]]:
-    """Returns the adapter, and the norm of each matrix that it changes if the model is given."""
+    """Return the adapter, and the norm of each matrix that it changes if the model is given."""
     if model is None:
         return files.read(folder, str(folder), None), {}
     model_folder = source.resolve(model)
@@ -66,7 +66,7 @@ def _row(kind: str, members: list[tuple[tuple[Weights, ...], float | None]]) -> 
 
 
 def _norm(part: Weights) -> float:
-    """Returns the Frobenius norm of BA without computing the product: |BA|^2 = sum of (B'B) * (AA')."""
+    """Return the Frobenius norm of BA without computing the product: |BA|^2 = sum of (B'B) * (AA')."""
     a, b = part.matrices()
     square = ((b.T @ b) * (a @ a.T)).sum()
     return math.sqrt(max(0.0, square.item()))

@@ -83,7 +83,7 @@ def train(run: Run, console: Console) -> dict[str, Any]:
 
 
 def _check_output(run: Run) -> None:
-    """Raises ConfigError if the run would overwrite files that it has not written itself."""
+    """Raise ConfigError if the run would overwrite files that it has not written itself."""
     if (run.output / "adapter_config.json").exists() and not run.checkpoint.exists():
         raise ConfigError(f"{run.output} holds an adapter already; choose another folder.")
     if not run.resume and run.output.exists() and (not run.output.is_dir() or any(run.output.iterdir())):
@@ -93,7 +93,7 @@ def _check_output(run: Run) -> None:
 
 
 def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Dataset, Dataset | None]:
-    """Returns the examples to learn, and those that are held out for evaluation."""
+    """Return the examples to learn, and those that are held out for evaluation."""
     with _bar("Checking data", console) as progress:
         learned = dataset.read(DataFile(run.data, run.images), builder, run.training.max_length, progress)
         if run.eval_data is not None:
@@ -108,14 +108,14 @@ def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Datas
 
 @contextlib.contextmanager
 def _bar(title: str, console: Console) -> Any:
-    """Shows a progress bar; yields a `ternvl.types.Progress` that updates it."""
+    """Show a progress bar; yield a `ternvl.types.Progress` that updates it."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _write_settings(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -> None:
-    """Writes `run/config.json`; if the run is resumed, raises ConfigError if its settings differ from that file."""
+    """Write `run/config.json`. A resumed run raises ConfigError if its settings differ from that file."""
     settings = {
         "model": str(run.model or base),
         "max_dynamic_patch": run.max_dynamic_patch,
@@ -173,7 +173,7 @@ def peak_memory() -> int:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """Resolves "auto" to bfloat16 if the device has instructions for it, else to float32."""
+    """Resolve "auto" to bfloat16 if the device has instructions for it, else to float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":

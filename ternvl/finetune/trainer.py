@@ -103,7 +103,7 @@ class Trainer:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self) -> dict[str, float]:
-        """Runs one step; returns its row of the log.
+        """Run one step; return its row of the log.
 
         The gradient is that of the mean loss over all learned tokens of the step, however they are packed.
         """
@@ -137,7 +137,7 @@ class Trainer:
         }
 
     def _batch(self, step: int) -> tuple[float, list[int]]:
-        """Returns the epochs done after a step, and the examples of the step. Each epoch has its own random order."""
+        """Return the epochs done after a step, and the examples of the step. Each epoch has its own random order."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = list(range(len(self.train)))
         random.Random(f"order {self.config.seed} {epoch}").shuffle(order)
@@ -153,7 +153,7 @@ class Trainer:
         return answer_loss(self.adapter.model, [dataset[index] for index in indices], features)
 
     def _lr(self, step: int) -> float:
-        """Returns the learning rate of a step: a linear rise, then half a cosine down to 0."""
+        """Return the learning rate of a step: a linear rise, then half a cosine down to 0."""
         rise = round(self.config.warmup * self.num_steps)
         if step < rise:
             return self.config.lr * (step + 1) / (rise + 1)
@@ -207,7 +207,7 @@ class Trainer:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Returns the state of the generators that dropout draws from."""
+    """Return the state of the generators that dropout draws from."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 

@@ -82,7 +82,7 @@ class ToolCallParser:
                     self._drop_tail(final)
 
     def _read_text(self, final: bool) -> Iterator[ParsedDelta]:
-        """Yields the text before the next start tag, or before what may become one."""
+        """Yield the text before the next start tag, or before what may become one."""
         if self._skip_space:
             self._held = self._held.lstrip()
             self._skip_space = not self._held
@@ -96,7 +96,7 @@ class ToolCallParser:
             yield from self._read_start(final)
 
     def _read_start(self, final: bool) -> Iterator[ParsedDelta]:
-        """Yields a call if the start tag begins one of a known function, else the tag as text."""
+        """Yield a call if the start tag begins one of a known function, else the tag as text."""
         found = next((each for each in self._heads if self._held.startswith(each)), None)
         if found:
             yield ToolCallDelta(self.num_calls, f"call_{secrets.token_hex(12)}", self._heads[found], "")
@@ -108,7 +108,7 @@ class ToolCallParser:
             self._held = self._held[len(START) :]
 
     def _read_arguments(self) -> ToolCallDelta:
-        """Returns the arguments up to their end, or all that is held if they continue."""
+        """Return the arguments up to their end, or all that is held if they continue."""
         stop = self._arguments.find(self._held)
         if stop is None:
             stop = len(self._held)
@@ -118,7 +118,7 @@ class ToolCallParser:
         return ToolCallDelta(self.num_calls - 1, None, None, piece)
 
     def _drop_tail(self, final: bool) -> None:
-        """Drops the end tag once it is complete, or incomplete at the end of the answer."""
+        """Drop the end tag once it is complete, or incomplete at the end of the answer."""
         if self._held.startswith(TAIL) or not TAIL.startswith(self._held):
             self._held = self._held.removeprefix(TAIL)
             self._state, self._skip_space = _CallState.TEXT, True

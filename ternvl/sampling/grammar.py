@@ -238,7 +238,7 @@ def clear(bits: Tensor, token_id: int) -> None:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Returns in one line why a matcher failed, or an empty string if it did not."""
+    """Return in one line why a matcher failed, or an empty string if it did not."""
     if not matcher.is_error():
         return ""
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]

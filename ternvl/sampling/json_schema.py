@@ -79,7 +79,7 @@ def options(*, inline: bool) -> dict[str, Any]:
 
 
 def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yields the schema and all its subschemas, in breadth-first order."""
+    """Yield the schema and all its subschemas, in breadth-first order."""
     queue = [schema]
     for node in queue:
         if not isinstance(node, dict):
@@ -123,7 +123,7 @@ def expanded_size(regex: str) -> int:
 
 
 def _has_finite_instance(root: dict[str, Any], nodes: list[dict[str, Any]]) -> bool:
-    """Returns whether the recursion of the schema can end, as the least fixed point of "has a finite value"."""
+    """Return whether the recursion of the schema can end, as the least fixed point of "has a finite value"."""
     finite: set[int] = set()
     for _ in range(_MAX_PASSES):
         before = len(finite)
@@ -159,7 +159,7 @@ def _is_finite(node: dict[str, Any], root: dict[str, Any], finite: set[int]) -> 
 
 
 def _resolve(root: Any, reference: Any) -> Any:
-    """Returns the target of a reference within the schema; None for other references, which llguidance refuses."""
+    """Return the target of a reference within the schema; None for other references, which llguidance refuses."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     target = root

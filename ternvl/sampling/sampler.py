@@ -143,7 +143,7 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 
 def _counts(ids: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    """Returns how often each token occurs in each row: [R, V] float32."""
+    """Return how often each token occurs in each row: [R, V] float32."""
     counts = logits.new_zeros(len(ids), logits.shape[-1])
     for row, tokens in zip(counts, ids, strict=True):
         index = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
@@ -169,7 +169,7 @@ def _ban_stops(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Returns tokens [R] of rows with a temperature above 0."""
+    """Return tokens [R] of rows with a temperature above 0."""
     params = [draw.params for draw in draws]
     logits = processors.apply_temperature(logits, logits.new_tensor([row.temperature for row in params]))
     logits = _apply_where_given(
@@ -201,7 +201,7 @@ def _apply_where_given(
 
 
 def _logprobs(logits: Tensor, token_id: int, params: SamplingParams) -> TokenLogprobs | None:
-    """Returns natural log probabilities of one row [V], before temperature and truncation."""
+    """Return natural log probabilities of one row [V], before temperature and truncation."""
     if params.logprobs is None:
         return None
     logprobs = logits.log_softmax(dim=-1)

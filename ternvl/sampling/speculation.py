@@ -146,7 +146,7 @@ class Lookup:
                 self._last[run] = position
 
     def _find_best_match(self) -> int:
-        """Returns the position after the longest match, or _NOTHING."""
+        """Return the position after the longest match, or _NOTHING."""
         position = self._last.get(tuple(self._tokens[-_SHORTEST:]), _NOTHING)
         best, longest = _NOTHING, 0
         for _ in range(_MAX_CANDIDATES):
@@ -159,7 +159,7 @@ class Lookup:
         return best
 
     def _match_length(self, position: int) -> int:
-        """Returns how many tokens before `position` equal those at the end of the sequence."""
+        """Return how many tokens before `position` equal those at the end of the sequence."""
         length, most = _SHORTEST, min(position, _LONGEST)
         while length < most and self._tokens[position - 1 - length] == self._tokens[-1 - length] != _NOTHING:
             length += 1
@@ -197,6 +197,6 @@ class Speculator:
         return Draft(found, self._copied, break_even)
 
     def _cut(self, token_ids: Sequence[int], limit: int) -> tuple[int, ...]:
-        """Returns the tokens before the first stop token, at most `limit` of them."""
+        """Return the tokens before the first stop token, at most `limit` of them."""
         stop = next((index for index, each in enumerate(token_ids) if each in self._stop_ids), len(token_ids))
         return tuple(token_ids[: max(0, min(stop, limit))])
