@@ -1,8 +1,8 @@
-"""What paged attention takes, beside torch's own on tensors that lie in one piece: `python -m benchmarks.attention`.
+"""Time of paged attention against torch's attention on contiguous tensors: `python -m benchmarks.attention`.
 
-Torch is given keys and values gathered beforehand, in the order that it likes best; what a gather costs on top is
-timed too. The sides alternate, each figure is the median of `--rounds`; last line JSON. With one thread the seconds are
-the processor's, so that what else runs on the machine disturbs them less.
+Torch gets keys and values that were gathered before, in its fastest layout; the gather is timed separately. The
+variants alternate, and each figure is the median of `--rounds`. With one thread, processor time is measured, which
+other work on the machine disturbs less. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Case:
         self.mask = torch.arange(self.length) <= torch.arange(self.length - self.num_queries, self.length)[:, None]
 
     def paged(self) -> Tensor:
-        """The kernel's: [T, H, D]."""
+        """Run the kernel: [T, H, D]."""
         return attention.paged_attention(self.q, self.keys, self.values, self.tables, self.starts, self.lengths)
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """Keys and values [S, K, L, D]."""
+        """Return contiguous keys and values [S, K, L, D]."""
         keys, values = self.keys[self.tables], self.values[self.tables]  # [S, blocks, K, ...]
         keys = keys.permute(0, 2, 1, 4, 3).flatten(2, 3)
         return keys.contiguous(), values.transpose(1, 2).flatten(2, 3).contiguous()
 
     def torch_sdpa(self) -> Tensor:
-        """Torch's, in the faster of its forms: [S, H, queries, D], or [S, K, G, D] where the group are the queries."""
+        """Run torch's attention in its faster form: [S, H, queries, D], or for one query [S, K, H / K, D]."""
         if self.num_queries == 1:
             q = self.q.view(self.num_sequences, KEY_HEADS, -1, SIZE)
             return F.scaled_dot_product_attention(q, *self.gathered)
@@ -73,21 +73,21 @@ class Case:
 
     @property
     def num_multiply_adds(self) -> int:
-        """That a causal mask leaves."""
+        """Number of multiply-adds under the causal mask."""
         return 2 * self.num_sequences * int(self.mask.sum()) * HEADS * SIZE
 
     @property
     def num_bytes(self) -> int:
-        """Of keys and values."""
+        """Number of bytes of keys and values."""
         return 4 * (self.keys.numel() + self.values.numel())
 
 
-def times(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds a call, in rounds that alternate the sides."""
+def times(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each call, in rounds that alternate the calls."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
-        for name, call in sides.items():
+        for name, call in variants.items():
             start = clock()
             call()
             taken[name].append(clock() - start)
@@ -95,7 +95,7 @@ def times(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
 
 
 def measure(case: Case, rounds: int) -> dict[str, float]:
-    """The figures of one case."""
+    """Return the figures of one case."""
     taken = times({"paged": case.paged, "torch": case.torch_sdpa, "gather": case.gather}, rounds)
     return {
         "paged_ms": taken["paged"] * 1e3,
@@ -108,7 +108,7 @@ def measure(case: Case, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all cases."""
+    """Measure the cases, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))

@@ -1,11 +1,12 @@
-"""Clients that leave at random moments: does the engine free all that they held?
+"""Check that the engine frees all resources of clients that disconnect at random moments.
 
     python benchmarks/disconnects.py --requests 1000
     python benchmarks/disconnects.py --requests 1000 --model DIR
 
-Over real sockets, streamed or not, with images or not, one answer or several, some with half a body only: most clients
-close or reset the connection before their answer ends. Afterwards the engine is idle, its books are checked, and what
-is still held is printed. The last line is JSON. Exit code 1 where anything is held.
+Requests are sent over real sockets: streamed or not, with images or not, for one answer or several, some with only half
+of their body. Most clients close or reset the connection before their answer ends. Afterwards the engine is idle, its
+invariants are checked, and resources that are still held are printed. The last line is JSON. The exit code is 1 if
+anything is still held.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ IDLE_SECONDS = 120
 
 
 def image_part(rng: random.Random) -> dict[str, Any]:
-    """One of a few small images, so that some come again while others still need them."""
+    """Return one of eight small images, so that several requests share an image at the same time."""
     data = io.BytesIO()
     Image.new("RGB", (40, 40), (rng.randrange(8) * 30, 0, 0)).save(data, "PNG")
     return {
@@ -46,7 +47,7 @@ def image_part(rng: random.Random) -> dict[str, Any]:
 
 
 def raw_request(rng: random.Random) -> bytes:
-    """A request as bytes; one in ten lacks half of its body."""
+    """Return a request as bytes; one in ten lacks half of its body."""
     images = [image_part(rng) for _ in range(rng.choice([0, 0, 1, 2]))]
     text = {"type": "text", "text": "word " * rng.randrange(1, 30)}
     body = {
@@ -63,7 +64,7 @@ def raw_request(rng: random.Random) -> bytes:
 
 
 async def visit(address: tuple[str, int], rng: random.Random, longest_stay: float) -> str:
-    """One client; returns how it ended."""
+    """Run one client; return how it ended: "left", or "status" with the code."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(raw_request(rng))
     stay = rng.choice([0.0, 0.1 * rng.random(), rng.random(), 10.0]) * longest_stay
@@ -81,7 +82,7 @@ async def visit(address: tuple[str, int], rng: random.Random, longest_stay: floa
 async def attack(
     address: tuple[str, int], *, requests: int, concurrency: int, longest_stay: float, seed: int
 ) -> Counter[str]:
-    """How many of the clients ended how."""
+    """Run `requests` clients, `concurrency` at a time; count how they ended."""
     ends: Counter[str] = Counter()
     numbers = iter(range(requests))
 
@@ -94,7 +95,7 @@ async def attack(
 
 
 def held(engine: Engine) -> dict[str, int]:
-    """What an engine that should be idle holds, but for its caches. Waits for the steps that are under way."""
+    """Wait until the engine is idle; return the resources that it still holds, without its caches."""
     deadline = time.monotonic() + IDLE_SECONDS
     while engine.has_work and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -110,7 +111,7 @@ def held(engine: Engine) -> dict[str, int]:
 
 @contextmanager
 def serving(llm: LLM) -> Iterator[tuple[str, int]]:
-    """The address of a server in this process, so that its engine can be looked into."""
+    """Run a server in this process, so that its engine can be inspected; yield its address."""
     config = ServerConfig(port=0, log_level="error")
     with bind(config) as sock:
         server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="error", timeout_graceful_shutdown=5))
@@ -126,13 +127,23 @@ def serving(llm: LLM) -> Iterator[tuple[str, int]]:
 
 
 def main() -> int:
-    """Runs and prints; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="by default the embedded one")
+    parser.add_argument("--model", help="checkpoint to serve; by default the embedded model")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=24)
-    parser.add_argument("--max-num-seqs", type=int, default=4, help="fewer than clients: some leave while they wait")
-    parser.add_argument("--longest-stay", type=float, default=1.0, help="seconds; a quarter stay ten times as long")
+    parser.add_argument(
+        "--max-num-seqs",
+        type=int,
+        default=4,
+        help="running sequences; fewer than clients, so that some leave while they wait",
+    )
+    parser.add_argument(
+        "--longest-stay",
+        type=float,
+        default=1.0,
+        help="seconds that clients stay at most; a quarter of them stay ten times as long",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     llm = LLM(args.model, max_num_seqs=args.max_num_seqs)

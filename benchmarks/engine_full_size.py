@@ -1,18 +1,19 @@
-"""What the engine does for many clients at the size of InternVL3-1B, one question after the other.
+"""Measure the engine with many clients at the size of InternVL3-1B, in four scenarios.
 
     python benchmarks/random_checkpoint.py DIR --layout original --tokenizer TOKENIZER
-    python benchmarks/engine_full_size.py DIR                      # all questions: about half an hour on two cores
+    python benchmarks/engine_full_size.py DIR                      # all scenarios: about half an hour on two cores
     python benchmarks/engine_full_size.py DIR --only streams gap
 
-streams  tokens/s of 8 text streams against one, alternating in one run; and what attention costs a token, by context
-         and by the number of sequences
-gap      4 streams decode while a 13-tile image arrives: the longest gap in those streams, against one batch of tiles
-         and two ordinary steps (the streams' tokens and a chunk of the new prompt); the same with the image in one go
-repeat   the same image and question again: its time to the first token against that of the first time; another image of
-         the same size with the same question
-long     a prompt of 16,384 tokens of text, and one that images fill; peak memory; 16,385 tokens are refused
+streams  tokens/s of 8 text streams and of one, alternating in one run; and the time of attention per token, by context
+         and by number of sequences
+gap      4 streams decode while an image of 13 tiles arrives: the longest gap between two tokens of a stream, compared
+         with the time of one batch of tiles and two ordinary steps (the streams' tokens and a chunk of the new prompt);
+         and the same with all tiles in one batch
+repeat   the time to the first token of an image and a question, of the same image and question again, and of another
+         image of the same size with the same question
+long     a prompt of 16,384 tokens of text, and one filled by images; peak memory; a prompt of 16,385 is refused
 
-Steps are driven directly, so that what is measured is the engine. The last line is JSON.
+The script runs the engine's steps itself, so that only the engine is measured. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ QUESTION = "What is in this image?"
 
 
 def text_prompt(llm: LLM, num_tokens: int, seed: int) -> Prompt:
-    """Random ordinary tokens: no two prompts begin alike."""
+    """Return a prompt of random ordinary tokens, which shares no prefix with other prompts."""
     rng = random.Random(seed)
     most = llm.config.language.vocab_size // 2
     return Prompt(tuple(rng.randrange(300, most) for _ in range(num_tokens)))
 
 
 def picture(seed: int, size: tuple[int, int] = (1000, 747)) -> Image.Image:
-    """Smoothed noise; of this size it makes 13 tiles."""
+    """Return an image of smoothed noise, which makes 13 tiles at the default size."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
 
@@ -69,7 +70,7 @@ def _greedy(num_tokens: int) -> SamplingParams:
 
 
 def _drain(engine: Engine) -> list[int]:
-    """Step until nothing is left; the tokens in the order they came."""
+    """Run steps until no work is left; return all tokens in the order of their steps."""
     tokens = []
     while engine.has_work:
         tokens += [token for output in engine.step() for token in output.token_ids]
@@ -77,7 +78,7 @@ def _drain(engine: Engine) -> list[int]:
 
 
 def streams(llm: LLM) -> dict[str, Any]:
-    """Decoding alone: prompts are computed before the clock starts."""
+    """Measure decoding only: prompts are computed before the clock starts."""
     engine = _engine(llm)
     rates: dict[int, list[float]] = defaultdict(list)
     for turn in range(3):
@@ -100,7 +101,7 @@ def streams(llm: LLM) -> dict[str, Any]:
 
 
 def attention_costs(llm: LLM) -> dict[str, dict[str, float]]:
-    """Microseconds for one token of one layer to attend: by context, then by how many sequences do so together."""
+    """Return the microseconds of attention per token and layer, by context and then by number of sequences."""
     config = llm.config.language
     costs: dict[str, dict[str, float]] = {}
     for context in (256, 1024, 4096):
@@ -124,7 +125,7 @@ def attention_costs(llm: LLM) -> dict[str, dict[str, float]]:
 
 
 def gap(llm: LLM) -> dict[str, Any]:
-    """Budgeted first, then the whole image at once."""
+    """Measure the longest gaps, with the tiles in batches and with all tiles at once."""
     result: dict[str, Any] = {}
     for name, tiles in (("one tile a step", 1), ("whole image", 64)):
         engine = _engine(llm, max_num_batched_tiles=tiles)
@@ -140,7 +141,7 @@ def gap(llm: LLM) -> dict[str, Any]:
 
 
 def _watch(engine: Engine, ordinary: float) -> dict[str, Any]:
-    """Step until the image has its answer. A stream's gap is the time from one of its tokens to the next."""
+    """Run steps until the image has its answer; return the gaps between two tokens of a stream."""
     last = dict.fromkeys((f"stream {i}" for i in range(4)), time.perf_counter())
     longest, batches, ordinaries, answered = 0.0, [], [ordinary], False
     encode = engine.runner.encode
@@ -158,7 +159,7 @@ def _watch(engine: Engine, ordinary: float) -> dict[str, Any]:
             answered |= output.request_id == "image" and output.finish_reason is not None
             if output.request_id in last:
                 longest, last[output.request_id] = max(longest, now - last[output.request_id]), now
-    batches = [seconds for seconds in batches if seconds > 0.001]  # the others had no tiles
+    batches = [seconds for seconds in batches if seconds > 0.001]  # the other steps had no tiles
     bound = max(batches) + 2 * max(ordinaries)
     return {
         "longest_gap_s": round(longest, 2),
@@ -171,7 +172,7 @@ def _watch(engine: Engine, ordinary: float) -> dict[str, Any]:
 
 
 def repeat(llm: LLM) -> dict[str, Any]:
-    """Time to the first token from the picture on: preparing it counts."""
+    """Measure the time to the first token, including the preparation of the image."""
     engine = _engine(llm)
     result: dict[str, Any] = {}
     for name, image in (("first", picture(0)), ("again", picture(0)), ("other", picture(1))):
@@ -196,7 +197,7 @@ def repeat(llm: LLM) -> dict[str, Any]:
 
 
 def long(llm: LLM) -> dict[str, Any]:
-    """The whole context, text and images."""
+    """Fill the whole context, with text and with images."""
     engine = _engine(llm)
     limit = engine.config.max_model_len
     result: dict[str, Any] = {"max_model_len": limit}
@@ -226,7 +227,7 @@ def long(llm: LLM) -> dict[str, Any]:
 
 
 def _filled_with_images(llm: LLM, limit: int) -> Prompt:
-    """One picture of 13 tiles four times, encoded once, and text up to the limit."""
+    """Return a prompt of one 13-tile image four times, which is encoded once, and text up to the limit."""
     image = {"type": "image", "image": picture(2)}
     prompt = llm.prompt([{"role": "user", "content": [image] * 4 + [{"type": "text", "text": "Compare."}]}])
     filler = text_prompt(llm, limit - prompt.num_tokens, seed=7).token_ids
@@ -234,7 +235,7 @@ def _filled_with_images(llm: LLM, limit: int) -> Prompt:
 
 
 def _engine(llm: LLM, **options: Any) -> Engine:
-    """A fresh engine over the loaded model."""
+    """Return a new engine with the loaded model."""
     config = replace(llm.engine.config, kv_cache_memory=None, **options)
     return Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids)
 
@@ -246,7 +247,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the scenarios; return the exit code."""
     questions = {question.__name__: question for question in (streams, gap, repeat, long)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a checkpoint with its tokenizer")

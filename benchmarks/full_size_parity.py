@@ -1,12 +1,13 @@
-"""Is the model the official one at full size? Compare it with transformers on random weights in float32.
+"""Compare the model at full size with transformers' model, on random weights in float32.
 
     python benchmarks/full_size_parity.py                  # random checkpoints in a temporary folder, all layouts
     python benchmarks/full_size_parity.py --layout original
 
-For text alone and for one 448-pixel tile: the largest difference of any logit (prompt and answer), and whether 64
-greedy tokens are equal. transformers answers with its cache. Ours sees prompt and answer in one pass, and its choice
-at each position must be the next token of that answer, which says the same. The two models are never in memory
-together. The last line is JSON. Exit code 1 where a bound is broken.
+For text only and for one tile of 448 pixels, it reports the largest difference of any logit (of prompt and answer), and
+whether 64 greedy tokens are equal. transformers generates the answer with its cache. Our model computes prompt and
+answer in one pass, and its most likely token at each position must be the next token of the answer, which is
+equivalent. The two models are never in memory at the same time. The last line is JSON. The exit code is 1 if a bound
+is exceeded.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ IMG, IMG_END, IMG_CONTEXT = 151_665, 151_666, 151_667
 
 @dataclass
 class Answer:
-    """What transformers says to one prompt."""
+    """The answer of transformers to one prompt."""
 
     prompt: Prompt
     tokens: list[int]
     logits: Tensor
-    """[T + 63, V]: of the prompt and of all tokens of the answer but the last."""
+    """[T + 63, V]: logits of the prompt and of all tokens of the answer except the last."""
 
     @property
     def margin(self) -> float:
-        """The narrowest lead of a chosen token over the next best."""
+        """The smallest difference between the best and the second best logit of an answer token."""
         best = self.logits[self.prompt.num_tokens - 1 :].topk(2).values
         return float((best[:, 0] - best[:, 1]).min())
 
 
 def prompts(seed: int) -> dict[str, Prompt]:
-    """Random text, and random text around one random tile."""
+    """Return a prompt of random text, and one of random text around a random tile."""
     generator = torch.Generator().manual_seed(seed)
     text = tuple(torch.randint(0, 151_643, (48,), generator=generator).tolist())
     num_tokens = random_checkpoint.CONFIG.tokens_per_tile
@@ -62,7 +63,7 @@ def prompts(seed: int) -> dict[str, Prompt]:
 
 @torch.inference_mode()
 def answer(model: Any, prompt: Prompt, num_tokens: int) -> Answer:
-    """Greedy tokens of transformers' model, with its cache."""
+    """Generate greedy tokens with transformers' model and its cache."""
     out = model(input_ids=torch.tensor([prompt.token_ids]), pixel_values=prompt.pixel_values, use_cache=True)
     logits, tokens = [out.logits[0]], [int(out.logits[0, -1].argmax())]
     while len(tokens) < num_tokens:
@@ -73,7 +74,7 @@ def answer(model: Any, prompt: Prompt, num_tokens: int) -> Answer:
 
 
 def reference(folder: Path, num_tokens: int, seed: int) -> dict[str, Answer]:
-    """What transformers, which reads its own layout, says to all prompts."""
+    """Return the answers of transformers to all prompts, with the weights in its own layout."""
     from transformers import InternVLForConditionalGeneration
 
     model: Any = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -83,7 +84,7 @@ def reference(folder: Path, num_tokens: int, seed: int) -> dict[str, Answer]:
 
 
 def compare(folder: Path, answers: dict[str, Answer]) -> dict[str, Any]:
-    """Figures of our model, read from `folder`, against what transformers said."""
+    """Load our model from `folder`, and compare it with the answers of transformers."""
     start = time.perf_counter()
     model = weights.load(folder, load_config(folder), dtype=torch.float32)
     figures: dict[str, Any] = {
@@ -101,10 +102,15 @@ def compare(folder: Path, answers: dict[str, Answer]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the comparison; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layout", action="append", choices=random_checkpoint.LAYOUTS, help="default: all")
-    parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to compare")
+    parser.add_argument(
+        "--layout",
+        action="append",
+        choices=random_checkpoint.LAYOUTS,
+        help="layout of the checkpoint (repeatable); by default all",
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="number of greedy tokens to compare")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     layouts = args.layout or list(random_checkpoint.LAYOUTS)
@@ -123,7 +129,7 @@ def main() -> int:
 
 
 def report(results: dict[str, Any], answers: dict[str, Answer]) -> int:
-    """Print the last line and judge."""
+    """Print the last line; return the exit code."""
     passed = all(
         figures["parameters"] == random_checkpoint.NUM_PARAMETERS
         and all(

@@ -1,12 +1,12 @@
-"""What does a mask cost beside a decode step?
+"""Measure the time of a grammar's mask.
 
     python benchmarks/grammar_mask.py                                         # the embedded model's 2,048 tokens
     python benchmarks/grammar_mask.py ../shared/data/internvl3-tokenizer      # InternVL3's 151,674
 
-Each grammar is followed along a text that fulfils it, as an answer would be, and each step's mask is timed: one answer
-alone, and eight at once as the engine computes them. `apply` is the cost of taking the masks to eight rows of logits.
-The first walk, in which llguidance builds the states of its lexer, is told apart as `first_max`. Milliseconds, medians
-and 99th percentiles over all steps; the last line is JSON.
+Each grammar is followed along a text that fulfils it, as an answer would be, and the mask of each step is timed, for
+one answer and for eight at once as in the engine. `apply` is the time to apply the masks to eight rows of logits.
+`first_max` is the longest time in the first pass, in which llguidance builds the states of its lexer. Times are in
+milliseconds: medians and 99th percentiles over all steps. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CASES: dict[str, tuple[Grammar, str]] = {
 def measure(
     compiler: GrammarCompiler, tokenizer: Tokenizer, grammar: Grammar, text: str, repeats: int
 ) -> dict[str, Any]:
-    """Milliseconds of one grammar's masks."""
+    """Return the times of one grammar's masks, in milliseconds."""
     begin = time.perf_counter()
     compiled = compiler.compile(grammar)
     compile_ms = (time.perf_counter() - begin) * 1e3
@@ -73,7 +73,7 @@ def measure(
 
 
 def _walk(vocab_size: int, matchers: Sequence[Any], ids: Sequence[int]) -> list[float]:
-    """Milliseconds of the masks of each step."""
+    """Return the milliseconds that the masks of each step take."""
     times = []
     for token_id in ids:
         begin = time.perf_counter()
@@ -96,9 +96,9 @@ def _apply(vocab_size: int, repeats: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=_EMBEDDED, help="of the tokenizer")
+    parser.add_argument("folder", nargs="?", type=Path, default=_EMBEDDED, help="folder of the tokenizer")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_folder(options.folder)

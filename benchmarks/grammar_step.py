@@ -1,13 +1,12 @@
-"""What does a grammar cost within a decode step of eight streams?
+"""Measure the cost of a grammar in a decode step of eight streams.
 
     python benchmarks/random_checkpoint.py OUT --layout original --tokenizer DIR
     python benchmarks/grammar_step.py OUT
 
-Eight answers are decoded together, in turns free and under a grammar, and each step is timed as it is; within the
-steps, so are the masks (`masks`, computed by a thread beside the model) and taking them to the logits (`apply`).
-`share` is both together of the step they were in, as if nothing of them ran beside the model. Milliseconds, medians
-over all steps.
-The last line is JSON; exit code 1 where a share is beyond 5 %.
+Eight answers are decoded together, alternately without and with a grammar, and each step is timed. Within the steps,
+the masks (`masks`, which a thread computes in parallel to the model) and their application to the logits (`apply`) are
+timed, too. `share` is the sum of both divided by the time of the step, as if nothing ran in parallel. Times are in
+milliseconds, medians over all steps. The last line is JSON. The exit code is 1 if a share exceeds 5 %.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ BOUND = 0.05
 
 
 class Stopwatch:
-    """Milliseconds of each call of what it wraps."""
+    """Records the milliseconds of each call of the functions that it wraps."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, timed."""
+        """Return `work` with its calls timed."""
 
         def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
@@ -64,7 +63,7 @@ class Stopwatch:
 
 
 def decode(llm: LLM, engine: Engine, grammar: Grammar | None, num_tokens: int, turn: int) -> list[float]:
-    """Milliseconds of each step in which all streams take a token."""
+    """Return the milliseconds of each step in which all streams get a token."""
     params = SamplingParams(temperature=0.8, max_tokens=num_tokens, ignore_eos=True, grammar=grammar)
     prompts = [llm.prompt([{"role": "user", "content": f"{turn} {number}"}]) for number in range(NUM_STREAMS)]
     for number, prompt in enumerate(prompts):
@@ -80,11 +79,11 @@ def decode(llm: LLM, engine: Engine, grammar: Grammar | None, num_tokens: int, t
 
 
 def main() -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, help="folder of a checkpoint; else the embedded model")
+    parser.add_argument("model", nargs="?", type=Path, help="folder of a checkpoint; by default the embedded model")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=33, help="of an answer")
+    parser.add_argument("--tokens", type=int, default=33, help="number of tokens of an answer")
     options = parser.parse_args()
     llm = LLM(options.model, max_model_len=1024)
     engine = llm.engine

@@ -1,14 +1,14 @@
-"""Does an answer depend on the company it is computed in? It must not, to the last token.
+"""Check that no answer depends on the requests that are computed with it, to the bit.
 
     python benchmarks/invariance.py                      # the embedded model, 200 requests
     python benchmarks/invariance.py --requests 1000 --seed 7
     python benchmarks/invariance.py --quantization int8
 
 Mixed requests (texts, drawn scenes in one or several tiles, follow-up turns, greedy and seeded at random settings) are
-answered alone, each by an engine without caches; then together, arriving at random, with prefix hits and random
-chunks; then again in so little memory that sequences are preempted all the time. Tokens and the bits of their log
-probabilities must be equal. The greedy ones are also answered by the reference path, whose tokens must be the same (not
-where the model is quantised: the reference path never is). The last line is JSON; exit code 1 where anything differs.
+answered one at a time by an engine without caches; then together, arriving at random, with prefix hits and random
+chunks; then again with so little memory that sequences are preempted all the time. Tokens and the bits of their log
+probabilities must be equal. Greedy requests are also answered by the reference path, with the same tokens unless the
+model is quantised, as the reference path never is. The last line is JSON. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from training import tasks
 from training.scenes import draw, random_scene
 
 Answers = dict[str, list[tuple[int, float]]]
-"""By request: tokens and their log probabilities."""
+"""Tokens and their log probabilities, by request."""
 
 
 def conversation(rng: random.Random) -> list[dict[str, Any]]:
-    """A question about a scene, a copying task or small talk, with earlier turns now and then."""
+    """Return a question about a scene, a copying task or small talk, sometimes with earlier turns."""
     if rng.random() < 0.5:
         turn = rng.choice((tasks.chat, tasks.copy))(rng)
         return [*_history(rng), {"role": "user", "content": turn.question}]
@@ -56,7 +56,7 @@ def _history(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def params(rng: random.Random) -> SamplingParams:
-    """Half of them greedy, the others with everything that changes a draw."""
+    """Return greedy parameters half of the time, else random values of all parameters that affect a draw."""
     max_tokens = rng.randint(4, 48)
     if rng.random() < 0.5:
         return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=rng.random() < 0.5, logprobs=0)
@@ -74,7 +74,7 @@ def params(rng: random.Random) -> SamplingParams:
 
 
 def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
-    """Mixed requests; one in five repeats an earlier prompt, and some are siblings of the one before."""
+    """Return mixed requests, of which one in five repeats an earlier prompt and some are siblings."""
     rng = random.Random(seed)
     prompts: list[Prompt] = []
     requests: list[Request] = []
@@ -92,12 +92,12 @@ def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
 
 
 def engine_of(llm: LLM, **options: Any) -> Engine:
-    """A fresh engine over the loaded model."""
+    """Return a new engine with the loaded model."""
     return Engine(llm.engine.model, EngineConfig(**options), stop_ids=llm.tokenizer.stop_ids)
 
 
 def alone(llm: LLM, requests: Sequence[Request]) -> Answers:
-    """Each request by itself, its prompt in one piece, nothing shared."""
+    """Answer each request by itself, its prompt in one chunk, without caches."""
     engine = engine_of(
         llm, enable_prefix_caching=False, image_cache_memory=0, max_num_batched_tokens=16_384, max_num_batched_tiles=64
     )
@@ -116,7 +116,7 @@ def _step(engine: Engine, answers: Answers) -> None:
 
 
 def together(engine: Engine, requests: Sequence[Request], seed: int) -> Answers:
-    """All requests, arriving in bursts while others run; the books are checked after every step."""
+    """Answer all requests, which arrive in bursts; check the engine's invariants after every step."""
     rng = random.Random(seed)
     pending = list(requests)
     answers: Answers = {request.id: [] for request in requests}
@@ -129,7 +129,7 @@ def together(engine: Engine, requests: Sequence[Request], seed: int) -> Answers:
 
 
 def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
-    """How many of the first greedy requests the reference path was asked, and how many it answers otherwise."""
+    """Answer greedy requests by the reference path; return how many were asked and how many differ."""
     slow, fast = LLM(reference=True), LLM()
     asked = [request for request in requests if request.params.temperature == 0][:count]
     pairs = [([request.prompt], request.params) for request in asked]
@@ -137,7 +137,7 @@ def reference(requests: Sequence[Request], count: int) -> tuple[int, int]:
 
 
 def differing(expected: Answers, got: Answers) -> dict[str, int]:
-    """How many tokens, and how many log probabilities to the bit, are not those expected."""
+    """Count the tokens that differ, and the log probabilities that are not equal to the bit."""
     counts = {"differing_tokens": 0, "differing_logprobs": 0}
     for name, answer in expected.items():
         pairs = list(zip_longest(answer, got[name], fillvalue=(-1, 0.0)))
@@ -147,12 +147,14 @@ def differing(expected: Answers, got: Answers) -> dict[str, int]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the check; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--reference", type=int, default=100, help="greedy requests to ask the reference path")
+    parser.add_argument(
+        "--reference", type=int, default=100, help="number of greedy requests that the reference path answers, too"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quantization", default="none", help="none, int8 or int4")
+    parser.add_argument("--quantization", default="none", help="quantisation of the model: none, int8 or int4")
     args = parser.parse_args()
     llm = LLM(quantization=args.quantization)
     requests = requests_of(llm, args.requests, args.seed)
@@ -187,7 +189,7 @@ def main() -> int:
     if args.quantization == "none":
         asked, wrong = reference(requests, args.reference)
         result["reference"] = {"prompts": asked, "differing_answers": wrong}
-        print(f"reference: {asked} greedy prompts, {wrong} answered otherwise", flush=True)
+        print(f"reference: {asked} greedy prompts, {wrong} with other answers", flush=True)
     print(json.dumps(result))
     return int(wrong > 0 or any(row.get("differing_logprobs") for row in result.values() if isinstance(row, dict)))
 

@@ -1,8 +1,9 @@
-"""The packed linear layer against torch's, on the shapes of InternVL3-1B: alternating runs, medians.
+"""Compare the packed linear layer with torch's on the shapes of InternVL3-1B: medians of alternating runs.
 
     python benchmarks/linear.py [--rows 1,8,512] [--repeats 9]
 
-Prints GFLOP/s, and the GB/s at which weights are read; the last line is JSON. Threads: OMP_NUM_THREADS.
+Prints GFLOP/s, and the GB/s at which weights are read. OMP_NUM_THREADS sets the number of threads. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ternvl.bench import share
 from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
 
-SHAPES = {  # name: (outputs, inputs, the rows it is worth measuring on)
+SHAPES = {  # name: (outputs, inputs, numbers of rows to measure)
     "language q, o": (896, 896, (1, 2, 4, 8, 16, 512)),
     "language k, v": (128, 896, (1, 8, 512)),
     "language gate, up": (4864, 896, (1, 2, 4, 8, 16, 512)),
@@ -34,12 +35,12 @@ SHAPES = {  # name: (outputs, inputs, the rows it is worth measuring on)
 
 
 def clock() -> float:
-    """Of one thread its own time, so that other work on the machine does not count."""
+    """Return the time in seconds: with one thread, processor time, which other work does not disturb."""
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def seconds(run: Callable[[], object], at_least: float) -> float:
-    """One call, of as many as take `at_least` seconds."""
+    """Return the mean seconds of a call, over as many calls as take `at_least` seconds."""
     count, start = 0, clock()
     while (now := clock()) < start + at_least or not count:
         run()
@@ -48,7 +49,7 @@ def seconds(run: Callable[[], object], at_least: float) -> float:
 
 
 def measure(n: int, k: int, m: int, repeats: int) -> dict[str, float]:
-    """Median seconds of each way, the ways taking turns."""
+    """Return the median seconds of each implementation; the implementations alternate."""
     x, weight = torch.randn(m, k), torch.randn(n, k).bfloat16()
     wide = weight.float()
     narrow_panels, wide_panels = dispatch.pack(weight), dispatch.pack(wide)
@@ -65,7 +66,7 @@ def measure(n: int, k: int, m: int, repeats: int) -> dict[str, float]:
 
 
 def line(name: str, n: int, k: int, m: int, times: dict[str, float]) -> str:
-    """A row of the table."""
+    """Return one row of the table."""
     cells = [f"{name:18} {n:6} {k:5} {m:5}"]
     for way, value in times.items():
         size = 2 if way == "bfloat16" else 4
@@ -75,7 +76,7 @@ def line(name: str, n: int, k: int, m: int, times: dict[str, float]) -> str:
 
 
 def at_best(results: list[dict[str, Any]]) -> str:
-    """How near to the machine's limits the packed layers come: weights read, and products."""
+    """Describe the best rates of the packed layers as shares of the machine's limits."""
     ways = [(each, each[name], size) for each in results for name, size in (("float32", 4), ("bfloat16", 2))]
     return share(
         bytes_per_s=max(each["n"] * each["k"] * size / seconds for each, seconds, size in ways),
@@ -84,11 +85,15 @@ def at_best(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print a table and the JSON line."""
+    """Measure; print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=lambda text: {int(part) for part in text.split(",")}, help="only these")
+    parser.add_argument(
+        "--rows",
+        type=lambda text: {int(part) for part in text.split(",")},
+        help="numbers of rows to measure, separated by commas",
+    )
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--only", default="", help="only shapes whose name holds this")
+    parser.add_argument("--only", default="", help="only shapes whose name contains this text")
     options = parser.parse_args()
     loaded = library()
     isa = loaded.isa if loaded else "torch"

@@ -1,4 +1,4 @@
-"""Load on a server through the openai client, streaming: requests, when they are sent, and what is measured of them."""
+"""Puts load on a server with the openai client: makes streamed requests, schedules them, and measures them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Body = dict[str, Any]
 
 
 class BenchmarkError(Exception):
-    """A setting or a server with which nothing can be measured."""
+    """A setting or a server that makes the measurement impossible."""
 
 
 @dataclass
 class Sample:
-    """One request: when it began and when its pieces came, in seconds; what it counted, or why it failed."""
+    """The measurement of one request: times in seconds, numbers of tokens, and the error if it failed."""
 
     start: float
     pieces: list[float] = field(default_factory=list)
@@ -37,17 +37,17 @@ class Sample:
 
     @property
     def gaps(self) -> list[float]:
-        """Times between two pieces."""
+        """Seconds between successive pieces."""
         return [after - before for before, after in zip(self.pieces, self.pieces[1:], strict=False)]
 
 
 def digits(rng: random.Random, count: int) -> str:
-    """As many tokens."""
+    """Return `count` random digits, each of which is one token."""
     return "".join(rng.choices("0123456789", k=count))
 
 
 def image_part(rng: random.Random, width: int, height: int) -> Body:
-    """A picture of random colours that no other request has."""
+    """Return an image of random colours, which no other request has."""
     image = Image.frombytes("RGB", (8, 8), rng.randbytes(192)).resize((width, height), Image.Resampling.NEAREST)
     data = io.BytesIO()
     image.save(data, "PNG")
@@ -58,7 +58,7 @@ def image_part(rng: random.Random, width: int, height: int) -> Body:
 
 
 def make_body(args: argparse.Namespace, number: int, overhead: int) -> Body:
-    """Request `number`. The system message comes first in a prompt: it is what all share, or where they part."""
+    """Return the body of request `number`. Its system message is the shared prefix, or different in each request."""
     rng = random.Random(f"{args.seed} {number}")
     shared = digits(random.Random(args.seed), args.shared_prefix)
     system = shared or digits(rng, SALT_DIGITS)
@@ -74,7 +74,7 @@ def make_body(args: argparse.Namespace, number: int, overhead: int) -> Body:
 
 
 async def calibrate(client: AsyncOpenAI, args: argparse.Namespace) -> tuple[str, int, Body]:
-    """The model's name, the tokens that a prompt has beside its digits, and the fields that force an answer's length.
+    """Return the model's name, the tokens of a prompt without its digits, and the fields that force an answer's length.
 
     The request also warms the server up.
     """
@@ -87,7 +87,7 @@ async def calibrate(client: AsyncOpenAI, args: argparse.Namespace) -> tuple[str,
         forced = {}
         answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=1)
     if answer.usage is None:
-        raise BenchmarkError("The server counts no tokens (usage): it cannot be measured.")
+        raise BenchmarkError("The server reports no token counts (usage), so it cannot be measured.")
     overhead = answer.usage.prompt_tokens - SALT_DIGITS - 1
     needed = overhead + (args.shared_prefix or SALT_DIGITS) + 1
     if args.prompt_tokens < needed:
@@ -98,7 +98,7 @@ async def calibrate(client: AsyncOpenAI, args: argparse.Namespace) -> tuple[str,
 
 
 async def ask(client: AsyncOpenAI, model: str, body: Body, forced: Body) -> Sample:
-    """One streamed answer, measured."""
+    """Send one request, and measure its streamed answer."""
     sample = Sample(time.perf_counter())
     try:
         stream = await client.chat.completions.create(
@@ -119,7 +119,7 @@ async def ask(client: AsyncOpenAI, model: str, body: Body, forced: Body) -> Samp
 
 
 async def closed_loop(jobs: Sequence[Any], concurrency: int) -> list[Sample]:
-    """So many clients, each of which asks again as soon as it is answered."""
+    """Run jobs with `concurrency` clients, each of which starts a job as soon as its last one has ended."""
     waiting = iter(jobs)
     samples: list[Sample] = []
 
@@ -132,7 +132,7 @@ async def closed_loop(jobs: Sequence[Any], concurrency: int) -> list[Sample]:
 
 
 async def open_loop(jobs: Sequence[Any], rate: float, rng: random.Random) -> list[Sample]:
-    """Clients that come at random, whether those before them are answered or not."""
+    """Start jobs at random times (a Poisson process of `rate` per second), whether earlier ones have ended or not."""
     tasks: list[asyncio.Task[Sample]] = []
     due = time.perf_counter()
     for job in jobs:
@@ -143,7 +143,7 @@ async def open_loop(jobs: Sequence[Any], rate: float, rng: random.Random) -> lis
 
 
 async def measure(base_url: str, args: argparse.Namespace) -> Body:
-    """Put the load on a server and sum up."""
+    """Put the load on a server; return the settings and the summary."""
     client = AsyncOpenAI(base_url=base_url, api_key=args.api_key, max_retries=0, timeout=args.timeout)
     async with client:
         model, overhead, forced = await calibrate(client, args)
@@ -166,14 +166,14 @@ async def measure(base_url: str, args: argparse.Namespace) -> Body:
 
 
 def settings(args: argparse.Namespace, model: str, forced: Body) -> Body:
-    """What was asked for, in the JSON line."""
+    """Return the settings for the JSON line."""
     kept = {name: value for name, value in vars(args).items() if name != "api_key"}
     width, height = args.image_size
     return kept | {"image_size": f"{width}x{height}", "model": model, "answers_forced": bool(forced)}
 
 
 def summary(samples: Sequence[Sample], seconds: float) -> Body:
-    """Counts, rates and percentiles; times in milliseconds."""
+    """Return counts, rates and percentiles; times are in milliseconds."""
     good = [sample for sample in samples if sample.failure is None]
     details = [sample.usage.prompt_tokens_details for sample in good]
     prompt_tokens = sum(sample.usage.prompt_tokens for sample in good)
@@ -196,7 +196,7 @@ def summary(samples: Sequence[Sample], seconds: float) -> Body:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and percentiles of seconds, in milliseconds; None where there is nothing."""
+    """Return mean and percentiles in milliseconds of values in seconds; None without values."""
     if not values:
         return dict.fromkeys(("mean", "p50", "p95", "p99"))
     ordered = sorted(values)

@@ -1,14 +1,14 @@
-"""What LoRA adapters cost, and what they must not: change others' answers, leak memory, or be half there.
+"""Measure the cost of LoRA adapters, and check that they change no other answers, leak no memory and stay complete.
 
     python benchmarks/random_checkpoint.py DIR --layout original --tokenizer TOKENIZER
-    python -m benchmarks.lora cost DIR       # a decode step of 8 sequences, with 8 adapters and with none
-    python -m benchmarks.lora mixed          # 200 requests with 5 adapters and none: alone and together
+    python -m benchmarks.lora cost DIR       # a decode step of 8 sequences, with 8 adapters and without
+    python -m benchmarks.lora mixed          # 200 requests with one of 5 adapters or none: alone and together
     python -m benchmarks.lora churn          # 200 adapters loaded, used and unloaded while streams run
-    python -m benchmarks.lora stall DIR      # how long streams stand still while adapters are loaded beside them
-    python -m benchmarks.lora kills          # a server killed 20 times while it takes and loads adapters
+    python -m benchmarks.lora stall DIR      # the longest pause of streams while adapters are loaded
+    python -m benchmarks.lora kills          # a server is killed 20 times while it receives and loads adapters
 
-Adapters are random ones of rank 16 for every module that may have one. Without DIR the embedded model serves. The last
-line is JSON; exit code 1 where something is not as it must be.
+Adapters are random, of rank 16, for every module that can have one. Without DIR, the embedded model is used. The last
+line is JSON. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -42,13 +42,18 @@ from ternvl.types import Prompt
 
 
 def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
-    """Engines take turns, one step each, with 8 sequences: over a model that never had an adapter, which one with none
-    in use equals, module for module; over one whose adapters are other engines' at this moment; and with adapters."""
+    """Return the step times of three kinds of engines with 8 sequences, which run one step each in turn.
+
+    The kinds are: a model that never had an adapter, which equals one whose adapters are not in use; a model whose
+    adapters only other engines use at the moment; and sequences with adapters.
+    """
     model = llm.engine.model
     never = _twin(model)
     engines = {"never had one": _decoding(never, [None] * 8), "others have adapters": _decoding(model, [None] * 8)}
     for number, name in enumerate(("int8", "bfloat16", "float32")):
-        seeds = range(8 * number, 8 * number + 8)  # others for each type: an adapter is known by its files
+        seeds = range(
+            8 * number, 8 * number + 8
+        )  # other seeds for each type, since an adapter is identified by its files
         folders = [write_adapter(folder / f"a{seed}", llm.config, seed, size=0.1) for seed in seeds]
         adapters = [read(each, each.name, linears(llm.config), dtype=name) for each in folders]
         engines[f"8 adapters, {name}"] = _decoding(model, adapters)
@@ -71,16 +76,16 @@ def cost(llm: LLM, folder: Path, num_steps: int) -> dict[str, Any]:
 
 
 def _twin(model: InternVL) -> InternVL:
-    """The same model with modules of its own over the same tensors."""
+    """Return a copy of the model that shares its tensors."""
     for module in model.modules():
-        for pointers in ("description", "native", "adapted"):  # made anew when they are asked for
+        for pointers in ("description", "native", "adapted"):  # created again when they are needed
             module.__dict__.pop(pointers, None)
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _decoding(model: InternVL, adapters: Sequence[Any]) -> Engine:
-    """An engine with a sequence for each adapter, whose prompt is computed already."""
+    """Return an engine with one sequence per adapter, whose prompts are computed already."""
     engine = Engine(model, EngineConfig(max_model_len=1024, kv_cache_memory=2**28), stop_ids=())
     for number, adapter in enumerate(adapters):
         params = SamplingParams(temperature=0, ignore_eos=True)
@@ -92,7 +97,7 @@ def _decoding(model: InternVL, adapters: Sequence[Any]) -> Engine:
 
 
 def mixed(llm: LLM, folder: Path, count: int) -> dict[str, Any]:
-    """As `benchmarks/invariance.py`, each request with one of 5 adapters or none."""
+    """Run the check of `benchmarks/invariance.py`, each request with one of 5 adapters or none."""
     parts = [("language_model.",), ("language_model.",), ("mlp1.",), ("vision_model.",), ("",)]
     adapters = [
         llm.adapters.read(f"a{seed}", write_adapter(folder / f"a{seed}", llm.config, seed, parts=each, size=0.3))
@@ -128,12 +133,14 @@ def mixed(llm: LLM, folder: Path, count: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the chosen measurement; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", choices=("cost", "mixed", "churn", "stall", "kills"))
-    parser.add_argument("model", nargs="?", help="folder of the checkpoint")
-    parser.add_argument("--count", type=int, help="steps, requests, adapters or kills")
-    parser.add_argument("--quantization", default="none", help="of the base, in `cost`, `mixed` and `stall`")
+    parser.add_argument("model", nargs="?", help="folder of the checkpoint; by default the embedded model")
+    parser.add_argument("--count", type=int, help="number of steps, requests, adapters or kills")
+    parser.add_argument(
+        "--quantization", default="none", help="quantisation of the base model in `cost`, `mixed` and `stall`"
+    )
     args = parser.parse_args()
     llm = LLM(args.model, quantization=args.quantization, max_model_len=2048)
     served = [*([args.model] if args.model else []), "--quantization", args.quantization]

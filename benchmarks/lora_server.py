@@ -1,4 +1,4 @@
-"""What `benchmarks/lora.py` asks of a server over HTTP: adapters that come and go while streams run, and kills."""
+"""The part of `benchmarks/lora.py` that runs a server: loads and unloads adapters while it streams, and kills it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASK = {"messages": [{"role": "user", "content": "Name the european capitals"}], 
 
 @contextmanager
 def server(*flags: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`ternvl serve` on a free port, and its address."""
+    """Run `ternvl serve` on a free port; yield the process and its address."""
     command = [sys.executable, "-m", "ternvl", "serve", "--port", "0", "--log-level", "error", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -37,7 +37,7 @@ def server(*flags: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
-    """Streams of the model and of an adapter that stays run all the while; each adapter answers once."""
+    """Load, use and unload adapters while streams of the model and of a permanent adapter run."""
     stays, given = write_adapter(folder / "stays", config, 1_000), folder / "given"
     stop, failed, num_streams = threading.Event(), list[str](), 0
     gaps: list[float] = []
@@ -50,7 +50,7 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
                 num_streams += 1
                 failed.extend([failure] if failure else [])
 
-    # A KV cache that the first streams fill: memory that is touched later would look like a leak.
+    # The first streams fill this KV cache, since memory that is first used later would look like a leak.
     small = ("--max-model-len", "512", "--kv-cache-memory", str(8 * 2**20))
     with server("--lora", f"stays={stays}", *small) as (process, url), httpx.Client(base_url=url, timeout=120) as http:
         names = [http.get("/v1/models").json()["data"][0]["id"], "stays"] * 2
@@ -58,7 +58,7 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
         for thread in threads:
             thread.start()
         memory = []
-        for number in range(-20, count):  # the first twenty bring what every server takes once, and fill the KV cache
+        for number in range(-20, count):  # the first twenty allocate what a server needs once, and fill the KV cache
             write_adapter(given, config, number + 20)
             for path, fields in (
                 ("/v1/load_lora_adapter", {"lora_name": f"n{number + 20}", "lora_path": str(given)}),
@@ -84,7 +84,7 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
 
 
 def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -> dict[str, Any]:
-    """Four streams run; then adapters are loaded beside them, one after the other. How long a stream stands still."""
+    """Measure the longest gap of four streams, without and with adapters being loaded at the same time."""
     given = [write_adapter(folder / f"given{seed}", config, seed) for seed in range(2)]
     stop, gaps, failed = threading.Event(), list[float](), list[str]()
 
@@ -102,7 +102,7 @@ def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -
         time.sleep(5)
         result: dict[str, list[float]] = {}
         seconds, step = [], statistics.median(gaps)
-        for turn in range(count):  # quiet and loading take turns, equally long
+        for turn in range(count):  # alternate stretches of equal length without and with loading
             for kind in ("loading", "quiet"):
                 del gaps[:]
                 begin = time.perf_counter()
@@ -118,13 +118,13 @@ def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -
             thread.join()
     longest = {kind: {"median_s": statistics.median(each), "most_s": max(each)} for kind, each in result.items()}
     load = {"median_s": statistics.median(seconds), "most_s": max(seconds)}
-    # One step more than in a quiet stretch, in the median: a single gap is whatever else the machine does.
+    # The bound is one step above a quiet stretch, in the median, since other work on the machine causes single gaps.
     ok = not failed and longest["loading"]["median_s"] <= longest["quiet"]["median_s"] + step
     return {"loads": count, "load": load, "step_s": step, "longest_gap": longest, "failed": failed[:3], "ok": ok}
 
 
 def _stream(http: httpx.Client, model: str, gaps: list[float]) -> str:
-    """What is wrong with a stream; "" where nothing is."""
+    """Read one stream; return what is wrong with it, or an empty string."""
     body = ASK | {"model": model, "stream": True, "max_tokens": 64, "ignore_eos": True}
     last, ended = time.perf_counter(), False
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -144,7 +144,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def kills(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
-    """Each server is killed at a random moment of an upload or a load; the next one lists only whole adapters."""
+    """Kill servers at random moments of an upload or a load; check that the next one lists only complete adapters."""
     store = folder / "store"
     store.mkdir()
     given = [write_adapter(folder / f"given{seed}", config, seed, parts=("",), rank=64) for seed in range(2)]

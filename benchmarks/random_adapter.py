@@ -1,4 +1,4 @@
-"""Random LoRA adapters, as PEFT would save them."""
+"""Writes random LoRA adapters in PEFT's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def write_adapter(
     folder: Path, config: ModelConfig, seed: int, *, parts: Sequence[str] = ("language_model.",), rank: int = RANK,
     size: float = 1.0,
 ) -> Path:  # fmt: skip
-    """A random adapter as PEFT would save it, for all linear layers of the decoder, `mlp1.` or `vision_model.`"""
+    """Write a random adapter for the linear layers whose names start with one of `parts`, without the head; return its
+    folder."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (rows, inputs) in linears(config).items():

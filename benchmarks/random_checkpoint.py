@@ -1,10 +1,10 @@
 """Write a checkpoint with the exact shapes of InternVL3-1B (938,193,024 parameters, bfloat16) and random weights.
 
     python benchmarks/random_checkpoint.py OUT --layout original --tokenizer DIR
-    python benchmarks/random_checkpoint.py OUT --outliers 6    # channels as vision transformers can have them
+    python benchmarks/random_checkpoint.py OUT --outliers 6    # with outlier channels, as in real vision towers
 
-It costs what the real one costs, so it stands in for it wherever speed, memory or parity are measured. A tensor
-depends on the seed and its name alone: the layouts hold the same model. One tensor is in memory at a time.
+It takes the same time and memory as the real checkpoint, so it replaces it in measurements of speed, memory and parity.
+A tensor depends only on the seed and its name, so all layouts have the same model. One tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
 NUM_PARAMETERS = 938_193_024
 LAYOUTS = ("original", "hf", "hf-new")
 OUTLIER = 128
-"""How many times as active an outlier is. A power of two: the products are the same to the bit."""
+"""Factor of an outlier channel's activations. It is a power of two, so that products are the same to the bit."""
 
 _TO_HF = (
     ("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
@@ -54,13 +54,13 @@ _TO_HF = (
 
 
 def shapes() -> dict[str, torch.Size]:
-    """Names and shapes of the model's tensors, in the original layout."""
+    """Return the names and shapes of the model's tensors, in the original layout."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in InternVL(CONFIG).state_dict().items()}
 
 
 def weight(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The random tensor `name` in bfloat16, scaled so that activations keep their size and logits spread by two."""
+    """Return random tensor `name` in bfloat16, scaled so that activations keep their size and logits spread by 2."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
     if "norm" in name or name.startswith("mlp1.0.") or ".ls" in name:
@@ -75,8 +75,11 @@ def weight(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 
 def with_outliers(name: str, tensor: Tensor, outliers: int) -> Tensor:
-    """The tensor of a model whose first channels after each norm of the vision tower are `OUTLIER` times as active,
-    which the weights that read them take back: the function is the same."""
+    """Return the tensor of an equivalent model with outlier channels.
+
+    The first `outliers` channels after each norm of the vision tower are `OUTLIER` times larger, and the weights that
+    read them are divided by the same factor.
+    """
     changed = tensor.clone()
     if name.startswith("vision_model.encoder.layers."):
         if ".norm" in name:
@@ -87,7 +90,7 @@ def with_outliers(name: str, tensor: Tensor, outliers: int) -> Tensor:
 
 
 def renamed(name: str, shape: torch.Size, layout: str) -> list[tuple[str, torch.Size, slice]]:
-    """What a tensor of the original layout is in `layout`: names, shapes, and the rows it takes of the original."""
+    """Return the names and shapes of an original tensor in `layout`, and the rows of the original that each takes."""
     rows = slice(0, shape[0])
     if layout == "original":
         return [(name, shape, rows)]
@@ -108,7 +111,7 @@ def renamed(name: str, shape: torch.Size, layout: str) -> list[tuple[str, torch.
 
 
 def write(folder: Path, *, layout: str, seed: int = 0, outliers: int = 0) -> None:
-    """Write `config.json` and `model.safetensors`; `outliers` as `with_outliers` has them."""
+    """Write `config.json` and `model.safetensors`; `outliers` is passed to `with_outliers`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_json.write(CONFIG, dtype="bfloat16", tied=False) if layout == "original" else hf_config()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -123,7 +126,7 @@ def write(folder: Path, *, layout: str, seed: int = 0, outliers: int = 0) -> Non
 
 
 def write_safetensors(path: Path, names: list[tuple[str, torch.Size]], tensors: Iterable[Tensor]) -> None:
-    """One bfloat16 file, written tensor by tensor: eight bytes of header length, a JSON header, the data in order."""
+    """Write a bfloat16 file tensor by tensor: eight bytes of header length, a JSON header, the data in order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in names:
@@ -138,7 +141,7 @@ def write_safetensors(path: Path, names: list[tuple[str, torch.Size]], tensors: 
 
 
 def hf_config() -> dict[str, Any]:
-    """`config.json` as transformers writes it for InternVL3-1B."""
+    """Return the `config.json` that transformers writes for InternVL3-1B."""
     vision = CONFIG.vision
     return {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -174,12 +177,14 @@ def hf_config() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Write the checkpoint that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--layout", choices=LAYOUTS, default="original")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--outliers", type=int, default=0, help=f"channels that are {OUTLIER} times as active")
+    parser.add_argument(
+        "--outliers", type=int, default=0, help=f"number of channels with activations that are {OUTLIER} times larger"
+    )
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied")
     args = parser.parse_args()
     write(args.out, layout=args.layout, seed=args.seed, outliers=args.outliers)

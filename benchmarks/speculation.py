@@ -1,19 +1,20 @@
-"""What speculation brings where answers copy, and what it costs where they do not. On and off alternate in one run.
+"""Measure the gain of speculation on answers that copy, and its cost on others; on and off alternate in one run.
 
     python benchmarks/speculation.py                    # the embedded model
     python benchmarks/speculation.py DIR --turns 5      # a checkpoint of full size, with its tokenizer
 
-copy   An answer that quotes passages of its prompt, here and there with a word of its own: three passages of 20 to 60
-       tokens in a row, then one new token. Text: this project's documentation.
-prose  An answer that quotes nothing: the prompt is the beginning of a text, the answer its next part.
-own    The embedded model alone: it repeats words as it was trained to, and its answers are its own.
-rows   What a step takes by how many tokens of one sequence it computes.
+copy   An answer that quotes its prompt: three passages of 20 to 60 tokens, then one new token, and so on. The text is
+       this project's documentation.
+prose  An answer that quotes nothing: the prompt is the beginning of a text, the answer its continuation.
+own    Only for the embedded model: it repeats words, as it was trained to do, and generates its answers itself.
+rows   The time of a step by the number of tokens of one sequence that it computes.
 
-Random weights write neither, so in `copy` and `prose` the answer is planted: everything is computed as always, also the
-draw, and then the text's next token is taken in place of the drawn one. How often a draft holds follows from the text
-alone. Times are of decoding; prompts are computed before. `ratio` is the time without speculation over that with it,
-of the medians, and `cpu_ratio` that of processor time. Every turn has two runs without, and `control` is the ratio of
-these: what it differs from 1 by is noise, and a `ratio` that differs by no more says nothing. The last line is JSON.
+A model with random weights cannot write such answers, so in `copy` and `prose` the answer is planted: everything is
+computed as usual, including the draw, but then the next token of the text replaces the drawn one. So the acceptance of
+drafts depends only on the text. Times are of decoding, since prompts are computed before. `ratio` is the median time
+without speculation divided by that with it, and `cpu_ratio` the same for processor time. Every turn has two runs
+without speculation; `control` is their ratio. Its distance from 1 is noise, so a `ratio` no further from 1 has no
+meaning. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ ANSWER, PROMPT = 160, 300
 KINDS = ("rows", "copy", "prose", "own")
 DOCS = Path(__file__).parents[1] / "docs"
 Case = tuple[Prompt, list[int]]
-"""A prompt, and the answer that is planted; none where the model's own is taken."""
+"""A prompt and its planted answer, which is empty if the model generates the answer itself."""
 
 
 def texts(llm: LLM) -> list[list[int]]:
-    """The documentation's pages in tokens, those that are long enough."""
+    """Return the tokens of the documentation's pages that are long enough."""
     encoded = [llm.tokenizer.encode_text(path.read_text("utf-8")) for path in sorted(DOCS.glob("*.md"))]
     return [ids for ids in encoded if len(ids) >= PROMPT + ANSWER]
 
 
 def copy_case(llm: LLM, number: int) -> Case:
-    """Passages of the prompt, in any order."""
+    """Return a prompt, and an answer of its passages in random order."""
     rng = random.Random(number)
     ids = rng.choice(texts(llm))
     start = rng.randrange(len(ids) - PROMPT)
@@ -72,7 +73,7 @@ def copy_case(llm: LLM, number: int) -> Case:
 
 
 def prose_case(llm: LLM, number: int) -> Case:
-    """A text and how it goes on."""
+    """Return the beginning of a text, and its continuation as the answer."""
     rng = random.Random(number)
     ids = rng.choice(texts(llm))
     start = rng.randrange(len(ids) - PROMPT - ANSWER + 1)
@@ -80,7 +81,7 @@ def prose_case(llm: LLM, number: int) -> Case:
 
 
 def own_case(llm: LLM, number: int) -> Case:
-    """A task of copying; the answer is the model's."""
+    """Return a copying task, which the model answers itself."""
     rng = random.Random(number)
     words = " ".join(tasks.copy(rng).answer for _ in range(4))
     return llm.prompt([{"role": "user", "content": f"Repeat: {words}"}]), []
@@ -88,7 +89,7 @@ def own_case(llm: LLM, number: int) -> Case:
 
 @contextmanager
 def planted(answers: Mapping[int, Sequence[int]]) -> Iterator[None]:
-    """Within it, a request whose seed is among the answers gets that answer, at the price of its own."""
+    """Replace the drawn tokens of requests whose seed is in `answers` by those of the answer, at the usual cost."""
 
     def draw_planted(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
         return [
@@ -104,7 +105,7 @@ def planted(answers: Mapping[int, Sequence[int]]) -> Iterator[None]:
 
 
 def decode(llm: LLM, cases: Sequence[Case], method: str) -> dict[str, Any]:
-    """Answer all cases together; seconds of the steps after the prompts."""
+    """Answer all cases together; return the seconds of the steps after the prompts, and counts."""
     config = replace(llm.engine.config, speculation=method, enable_prefix_caching=False)
     engine = Engine(llm.engine.model, config, stop_ids=llm.tokenizer.stop_ids)
     tokens: dict[str, list[int]] = defaultdict(list)
@@ -131,7 +132,7 @@ RUNS = ("off", "ngram", "off again")
 
 
 def compare(llm: LLM, cases: Sequence[Sequence[Case]]) -> dict[str, Any]:
-    """Each group of cases with speculation and twice without; another of the three begins each time."""
+    """Run each group of cases once with and twice without speculation, in rotating order."""
     times: dict[str, list[float]] = defaultdict(list)
     drafted = accepted = num_tokens = differing = 0
     for turn, group in enumerate(cases):
@@ -160,7 +161,7 @@ def compare(llm: LLM, cases: Sequence[Sequence[Case]]) -> dict[str, Any]:
 
 
 def rows(llm: LLM, turns: int) -> dict[str, Any]:
-    """Milliseconds a step, and the ratio to a step of one row, at a context of 256 tokens."""
+    """Return the milliseconds of a step, and its ratio to a step of one row, at a context of 256 tokens."""
     seconds: dict[int, list[float]] = defaultdict(list)
     for _ in range(4 * turns):
         for count in (1, 2, 3, 4, 6, 8, 12, 16):
@@ -195,7 +196,7 @@ def _run_rows(llm: LLM, count: int) -> float:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="folder of a checkpoint with its tokenizer")
     parser.add_argument("--turns", type=int, default=5)

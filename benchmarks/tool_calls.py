@@ -1,14 +1,14 @@
-"""Do tool calls always parse, match their schemas, and stream as they are answered at once?
+"""Check that tool calls always parse, match their schemas, and are the same whether streamed or not.
 
     python benchmarks/tool_calls.py                       # 100 random tool sets on random weights
     python benchmarks/tool_calls.py --sets 500 --seed 7
     python benchmarks/tool_calls.py --model embedded      # on the embedded model's weights
 
-Each set has one to five tools with random JSON Schemas, a random `tool_choice`, `parallel_tool_calls`, temperature and
-now and then a `response_format`. Its request is sent twice with the same seed, streamed and not. A call is unparsable
-where its arguments are no JSON or where it was left in the text; a violation is a call that no tool of the set allows.
-An answer that `max_tokens` cut is counted apart: its last call has the beginning of its arguments. The last line is
-JSON; exit code 1 where anything is wrong.
+Each set has one to five tools with random JSON Schemas, a random `tool_choice`, `parallel_tool_calls` and temperature,
+and sometimes a `response_format`. Its request is sent twice with the same seed, streamed and not. A call is unparsable
+if its arguments are not valid JSON or if it is left in the text; a violation is a call that no tool of the set allows.
+Answers that `max_tokens` cut are counted separately, since the arguments of their last call are incomplete. The last
+line is JSON. The exit code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORDS = ("city", "date", "größe", "zu viel", "q", "names", 'a"b', "unit", "�
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
-    """A JSON Schema whose instances are short."""
+    """Return a random JSON Schema whose instances are short."""
     simple = [_string, _number, _enum, lambda _: {"type": rng.choice(["boolean", "null"])}]
     nested = [_object, _array, _either] if depth else []
     make = rng.choice([*simple, *nested])
@@ -87,7 +87,7 @@ def _either(rng: random.Random, depth: int) -> dict[str, Any]:
 
 
 def random_request(rng: random.Random, *, max_tokens: int = 700) -> dict[str, Any]:
-    """The body of a chat completion with random tools."""
+    """Return the body of a chat completion with random tools."""
     tools = []
     for name in rng.sample(["look_up", "f", "größe", "send-mail", 'say "hi"', "look"], rng.randrange(1, 6)):
         parameters = rng.choice([{}, {"parameters": _object(rng, 2)}, {"parameters": _object(rng, 2)}])
@@ -110,7 +110,7 @@ def random_request(rng: random.Random, *, max_tokens: int = 700) -> dict[str, An
 
 
 def judge(body: dict[str, Any], choice: dict[str, Any]) -> Counter[str]:
-    """What is wrong with an answer, and how many calls it has."""
+    """Count what is wrong with an answer, and its calls."""
     message, found = choice["message"], Counter[str]()
     if choice["finish_reason"] == "length":
         found["cut"] += 1
@@ -128,7 +128,7 @@ def judge(body: dict[str, Any], choice: dict[str, Any]) -> Counter[str]:
         schema = {"type": "object", **(wanted or {}).get("parameters", {})}
         found["violations"] += wanted is None or not jsonschema.Draft202012Validator(schema).is_valid(arguments)
     if choice["finish_reason"] != "length":
-        found += _judge_whole(body, message.get("content") or "", calls)
+        found += _judge_complete(body, message.get("content") or "", calls)
     return found
 
 
@@ -139,8 +139,8 @@ def _begins_json(text: str) -> bool:
         return False
 
 
-def _judge_whole(body: dict[str, Any], text: str, calls: list[dict[str, Any]]) -> Counter[str]:
-    """What is wrong with an answer that came to its own end."""
+def _judge_complete(body: dict[str, Any], text: str, calls: list[dict[str, Any]]) -> Counter[str]:
+    """Count what is wrong with an answer that was not cut."""
     found = Counter[str]()
     choice, wish = body["tool_choice"], body.get("response_format", {})
     found["missing"] += choice != "auto" and (not calls or bool(text))
@@ -153,7 +153,7 @@ def _judge_whole(body: dict[str, Any], text: str, calls: list[dict[str, Any]]) -
 
 
 def folded(events: str) -> dict[str, Any]:
-    """The message of a stream of one choice, put together by the rules of OpenAI's clients."""
+    """Join a stream of one choice to its message, as OpenAI's clients do."""
     answer: dict[str, Any] = {"content": None, "finish_reason": None, "calls": []}
     for line in events.split("\n\n"):
         if not line.startswith("data: {"):
@@ -180,7 +180,7 @@ def _as_folded(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 async def ask_all(llm: LLM, bodies: Sequence[dict[str, Any]], *, at_once: int = 8) -> Counter[str]:
-    """Sends each request twice and sums up what is wrong."""
+    """Send each request twice, streamed and not; count what is wrong."""
     app, slots = create_app(llm, ServerConfig(log_level="error")), asyncio.Semaphore(at_once)
     transport = httpx.ASGITransport(app)
 
@@ -206,7 +206,7 @@ async def ask_all(llm: LLM, bodies: Sequence[dict[str, Any]], *, at_once: int = 
 
 
 def random_llm(seed: int) -> LLM:
-    """The embedded model's tokenizer over a small decoder of random weights."""
+    """Return an LLM with the embedded model's tokenizer and a small decoder of random weights."""
     embedded = LLM(max_model_len=16)
     size = embedded.config.language.vocab_size
     language = LanguageConfig(64, 2, 4, 2, 64, size, max_position_embeddings=8192)
@@ -215,12 +215,12 @@ def random_llm(seed: int) -> LLM:
     )
     torch.manual_seed(seed)
     model = InternVL(config).float().requires_grad_(False).eval()
-    prepare(model)  # so that company changes no bit of an answer, as with a model that is loaded
+    prepare(model)  # so that other requests change no bit of an answer, as in a loaded model
     return LLM.from_parts(model, embedded.tokenizer, name="random", max_model_len=8192)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

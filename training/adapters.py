@@ -1,10 +1,10 @@
-"""The adapters of ternvl-nano: their data, and the commands that train and score them.
+"""The adapters of ternvl-nano: generates their data, and runs the commands that train and score them.
 
-    python -m training.adapters                    # both: draws data, trains, scores, puts them into the package
+    python -m training.adapters                    # all: generate data, train, install into the package, score
     python -m training.adapters french --data-only
-    python -m training.adapters --score 123        # only score those in the package, on scenes of another seed
+    python -m training.adapters --score 123        # only score the package's adapters, on scenes of another seed
 
-Scenes are drawn as for the model itself, from seeds of their own; those that are scored are from yet another seed.
+Scenes are generated as for the model itself, from other seeds; the scenes for scoring have another seed again.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ _QUESTIONS = ("Décris l'image.", "Que vois-tu ?", "Que montre cette image ?")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One adapter: what it says of a scene, and how it is trained."""
+    """One adapter: its answers about a scene, and the options of its training."""
 
     turn: Callable[[random.Random, Scene], tuple[str, str]]
-    """Question and answer."""
+    """Returns a question about the scene and its answer."""
     options: tuple[str, ...]
-    """Of `ternvl finetune`."""
+    """Options of `ternvl finetune`."""
 
 
 def phrase(item: Item) -> str:
-    """ "une étoile bleue", "un cœur marron"."""
+    """Name an item in French: "une étoile bleue", "un cœur marron"."""
     noun, color = _NOUNS[item.shape], _FRENCH[item.color]
     return f"{noun} {_FEMININE.get(color, color) if noun.startswith('une') else color}"
 
 
 def french(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    """A description, or how many there are, asked in English or in French."""
+    """Return a question in English or French, for a description or a count, and its French answer."""
     if rng.random() < 0.15:
         question = rng.choice(("How many objects are there?", "How many shapes are there?", "Combien d'objets ?"))
         return question, f"Il y a {_NUMBERS[len(scene.items)]}."
@@ -71,7 +71,7 @@ def french(rng: random.Random, scene: Scene) -> tuple[str, str]:
 
 
 def inventory(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    """What is there as JSON, in reading order."""
+    """Return a question, and its answer as JSON with the objects in reading order."""
     objects = [str(item) for item in scene.in_reading_order()]
     return rng.choice(tasks.DESCRIBE), json.dumps({"count": len(objects), "objects": objects})
 
@@ -89,7 +89,7 @@ RECIPES = {
 def write_data(
     name: str, folder: Path, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, test_seed: int = TEST_SEED
 ) -> None:
-    """`train.jsonl` and `test.jsonl` in OpenAI's form, and the pictures they name."""
+    """Write `train.jsonl` and `test.jsonl` in OpenAI's format, and their pictures."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for part, seed, count in (("train", TRAIN_SEED, num_train), ("test", test_seed, num_test)):
         rng = random.Random(f"{seed} {name}")
@@ -108,19 +108,19 @@ def _line(image: str, question: str, answer: str) -> dict[str, object]:
 
 
 def train_command(name: str, folder: Path) -> list[str]:
-    """The arguments of `ternvl` that train an adapter."""
+    """Return the arguments of `ternvl` that train an adapter."""
     data = ["--data", str(folder / "train.jsonl"), "--images", str(folder / "images")]
     return ["finetune", *data, "--output", str(folder / "adapter"), *RECIPES[name].options]
 
 
 def score_command(name: str, folder: Path) -> list[str]:
-    """The arguments of `ternvl` that score the base and the adapter in the package."""
+    """Return the arguments of `ternvl` that score the base model and the package's adapter."""
     data = ["--data", str(folder / "test.jsonl"), "--images", str(folder / "images")]
     return ["lora", "eval", *data, "--adapter", str(HOME / name)]
 
 
 def install(name: str, folder: Path) -> None:
-    """Put the adapter into the package, its tensors in bfloat16 as the model's are."""
+    """Copy the adapter into the package, with its tensors in bfloat16 like the model's."""
     (HOME / name).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "adapter" / "adapter_config.json", HOME / name / "adapter_config.json")
     tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -129,18 +129,22 @@ def install(name: str, folder: Path) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Show and run a command of `ternvl`."""
+    """Print and run a command of `ternvl`."""
     print("ternvl " + " ".join(arguments), flush=True)
     subprocess.run([sys.executable, "-m", "ternvl", *arguments], check=True)
 
 
 def main() -> None:
-    """Make adapters."""
+    """Train and score the adapters named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"By default all: {', '.join(RECIPES)}.")
-    parser.add_argument("--runs", type=Path, default=Path("runs/adapters"), help="Where data and runs go.")
-    parser.add_argument("--data-only", action="store_true", help="Only draw the data.")
-    parser.add_argument("--score", type=int, metavar="SEED", help="Train nothing: score the package's adapters.")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"Adapters to make; by default all: {', '.join(RECIPES)}."
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/adapters"), help="Folder for data and runs.")
+    parser.add_argument("--data-only", action="store_true", help="Only generate the data.")
+    parser.add_argument(
+        "--score", type=int, metavar="SEED", help="Only score the package's adapters, on scenes of this seed."
+    )
     args = parser.parse_args()
     if unknown := set(args.names) - RECIPES.keys():
         parser.error(f"there is no recipe for {', '.join(unknown)}")

@@ -1,9 +1,9 @@
-"""What an image token should say: the contract between the eye and the decoder while they are trained apart.
+"""The codebook: target vectors of image tokens, with which the vision tower and the decoder are trained separately.
 
-Each token stands for a cell of the image's 4x4 grid. Its target is a sum of fixed random vectors: where the cell is,
-the shape and colour of an item whose centre lies in it, that item's edges, and the characters whose centres lie in the
-cell's four patches. The vision tower learns to emit these targets from pixels; the decoder learns, at the same time,
-to answer questions from them. Afterwards both are joined and trained on the answers alone.
+Each token stands for a cell of the image's 4x4 grid. Its target is a sum of fixed random vectors: for the position of
+the cell, for the shape, the colour and the edges of an item whose centre is in the cell, and for the characters whose
+centres are in the cell's four patches. The vision tower learns to produce these targets from pixels. At the same time,
+the decoder learns to answer questions from them. Afterwards, both are joined and trained only on the answers.
 
 Shapes: M cells of a tile (16), C hidden size of the decoder.
 """
@@ -29,20 +29,20 @@ EDGE_FEATURES = 4 * 7
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The truth about one tile's cells, as indices (0 is "none")."""
+    """The true content of one tile's cells, as indices (0 is "none")."""
 
     shape: Tensor
     """[M] int64."""
     color: Tensor
     """[M] int64."""
     chars: Tensor
-    """[M, 4] int64, one for each patch of the cell, row-major."""
+    """[M, 4] int64: one index per patch of the cell, row-major."""
     edges: Tensor
-    """[M, 28]; zero where the cell holds no item's centre."""
+    """[M, 28] float32: zero if no item's centre is in the cell."""
 
 
 def labels_of(scene: Scene) -> Labels:
-    """The labels of a scene that fills one tile (or its thumbnail)."""
+    """Return the labels of a scene that fills one tile (or its thumbnail)."""
     shape, color = torch.zeros(NUM_CELLS, dtype=torch.long), torch.zeros(NUM_CELLS, dtype=torch.long)
     chars = torch.zeros(NUM_CELLS, SLOTS, dtype=torch.long)
     edges = torch.zeros(NUM_CELLS, EDGE_FEATURES)
@@ -64,7 +64,7 @@ def _edge(u: float) -> list[float]:
 
 
 class Codebook:
-    """Fixed random vectors of length about one, drawn from a seed of their own."""
+    """Fixed random vectors, drawn with a seed of their own."""
 
     def __init__(self, hidden_size: int, seed: int = 7) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -72,18 +72,18 @@ class Codebook:
         def vectors(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*shape, hidden_size, generator=generator) * scale
 
-        self.place = vectors(NUM_CELLS, scale=1.0)
+        self.position = vectors(NUM_CELLS, scale=1.0)
         self.shape = vectors(len(SHAPES) + 1)
         self.color = vectors(len(COLORS) + 1)
         in_slot = vectors(SLOTS, len(CHARACTERS) + 1)
         self.edges = vectors(EDGE_FEATURES, scale=0.6)
-        anywhere = vectors(len(CHARACTERS) + 1)  # what a character says wherever it stands
-        self.chars = 0.6 * in_slot + 0.8 * anywhere
-        self.chars[:, 0] = 0.0  # an empty slot says nothing
+        in_any_slot = vectors(len(CHARACTERS) + 1)  # the part of a character that is the same in every slot
+        self.chars = 0.6 * in_slot + 0.8 * in_any_slot
+        self.chars[:, 0] = 0.0  # an empty slot adds nothing
 
     def tokens(self, labels: Labels) -> Tensor:
-        """Targets of one tile: [M, C]. Batched labels [..., M] give [..., M, C]."""
+        """Return the targets [M, C] of one tile. Batched labels [..., M] give [..., M, C]."""
         slots = torch.arange(SLOTS)
         chars = self.chars[slots, labels.chars].sum(-2)
-        what = self.shape[labels.shape] + self.color[labels.color] + chars + labels.edges @ self.edges
-        return 0.5 * (self.place + what)
+        content = self.shape[labels.shape] + self.color[labels.color] + chars + labels.edges @ self.edges
+        return 0.5 * (self.position + content)

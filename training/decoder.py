@@ -1,4 +1,4 @@
-"""Running the decoder on a batch of training examples, and the loss on their answers.
+"""Runs the decoder on a batch of training examples, and computes the loss on their answers.
 
 Shapes: B examples, T tokens of all of them, L tokens of the longest, H query heads, K key-value heads, D head size.
 """
@@ -16,9 +16,9 @@ from training.tokens import Example
 
 
 class BatchAttention:
-    """Causal attention within each of several sequences that stand one after another.
+    """Causal attention within each of several concatenated sequences.
 
-    Sequences are padded in groups of like length, so that one long conversation does not make all others long.
+    Sequences are padded in groups of similar length, so that one long sequence does not lengthen all others.
     """
 
     def __init__(self, lengths: Sequence[int], group_size: int = 16) -> None:
@@ -29,15 +29,15 @@ class BatchAttention:
         inside: list[Tensor] = []
         for group in groups:
             steps = torch.arange(lengths[group[-1]])
-            there = steps < torch.tensor([lengths[i] for i in group])[:, None]  # [B, L]
-            self.rows.append((starts[group][:, None] + steps).where(there, starts[group][:, None]))
-            inside.append(there.flatten())
-        kept = torch.cat(inside).nonzero().squeeze(1)  # [T], in the groups' order
+            is_token = steps < torch.tensor([lengths[i] for i in group])[:, None]  # [B, L]
+            self.rows.append((starts[group][:, None] + steps).where(is_token, starts[group][:, None]))
+            inside.append(is_token.flatten())
+        kept = torch.cat(inside).nonzero().squeeze(1)  # [T], in the order of the groups
         tokens = torch.cat([rows.flatten() for rows in self.rows])[kept]
-        self.back = kept[tokens.argsort()]  # [T], in the tokens' order
+        self.back = kept[tokens.argsort()]  # [T], in the order of the tokens
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[T, H, D], [T, K, D], [T, K, D] -> [T, H, D]."""
+        """Attend: q [T, H, D], k and v [T, K, D] -> [T, H, D]."""
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
         outs = []
@@ -51,21 +51,21 @@ class BatchAttention:
 def answer_loss(
     model: InternVL, examples: Sequence[Example], image_tokens: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy per unit of answer weight, and the share of answer tokens that are right.
+    """Return the weighted mean cross-entropy, and the share of weighted tokens that are predicted correctly.
 
-    `image_tokens[i]` is [tiles * M, C] for an example with an image.
+    `image_tokens[i]` is [tiles * M, C] for an example with an image, else None.
     """
     lengths = [len(example.ids) for example in examples]
     ids = torch.tensor([token for example in examples for token in example.ids])
     embeddings = model.embed(ids)
-    where, what, start = [], [], 0
+    rows, features, start = [], [], 0
     for example, tokens in zip(examples, image_tokens, strict=True):
         if tokens is not None and example.image_start is not None:
-            where.append(torch.arange(len(tokens)) + start + example.image_start)
-            what.append(tokens)
+            rows.append(torch.arange(len(tokens)) + start + example.image_start)
+            features.append(tokens)
         start += len(example.ids)
-    if where:
-        embeddings = embeddings.index_copy(0, torch.cat(where), torch.cat(what))
+    if rows:
+        embeddings = embeddings.index_copy(0, torch.cat(rows), torch.cat(features))
     positions = torch.cat([torch.arange(length) for length in lengths])
     hidden = model.decode(embeddings, positions, BatchAttention(lengths))
     weights = torch.tensor([w for example in examples for w in [*example.weights[1:], 0.0]])

@@ -1,9 +1,9 @@
-"""How good is ternvl-nano? Held-out questions through the real server, judged task by task.
+"""Evaluate ternvl-nano: ask held-out questions through the real server, and score the answers by task.
 
-Scenes come from seeds that training does not use; drawn strings, names and words are of the tenth that training never
-shows. Every picture travels as PNG in a `data:` URI over HTTP, is tiled and decoded greedily like anyone's.
-Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table), and with
-`--quantization int8` or `int4` to see what that costs; with `--agreement`, how many next tokens stay the same.
+Scenes come from seeds that training does not use; drawn strings, names and words are from the tenth that is held out.
+Every picture is sent as PNG in a `data:` URI over HTTP, tiled like any image, and answered greedily.
+Run: `python -m training.evaluate --each 300 --card` (writes results.json and the model card's table). With
+`--quantization int8` or `int4` it scores the quantised model; `--agreement` compares its next tokens instead.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ HELD_OUT_SEED = 20_000_000
 CARD = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano" / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
 SAMPLE = 10
-"""So many of each task's questions are asked again by the tests, and compared with the scores they got."""
+"""Number of questions per task that the tests ask again, to compare the scores with the published ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request and its true answer."""
+    """One question with its true answer, its picture and its tools."""
 
     turn: Turn
     image: Image.Image | None = None
@@ -53,11 +53,11 @@ class Question:
 
 
 Maker = Callable[[random.Random, bool], Question | None]
-"""Draws a question; the flag says whether its picture makes one tile (or several)."""
+"""Draws a question; the flag says whether its picture makes one tile, or several."""
 
 
 def about_shapes(task: Callable[[random.Random, Scene], Turn | None], *num_items: int) -> Maker:
-    """A question about a scene of one of these numbers of items."""
+    """Return a maker of questions about scenes with one of these numbers of items."""
 
     def make(rng: random.Random, single_tile: bool) -> Question | None:
         scene = random_scene(rng, rng.choice(num_items), single_tile=single_tile)
@@ -68,11 +68,11 @@ def about_shapes(task: Callable[[random.Random, Scene], Turn | None], *num_items
 
 
 def about_text(rng: random.Random, single_tile: bool) -> Question:
-    """A held-out string to be read."""
+    """Draw a picture of a held-out string, and the question to read it."""
     string = tasks.random_word(rng, tasks.random_string, held_out=True)
     while True:
         scene = random_scene(rng, 0, text=string, single_tile=single_tile)
-        if scene.lines[0].string == string:  # a string too long for the canvas is drawn shortened
+        if scene.lines[0].string == string:  # a string that is too long for the canvas is shortened
             return Question(tasks.read(rng, scene), draw(scene))
 
 
@@ -111,7 +111,7 @@ def _tool_question(rng: random.Random) -> Question:
 
 
 def questions(task: str, single_tile: bool, count: int) -> list[Question]:
-    """The first `count` held-out questions of a task, always the same."""
+    """Return the first `count` held-out questions of a task, which are always the same."""
     maker = (IMAGE_TASKS | TEXT_TASKS)[task]
     rng = random.Random(f"{HELD_OUT_SEED} {task} {single_tile}")
     found: list[Question] = []
@@ -123,7 +123,7 @@ def questions(task: str, single_tile: bool, count: int) -> list[Question]:
 
 
 def body(question: Question) -> dict[str, Any]:
-    """The Chat Completions request."""
+    """Return the body of the Chat Completions request."""
     content: str | list[dict[str, Any]] = question.turn.question
     if question.image is not None:
         buffer = io.BytesIO()
@@ -135,7 +135,7 @@ def body(question: Question) -> dict[str, Any]:
 
 
 def score(question: Question, message: dict[str, Any]) -> float:
-    """1 for the right answer and 0 for another; for boxes the overlap with the true box."""
+    """Return 1 for the right answer and 0 for a wrong one, or for boxes the overlap with the true box."""
     turn, text = question.turn, message.get("content") or ""
     if turn.task == "tool_call":
         wanted = json.loads(turn.answer.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
@@ -152,7 +152,7 @@ def _coordinates(text: str) -> list[int]:
 
 
 def overlap(a: list[int], b: list[int]) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes (x1, y1, x2, y2)."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, width) * max(0, height)
     areas = sum(max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b))
@@ -161,7 +161,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 @contextmanager
 def served(model: str | None, quantization: str = "none") -> Iterator[str]:
-    """The address of a live server on a free port."""
+    """Run a server on a free port; yield its address."""
     from ternvl.config import ServerConfig
     from ternvl.llm import LLM
     from ternvl.server.app import create_app
@@ -182,7 +182,7 @@ def served(model: str | None, quantization: str = "none") -> Iterator[str]:
 
 
 async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[float]:
-    """Scores of the answers, in order."""
+    """Ask questions, `at_once` at a time; return the scores of the answers, in order."""
     gate = asyncio.Semaphore(at_once)
 
     async def one(client: httpx.AsyncClient, question: Question) -> float:
@@ -198,7 +198,7 @@ async def ask(address: str, asked: list[Question], at_once: int = 16) -> list[fl
 def evaluate(
     model: str | None = None, each: int = 300, only: str = "", quantization: str = "none"
 ) -> dict[str, dict[str, float]]:
-    """Mean score by task for pictures of one tile and of several, of `each` questions and of the first `SAMPLE`."""
+    """Return mean scores by task, for one tile and for several, of all questions and of the first `SAMPLE`."""
     results: dict[str, dict[str, float]] = {}
     with served(model, quantization) as address:
         for task in [*IMAGE_TASKS, *TEXT_TASKS]:
@@ -215,7 +215,7 @@ def evaluate(
 
 
 def agreement(model: str | None, each: int, only: str, quantization: str) -> Agreement:
-    """Of the quantised model with the unquantised one, along the unquantised one's answers to the same questions."""
+    """Compare the next tokens of the quantised and the unquantised model, along the latter's answers."""
     from ternvl import LLM, SamplingParams
     from ternvl.quant.agreement import Agreement, measure
 
@@ -238,7 +238,7 @@ def agreement(model: str | None, each: int, only: str, quantization: str) -> Agr
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """As Markdown."""
+    """Return the scores as a Markdown table, in percent."""
     rows = ["| task | questions | one tile | several tiles |", "|---|---|---|---|"]
     for task, row in results.items():
         several = f"{100 * row['several tiles']:.1f}" if "several tiles" in row else ""
@@ -247,24 +247,24 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def write_card(results: dict[str, dict[str, float]]) -> None:
-    """Put the table between the card's marks."""
+    """Write the table between the marks in the model card."""
     text = CARD.read_text(encoding="utf-8")
     marked = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
     CARD.write_text(marked.sub(lambda match: match[1] + table(results) + "\n" + match[2], text), encoding="utf-8")
 
 
 def main() -> None:
-    """Evaluate; print the table; with --card also write it."""
+    """Evaluate and print the table; with --card, also write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=None, help="A checkpoint; the embedded model by default.")
-    parser.add_argument("--each", type=int, default=300, help="Questions a task and kind of picture.")
-    parser.add_argument("--only", default="", help="Tasks whose name holds this.")
-    parser.add_argument("--quantization", default="none", help="none, int8 or int4.")
+    parser.add_argument("--model", default=None, help="Checkpoint to evaluate; by default the embedded model.")
+    parser.add_argument("--each", type=int, default=300, help="Number of questions per task and kind of picture.")
+    parser.add_argument("--only", default="", help="Only the tasks whose name contains this text.")
+    parser.add_argument("--quantization", default="none", help="Quantisation of the model: none, int8 or int4.")
     parser.add_argument("--agreement", action="store_true", help="Compare next tokens with the unquantised model's.")
     parser.add_argument("--card", action="store_true", help="Write results.json and the model card's table.")
     args = parser.parse_args()
     if args.card and args.quantization != "none":
-        parser.error("--card writes the unquantised model's scores: it cannot go with --quantization.")
+        parser.error("--card writes the scores of the unquantised model, so it cannot be combined with --quantization.")
     if args.agreement:
         total = agreement(args.model, args.each, args.only, args.quantization)
         print(json.dumps(dataclasses.asdict(total) | {"top1": total.top1, "kl_mean": total.kl_mean}))

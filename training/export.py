@@ -1,4 +1,4 @@
-"""The trained model as a checkpoint in the original layout, into the package.
+"""Export the trained model into the package, as a checkpoint in the original layout.
 
 Run: `python -m training.export --weights runs/joint.pt`
 """
@@ -19,7 +19,7 @@ EMBEDDED = Path(__file__).parent.parent / "ternvl" / "embedded" / "ternvl-nano"
 
 
 def main() -> None:
-    """Write weights in bfloat16, configuration and tokenizer."""
+    """Write the weights in bfloat16, the configuration and the tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path("runs/joint.pt"))
     parser.add_argument("--out", type=Path, default=EMBEDDED)

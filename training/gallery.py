@@ -1,4 +1,4 @@
-"""A picture of what ternvl-nano sees: held-out scenes with a question and the model's own answer.
+"""Draw a gallery of held-out scenes, each with a question and the answer of ternvl-nano.
 
 Run: `python -m training.gallery docs/ternvl-nano.png`
 """
@@ -19,7 +19,7 @@ LONG_QUESTION = "Please provide the bounding box coordinate of the region this s
 
 
 def cell(question: Question, answer: str) -> Image.Image:
-    """One scene with question and answer below; a wrong answer is in red."""
+    """Draw one scene with the question and the answer below; a wrong answer is red."""
     assert question.image is not None
     image = Image.new("RGB", (SIDE, SIDE + TEXT), "white")
     shown = question.image.copy()
@@ -36,11 +36,13 @@ def cell(question: Question, answer: str) -> Image.Image:
 
 
 def main() -> None:
-    """Ask, draw, write."""
+    """Ask one question per task, and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--columns", type=int, default=6)
-    parser.add_argument("--skip", type=int, default=3, help="Which of the held-out questions of each task is shown.")
+    parser.add_argument(
+        "--skip", type=int, default=3, help="Index of the held-out question of each task that is shown."
+    )
     args = parser.parse_args()
     llm = LLM()
     cells = []

@@ -1,8 +1,8 @@
-"""Stage 3: eye and decoder together, on drawn pictures, through the tiling that the server uses.
+"""Stage 3: train the vision tower and the decoder together, on drawn pictures, with the tiling that the server uses.
 
-Two processes share the work; their gradients are averaged. The loss is the answers' (plus, fading out, the perception
-loss of stage 1, so that the eye keeps its words while the decoder learns to trust it). Resumable: `--resume`, also from
-the exported checkpoint.
+Two processes share the work; their gradients are averaged. The loss is that of the answers, plus the perception loss of
+stage 1 with a falling weight, so that the tower keeps the codebook while the decoder learns to use its features. A run
+can be resumed with `--resume`, also from the exported checkpoint.
 Run: `python -m training.joint_stage --minutes 130 --out runs/joint.pt`
 """
 
@@ -35,25 +35,25 @@ from training.vision_stage import Heads, perception_loss, pixels, random_trainin
 
 @dataclass(slots=True)
 class Batch:
-    """Examples, the tiles of all their images, and what is known of each image's last tile."""
+    """Examples, the tiles of all their images, and the labels of each image's last tile."""
 
     examples: list[Example]
     tiles: Tensor
-    """[N, 3, S, S]: first the examples' tiles in order, then those of pictures that only train the eye."""
+    """[N, 3, S, S]: the tiles of the examples in order, then those of pictures that only train the vision tower."""
     last_tiles: Tensor
-    """Rows of `tiles` that show a whole scene."""
+    """Indices in `tiles` of the tiles that show a whole scene."""
     labels: Labels
 
 
 class PictureData:
-    """Conversations about drawn scenes, in one tile or several."""
+    """Generates conversations about drawn scenes, of one tile or several."""
 
     def __init__(self, encoder: Encoder, seed: int, *, text_share: float, several_share: float) -> None:
         self.encoder, self.rng = encoder, random.Random(seed)
         self.text_share, self.several_share = text_share, several_share
 
     def batch(self, size: int, num_pages: int) -> Batch:
-        """`size` conversations, and `num_pages` pictures for the eye alone."""
+        """Generate `size` conversations, and `num_pages` pictures that only train the vision tower."""
         config, rng = nano.CONFIG, self.rng
         examples: list[Example] = []
         rows: list[Tensor] = []
@@ -81,7 +81,7 @@ class PictureData:
 def loss_of(
     model: InternVL, heads: Heads, codebook: Codebook, batch: Batch, perception: float
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The answers' loss plus `perception` times the eye's; and what to report."""
+    """Return the loss of the answers plus `perception` times that of the vision tower, and figures to print."""
     features = model.encode_tiles(batch.tiles)  # [N, M, C]
     image_tokens: list[Tensor | None] = []
     row = 0
@@ -97,8 +97,8 @@ def loss_of(
     return answer + perception * (reading + distance), report
 
 
-class Both(torch.nn.Module):
-    """The model and the heads that help it while it learns."""
+class JointModel(torch.nn.Module):
+    """The model, and the heads of stage 1 that are used in training only."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -106,28 +106,28 @@ class Both(torch.nn.Module):
         self.heads = Heads(nano.CONFIG.language.hidden_size)
 
 
-def load(both: Both, args: argparse.Namespace) -> None:
-    """Where stages 1 and 2, or an earlier run of this one, stopped; or a checkpoint's folder, with heads anew."""
+def load(joint: JointModel, args: argparse.Namespace) -> None:
+    """Load the weights of stages 1 and 2, of an earlier run of this stage, or of a checkpoint without the heads."""
     if args.resume and args.resume.is_dir():
-        both.model.load_state_dict(weights.load(args.resume, nano.CONFIG, dtype=torch.float32).state_dict())
+        joint.model.load_state_dict(weights.load(args.resume, nano.CONFIG, dtype=torch.float32).state_dict())
         return
     if args.resume:
-        both.load_state_dict(torch.load(args.resume)["weights"])
+        joint.load_state_dict(torch.load(args.resume)["weights"])
         return
-    eye = torch.load(args.vision)
-    both.heads.load_state_dict({k.removeprefix("heads."): v for k, v in eye.items() if k.startswith("heads.")})
-    rest = {k: v for k, v in eye.items() if not k.startswith("heads.")}
+    tower = torch.load(args.vision)
+    joint.heads.load_state_dict({k.removeprefix("heads."): v for k, v in tower.items() if k.startswith("heads.")})
+    rest = {k: v for k, v in tower.items() if not k.startswith("heads.")}
     rest |= {f"language_model.{k}": v for k, v in torch.load(args.language).items()}
-    both.model.load_state_dict(rest)
+    joint.model.load_state_dict(rest)
 
 
 def worker(rank: int, args: argparse.Namespace) -> None:
-    """One process of the training."""
-    both, codebook = Both(0), Codebook(nano.CONFIG.language.hidden_size)
-    load(both, args)
+    """Run one process of the training."""
+    joint, codebook = JointModel(0), Codebook(nano.CONFIG.language.hidden_size)
+    load(joint, args)
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     data = PictureData(encoder, args.seed * 1000 + rank, text_share=args.text_share, several_share=args.several_share)
-    optimizers = Optimizers(both, lr=args.lr, cooldown=args.cooldown)
+    optimizers = Optimizers(joint, lr=args.lr, cooldown=args.cooldown)
     clock = Clock(args.minutes)
     for step in itertools.count():
         progress = clock.progress()
@@ -135,7 +135,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
             break
         batch = data.batch(args.batch // args.processes, args.pages // args.processes)
         perception = args.perception * max(0.05, 1 - progress)
-        loss, report = loss_of(both.model, both.heads, codebook, batch, perception)
+        loss, report = loss_of(joint.model, joint.heads, codebook, batch, perception)
         loss.backward()
         average_gradients(optimizers.params)
         optimizers.step(step, progress)
@@ -143,23 +143,23 @@ def worker(rank: int, args: argparse.Namespace) -> None:
             marks = " ".join(f"{k} {v:.3f}" for k, v in report.items())
             print(f"{progress:.1%} step {step} {marks}", flush=True)
         if rank == 0 and step % 100 == 99:
-            save(both, args.out)
+            save(joint, args.out)
     if rank == 0:
-        save(both, args.out)
+        save(joint, args.out)
 
 
-def save(both: Both, path: Path) -> None:
-    """Write atomically."""
-    torch.save({"weights": both.state_dict()}, path.with_suffix(".tmp"))
+def save(joint: JointModel, path: Path) -> None:
+    """Write the weights atomically."""
+    torch.save({"weights": joint.state_dict()}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
 def main() -> None:
-    """Train for a while on all cores; write model and heads."""
+    """Train for `--minutes` on several processes; write the model and the heads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pages", type=int, default=24, help="Pictures a step that train the eye alone.")
+    parser.add_argument("--pages", type=int, default=24, help="Pictures per step that only train the vision tower.")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--cooldown", type=float, default=1.0)
     parser.add_argument("--perception", type=float, default=0.5)

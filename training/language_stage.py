@@ -1,6 +1,6 @@
-"""Stage 2, beside stage 1: the decoder learns to answer from image tokens that say exactly what is there.
+"""Stage 2, parallel to stage 1: the decoder learns to answer questions from exact image tokens.
 
-No picture is drawn: the tokens come from the codebook, with noise, so that every step sees fresh scenes at no cost.
+No picture is drawn. The tokens are taken from the codebook and get noise, so that new scenes cost no time.
 Run: `python -m training.language_stage --minutes 40 --out runs/language.pt`
 """
 
@@ -30,11 +30,11 @@ from training.tokens import QUESTION_WEIGHT, Encoder, Example, image_conversatio
 
 TOKENIZER = Path("runs/tokenizer")
 TEXT_SHARE = 0.3
-"""Of conversations without an image."""
+"""Share of conversations without an image."""
 
 
 def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Scene:
-    """A scene to be asked about: mostly a few shapes, sometimes text."""
+    """Generate a scene to ask about: mostly a few shapes, sometimes text."""
     if rng.random() < 0.42:
         text = tasks.string_to_draw(rng)
         return random_scene(rng, rng.choice((0, 0, 0, 1)), text=text, single_tile=single_tile)
@@ -42,7 +42,7 @@ def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Sc
 
 
 class OracleData:
-    """Examples whose image tokens are the codebook's."""
+    """Generates examples with image tokens from the codebook."""
 
     def __init__(self, encoder: Encoder, codebook: Codebook, seed: int) -> None:
         self.encoder, self.codebook = encoder, codebook
@@ -50,7 +50,7 @@ class OracleData:
         self.recent: deque[Tensor] = deque(maxlen=64)
 
     def example(self) -> tuple[Example, Tensor | None]:
-        """A conversation about a scene, or without one."""
+        """Generate a conversation about a scene with its image tokens [tiles * M, C], or one without an image."""
         if self.rng.random() < TEXT_SHARE:
             messages, tools = text_conversation(self.rng)
             return self.encoder.encode(messages, tools, 0), None
@@ -58,14 +58,14 @@ class OracleData:
         turns = tasks.scene_turns(self.rng, scene, self.rng.choice((1, 1, 2, 3, 4, 6)))
         tiles = [self.codebook.tokens(labels_of(scene))]
         self.recent.append(tiles[0])
-        if self.rng.random() < 0.1:  # other tiles come before the one that shows everything
+        if self.rng.random() < 0.1:  # other tiles come before the thumbnail
             tiles = self.rng.choices(self.recent, k=self.rng.choice((2, 3, 4))) + tiles
         tokens = torch.cat(tiles)
         tokens = tokens + 0.1 * torch.randn(tokens.shape, generator=self.generator)
         return self.encoder.encode(image_conversation(turns, self.rng), [], len(tiles)), tokens
 
     def batch(self, size: int) -> tuple[list[Example], list[Tensor | None]]:
-        """`size` examples."""
+        """Generate `size` examples and their image tokens."""
         pairs = [self.example() for _ in range(size)]
         return [example for example, _ in pairs], [tokens for _, tokens in pairs]
 
@@ -74,22 +74,22 @@ class OracleData:
 def task_accuracy(
     model: InternVL, encoder: Encoder, codebook: Codebook, rng: random.Random, each: int = 40
 ) -> dict[str, float]:
-    """Share of questions whose whole answer is likeliest token by token (teacher-forced), by task."""
+    """Return by task the share of questions of which every answer token is the most likely one (teacher-forced)."""
     right: dict[str, list[float]] = {}
     for _ in range(each * 5):
         scene = random_question_scene(rng)
         tokens = codebook.tokens(labels_of(scene))
         for turn in tasks.scene_turns(rng, scene, 2):
-            right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, tokens))
+            right.setdefault(turn.task, []).append(all_right(model, encoder, [turn], rng, tokens))
     for _ in range(each):
         for turn in (tasks.chat(rng), tasks.copy(rng, held_out=True)):
-            right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, None))
+            right.setdefault(turn.task, []).append(all_right(model, encoder, [turn], rng, None))
         tools, turn = tasks.tool_use(rng, held_out=True)
-        right.setdefault(turn.task, []).append(whole(model, encoder, [turn], rng, None, tools))
+        right.setdefault(turn.task, []).append(all_right(model, encoder, [turn], rng, None, tools))
     return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
 
 
-def whole(
+def all_right(
     model: InternVL,
     encoder: Encoder,
     turns: list[tasks.Turn],
@@ -97,7 +97,7 @@ def whole(
     tokens: Tensor | None,
     tools: Sequence[dict[str, Any]] = (),
 ) -> float:
-    """1.0 if every answer token is the likeliest."""
+    """Return 1.0 if every answer token is the most likely one, else 0.0."""
     messages = image_conversation(turns, rng)
     if tokens is None:
         messages = [Message(message.role, message.text) for message in messages if message.role != "system"]
@@ -107,7 +107,7 @@ def whole(
 
 
 def main() -> None:
-    """Train for a while; write the model."""
+    """Train for `--minutes`; write the decoder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=48)
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def worker(rank: int, args: argparse.Namespace) -> None:
-    """One process of the training."""
+    """Run one process of the training."""
     encoder = Encoder(Tokenizer.from_folder(TOKENIZER))
     model, codebook = nano.build(args.seed), Codebook(nano.CONFIG.language.hidden_size)
     if args.resume:

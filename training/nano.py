@@ -1,4 +1,4 @@
-"""The shape of ternvl-nano: the InternVL3 architecture at six million parameters."""
+"""The configuration of ternvl-nano: the InternVL3 architecture with six million parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 
 
 def build(seed: int = 0) -> InternVL:
-    """A freshly initialised model."""
+    """Return a newly initialised model."""
     torch.manual_seed(seed)
     model = InternVL(CONFIG)
     for name, param in model.named_parameters():

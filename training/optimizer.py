@@ -1,7 +1,7 @@
-"""Muon for matrices, Adam for the rest: on models of this size about half the steps of Adam alone.
+"""Muon for matrices, AdamW for other parameters: models of this size need about half the steps of AdamW alone.
 
-Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale that makes
-AdamW's learning rates fit is Moonshot's ("Muon is Scalable for LLM Training", arXiv 2502.16982).
+Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). The scale that lets Muon
+use AdamW's learning rates is Moonshot's ("Muon is Scalable for LLM Training", arXiv 2502.16982).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrices: [B, R, C] -> [B, R, C], in float32."""
+    """Approximate the nearest orthogonal matrices by Newton-Schulz iteration: [B, R, C] -> [B, R, C], in float32."""
     x = matrices.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -25,14 +25,14 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then an orthogonal update; matrices of one shape are handled together."""
+    """Orthogonalised momentum. Matrices of one shape are updated together."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for param in group["params"]:
@@ -55,8 +55,8 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Both optimisers under one schedule: linear warm-up, a plateau, a linear way down over the last `cooldown`
-    of the time."""
+    """Both optimisers with one schedule: a linear warm-up, a plateau, and a linear decay over the last `cooldown` of
+    the time."""
 
     def __init__(self, model: nn.Module, *, lr: float, warmup: int = 30, cooldown: float = 0.4) -> None:
         inner = ("encoder.layers.", "model.layers.", "mlp1.")
@@ -71,7 +71,7 @@ class Optimizers:
         self.lr, self.warmup, self.cooldown = lr, warmup, cooldown
 
     def rate(self, step: int, progress: float) -> float:
-        """The learning rate at a step, when this share of the time is spent."""
+        """Return the learning rate at a step; `progress` is the share of the time that has passed."""
         return self.lr * min(1.0, (step + 1) / self.warmup, max((1 - progress) / self.cooldown, 0.02))
 
     def step(self, step: int, progress: float, clip: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""One training loop on several processes of one thread each, which on small matrices beats one process of many."""
+"""Runs a training loop on several processes of one thread, which is faster for small matrices than many threads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch import nn
 
 
 def launch(worker: Callable[[int, argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run `worker(rank, args)` on `args.processes` processes that can talk to each other."""
+    """Run `worker(rank, args)` on `args.processes` processes that can communicate."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (worker, f"{folder}/store", args), nprocs=args.processes)
+        mp.spawn(_run_worker, (worker, f"{folder}/store", args), nprocs=args.processes)
 
 
-def _enter(rank: int, worker: Callable[[int, argparse.Namespace], None], store: str, args: argparse.Namespace) -> None:
+def _run_worker(
+    rank: int, worker: Callable[[int, argparse.Namespace], None], store: str, args: argparse.Namespace
+) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.processes)
     torch.set_num_threads(1)
     worker(rank, args)
@@ -27,7 +29,7 @@ def _enter(rank: int, worker: Callable[[int, argparse.Namespace], None], store: 
 
 
 def average_gradients(params: list[nn.Parameter]) -> None:
-    """Over the processes, in one message."""
+    """Average gradients over the processes, in one message."""
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
@@ -36,13 +38,13 @@ def average_gradients(params: list[nn.Parameter]) -> None:
 
 
 class Clock:
-    """The share of a run's time that is spent, the same for all processes: they follow the first one's."""
+    """The clock of a run. All processes use the time of the first, so that they stop at the same step."""
 
     def __init__(self, minutes: float) -> None:
         self.start, self.seconds = time.time(), minutes * 60
 
     def progress(self) -> float:
-        """From 0 to 1 and, once, beyond."""
+        """Return the share of the time that has passed. It exceeds 1 when the run must end."""
         now = torch.tensor((time.time() - self.start) / self.seconds, dtype=torch.float64)
         dist.broadcast(now, 0)
         return now.item()

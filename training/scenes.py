@@ -1,8 +1,8 @@
-"""Synthetic scenes: what is in them (exactly), and how they look.
+"""Synthetic scenes: their exact content, and how they are drawn.
 
-A scene is shapes and at most one line of text on a plain background, given in fractions of the canvas, so that the
-truth about it is known without looking. Drawing adds what real pictures have: noise, gradients, jittered colours,
-several fonts, sizes and aspect ratios.
+A scene has shapes and lines of text on a plain background, with positions in fractions of the canvas, so that its
+content is known exactly. Drawing adds variation as in real pictures: noise, gradients, jittered colours, several
+fonts, sizes and aspect ratios.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "cyan": ((0, 255, 255), (0, 220, 225), (40, 200, 215)),
 }
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ23456789"
-"""Of drawn text; 0 and 1 are left out because some fonts draw them as O and I."""
+"""Characters of drawn text. 0 and 1 are left out because some fonts draw them like O and I."""
 BACKGROUNDS = (
     (255, 255, 255), (250, 248, 240), (255, 255, 255), (225, 225, 228), (0, 0, 0), (25, 28, 40),
     (215, 235, 240), (245, 228, 225), (250, 245, 210), (222, 238, 218), (60, 62, 66), (205, 215, 240),
@@ -60,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class TextLine:
-    """Characters in a row: the string, its colour, and the centre and size of each character in fractions."""
+    """A line of text: the string, its colour, and the centre of each character in fractions of the canvas."""
 
     string: str
     color: str
@@ -72,7 +72,7 @@ class TextLine:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that is in a picture. `seed` fixes the jitter of the drawing."""
+    """The content of a picture. `seed` determines the variation of the drawing."""
 
     width: int
     height: int
@@ -82,13 +82,13 @@ class Scene:
     seed: int
 
     def in_reading_order(self, grid: int = 4) -> list[Item]:
-        """Items by row of the image's coarse grid, then from left to right."""
+        """Return the items sorted by the row of a coarse grid, then from left to right."""
         return sorted(self.items, key=lambda item: (int(item.center[1] * grid), item.center[0]))
 
 
 @lru_cache(maxsize=256)
 def font(index: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font number `index`: Pillow's own, then those that matplotlib brings."""
+    """Return font number `index`: 0 is Pillow's default font, the others come with matplotlib."""
     if index == 0:
         return ImageFont.load_default(size)
     import matplotlib
@@ -103,12 +103,12 @@ NUM_FONTS = 7
 
 @lru_cache
 def visible_colors(background: tuple[int, int, int]) -> list[str]:
-    """The colours of which every shade stands out from a background."""
+    """Return the colours of which every shade contrasts with a background."""
     return [name for name, shades in COLORS.items() if all(math.dist(shade, background) > 85 for shade in shades)]
 
 
 def random_canvas(rng: random.Random, *, single_tile: bool) -> tuple[int, int]:
-    """Width and height: near square and small where one tile is wanted, otherwise up to 480 and 2:1."""
+    """Draw a width and a height: nearly square and small for a single tile, otherwise up to 480 pixels and 2:1."""
     if single_tile:
         return rng.randint(112, 156), rng.randint(112, 156)
     ratio = math.exp(rng.uniform(-0.7, 0.7))
@@ -119,7 +119,7 @@ def random_canvas(rng: random.Random, *, single_tile: bool) -> tuple[int, int]:
 def random_scene(
     rng: random.Random, num_items: int, *, text: str = "", size: tuple[int, int] | None = None, single_tile: bool = True
 ) -> Scene:
-    """A scene of `num_items` shapes that do not touch, and one line of text where `text` is given."""
+    """Generate a scene of `num_items` shapes that do not touch, with one line of text if `text` is given."""
     width, height = size or random_canvas(rng, single_tile=single_tile)
     background = rng.choice(BACKGROUNDS)
     colors = visible_colors(background)
@@ -135,7 +135,7 @@ def random_scene(
     while len(items) < num_items:
         item = _place(rng, items, num_items, region, width / height, colors)
         if item is None:
-            items.clear()  # a crowded draw: start over
+            items.clear()  # the items left no room: start again
         else:
             items.append(item)
     return Scene(width, height, background, tuple(items), lines, rng.getrandbits(32))
@@ -150,13 +150,13 @@ def _place(
         w, h = side * min(1, 1 / aspect), side * min(1, aspect)  # square in pixels
         x1, y1 = rng.uniform(region[0], region[2] - w), rng.uniform(region[1], region[3] - h)
         item = Item(rng.choice(SHAPES), rng.choice(colors), (x1, y1, x1 + w, y1 + h))
-        if all(_apart(item, other) for other in others):
+        if all(_are_distinct(item, other) for other in others):
             return item
     return None
 
 
-def _apart(a: Item, b: Item) -> bool:
-    """Boxes do not touch, centres lie in different cells of the 4x4 grid, and the two do not look alike."""
+def _are_distinct(a: Item, b: Item) -> bool:
+    """Return whether boxes do not touch, centres are in different cells of the 4x4 grid, and the items differ."""
     gap = 0.02
     separate = (
         a.box[2] + gap < b.box[0] or b.box[2] + gap < a.box[0] or a.box[3] + gap < b.box[1] or b.box[3] + gap < a.box[1]
@@ -168,7 +168,7 @@ def _apart(a: Item, b: Item) -> bool:
 def random_line(
     rng: random.Random, text: str, color: str, band: tuple[float, float], width: int, height: int
 ) -> TextLine:
-    """Place a string inside a horizontal band. Characters stand at least an eighth of the width apart."""
+    """Place a string in a horizontal band. Centres of characters are at least an eighth of the width apart."""
     index = rng.randrange(NUM_FONTS)
     for _ in range(60):
         size = rng.uniform(0.17, min(0.42, (band[1] - band[0]) * 0.95))
@@ -191,7 +191,7 @@ def random_line(
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of its own size."""
+    """Draw a scene as an RGB image of its size."""
     rng = random.Random(scene.seed)
     image = Image.new("RGB", (scene.width, scene.height), scene.background)
     if rng.random() < 0.25:

@@ -1,7 +1,7 @@
-"""Questions about scenes with their true answers, and the little talk that needs no image.
+"""Generates questions about scenes with their true answers, and conversations without an image.
 
-Every function takes a random generator and gives turns; nothing here looks at pixels. Held-out words (names and drawn
-strings that training never shows) are told apart by a hash, so that training and evaluation cannot meet.
+Every function takes a random generator and returns turns; none reads pixels. A hash decides which words (names and
+drawn strings) are held out, so that training and evaluation never share one.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ WORDS = (
     "DATA", "CLOUD", "EDGE", "AZION", "INPUT", "ERROR", "LIGHT", "NIGHT", "DAY", "MAP", "BUS", "CAR", "KEY", "BOX",
     "TOY", "SHOP", "PARK", "TREE",
 )  # fmt: skip
-"""Words that people put on signs; of drawn strings one in four is such a word, the others are random."""
+"""Words as on signs. One drawn string in four is such a word, the others are random."""
 
 
 def is_held_out(word: str) -> bool:
-    """One word in ten is kept from training."""
+    """Return whether a word is held out from training, as one word in ten is."""
     return zlib.crc32(word.encode()) % 10 == 0 and word not in WORDS
 
 
 def random_word(rng: random.Random, make: Callable[[random.Random], str], *, held_out: bool) -> str:
-    """Draw until the word is on the wanted side of the split."""
+    """Draw words until one is held out, or not, as `held_out` says."""
     while True:
         word = make(rng)
         if is_held_out(word) == held_out:
@@ -51,7 +51,7 @@ def random_word(rng: random.Random, make: Callable[[random.Random], str], *, hel
 
 
 def random_string(rng: random.Random) -> str:
-    """Two to five characters to draw, at least one of them a letter."""
+    """Draw a string of two to five characters, at least one of them a letter."""
     while True:
         string = "".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 3, 4, 4, 5))))
         if not string.isdigit():
@@ -62,7 +62,7 @@ SINGLE_CHARACTER_SHARE = 0.12
 
 
 def string_to_draw(rng: random.Random) -> str:
-    """A string for training: not one of the held-out ones. Single characters come first in learning to read."""
+    """Draw a string for training, which is not held out. Single characters make it easier to learn to read."""
     if rng.random() < SINGLE_CHARACTER_SHARE:
         return rng.choice(CHARACTERS[:26])
     return rng.choice(WORDS) if rng.random() < 0.25 else random_word(rng, random_string, held_out=False)
@@ -77,7 +77,7 @@ _CODAS = ("n", "r", "l", "s", "t", "m", "k", "x", "nd", "rt", "ss", "", "", "", 
 
 
 def random_name(rng: random.Random) -> str:
-    """A capitalised word of two or three syllables that need not exist."""
+    """Draw a capitalised, mostly invented word of two or three syllables."""
     syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((2, 2, 3)))]
     return "".join(syllables).capitalize()
 
@@ -86,17 +86,17 @@ def random_name(rng: random.Random) -> str:
 
 
 def phrase(item: Item) -> str:
-    """ "a red circle", "an orange ring"."""
+    """Name an item with its article: "a red circle", "an orange ring"."""
     return f"{'an' if item.color == 'orange' else 'a'} {item}"
 
 
 def join(parts: list[str]) -> str:
-    """ "a, b and c"."""
+    """Join parts to "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def sentence(text: str) -> str:
-    """First letter up, full stop."""
+    """Capitalise the first letter, and add a full stop."""
     return text[0].upper() + text[1:] + "."
 
 
@@ -108,7 +108,7 @@ DESCRIBE = (
 
 
 def describe(rng: random.Random, scene: Scene) -> Turn:
-    """Everything that is in the scene, in reading order, text last."""
+    """Ask for everything in the scene; the answer is in reading order, text last."""
     parts = [phrase(item) for item in scene.in_reading_order()]
     parts += [f'the text "{line.string}"' for line in scene.lines]
     answer = sentence(join(parts)) if parts else "Nothing."
@@ -116,14 +116,14 @@ def describe(rng: random.Random, scene: Scene) -> Turn:
 
 
 def count(rng: random.Random, scene: Scene) -> Turn:
-    """How many in all."""
+    """Ask for the number of all objects."""
     words = ("objects", "shapes", "things")
     forms = ("How many {} are there?", "How many {} are in the image?", "Count the {}.", "How many {} do you see?")
     return Turn("count", rng.choice(forms).format(rng.choice(words)), str(len(scene.items)))
 
 
 def count_kind(rng: random.Random, scene: Scene) -> Turn:
-    """How many of one shape or colour."""
+    """Ask for the number of objects of one shape or colour."""
     by_shape = rng.random() < 0.5
     pool = [item.shape if by_shape else item.color for item in scene.items]
     kind = rng.choice(pool) if rng.random() < 0.75 else rng.choice(SHAPES if by_shape else tuple(COLORS))
@@ -133,12 +133,12 @@ def count_kind(rng: random.Random, scene: Scene) -> Turn:
 
 
 def plural(shape: str) -> str:
-    """ "circles", "crosses"."""
+    """Return the plural of a shape: "circles", "crosses"."""
     return shape + ("es" if shape == "cross" else "s")
 
 
 def color_of(rng: random.Random, scene: Scene) -> Turn | None:
-    """Of a shape that is there once."""
+    """Ask for the colour of a shape that occurs once; None if there is none."""
     unique = [item for item in scene.items if [x.shape for x in scene.items].count(item.shape) == 1]
     if not unique:
         return None
@@ -148,7 +148,7 @@ def color_of(rng: random.Random, scene: Scene) -> Turn | None:
 
 
 def shape_of(rng: random.Random, scene: Scene) -> Turn | None:
-    """Of an object whose colour is there once."""
+    """Ask for the shape of an object whose colour occurs once; None if there is none."""
     unique = [item for item in scene.items if [x.color for x in scene.items].count(item.color) == 1]
     if not unique:
         return None
@@ -158,25 +158,25 @@ def shape_of(rng: random.Random, scene: Scene) -> Turn | None:
 
 
 def exists(rng: random.Random, scene: Scene) -> Turn:
-    """Half of the questions are about what is not there, mostly about what nearly is."""
-    there = {str(item) for item in scene.items}
+    """Ask whether an object exists. Half of the questions name an absent object, often similar to a present one."""
+    present = {str(item) for item in scene.items}
     if rng.random() < 0.5:
-        asked = rng.choice(sorted(there))
+        asked = rng.choice(sorted(present))
     else:
         while True:
             near = rng.choice(scene.items)
             shape = near.shape if rng.random() < 0.35 else rng.choice(SHAPES)
             color = near.color if rng.random() < 0.35 else rng.choice(tuple(COLORS))
             asked = f"{color} {shape}"
-            if asked not in there:
+            if asked not in present:
                 break
     article = "an" if asked.startswith("orange") else "a"
     form = rng.choice(("Is there {} in the image?", "Is there {}?", "Do you see {}?", "Can you see {}?"))
-    return Turn("exists", form.format(f"{article} {asked}"), "Yes." if asked in there else "No.")
+    return Turn("exists", form.format(f"{article} {asked}"), "Yes." if asked in present else "No.")
 
 
 def place_name(item: Item) -> str:
-    """One of nine places."""
+    """Return the name of the cell of a 3x3 grid that an item is in."""
     x, y = item.center
     column, row = min(2, int(x * 3)), min(2, int(y * 3))
     if (column, row) == (1, 1):
@@ -185,7 +185,7 @@ def place_name(item: Item) -> str:
 
 
 def place(rng: random.Random, scene: Scene) -> Turn:
-    """Where an object is, in a 3x3 grid."""
+    """Ask for the cell of a 3x3 grid that an object is in."""
     item = rng.choice(scene.items)
     form = rng.choice(("Where is the {}?", "In which part of the image is the {}?"))
     name = place_name(item)
@@ -193,7 +193,7 @@ def place(rng: random.Random, scene: Scene) -> Turn:
 
 
 def relation(rng: random.Random, scene: Scene) -> Turn | None:
-    """Whether one object is left of, right of, above or below another."""
+    """Ask whether one object is left of, right of, above or below another; None if they are too close to tell."""
     if len(scene.items) < 2:
         return None
     a, b = rng.sample(scene.items, 2)
@@ -203,30 +203,30 @@ def relation(rng: random.Random, scene: Scene) -> Turn | None:
         return None
     words = (("left of", "right of"), ("above", "below"))[axis]
     word = rng.choice(words)
-    said = f"to the {word}" if axis == 0 and rng.random() < 0.5 else word
+    wording = f"to the {word}" if axis == 0 and rng.random() < 0.5 else word
     truth = (offset < 0) == (word == words[0])
-    return Turn("relation", f"Is the {a} {said} the {b}?", "Yes." if truth else "No.")
+    return Turn("relation", f"Is the {a} {wording} the {b}?", "Yes." if truth else "No.")
 
 
 BOX_STEP = 20
-"""Boxes are answered on a grid of a fiftieth of the image, in thousandths."""
+"""Step of the coordinates of boxes, in thousandths of the image."""
 
 
 def box_text(item: Item) -> str:
-    """The model's grounding form: `[[x1, y1, x2, y2]]`, 0 to 1000."""
+    """Return a box in InternVL's grounding format: `[[x1, y1, x2, y2]]`, from 0 to 1000."""
     x1, y1, x2, y2 = (min(1000, max(0, round(edge * 1000 / BOX_STEP) * BOX_STEP)) for edge in item.box)
     return f"[[{x1}, {y1}, {x2}, {y2}]]"
 
 
 def box(rng: random.Random, scene: Scene) -> Turn:
-    """Grounding, in the official words."""
+    """Ask for a bounding box, in InternVL's official wording."""
     item = rng.choice(scene.items)
     question = f"Please provide the bounding box coordinate of the region this sentence describes: <ref>{item}</ref>"
     return Turn("box", question, f"<ref>{item}</ref><box>{box_text(item)}</box>")
 
 
 def read(rng: random.Random, scene: Scene) -> Turn:
-    """The drawn string, alone."""
+    """Ask for the drawn string; the answer is just the string."""
     forms = (
         "What does the text say?", "Read the text.", "What is written in the image?", "What text is in the image?",
         "Read the text in the image.", "What word is shown?",
@@ -241,7 +241,7 @@ SHAPE_TASKS: tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], 
 
 
 def scene_turns(rng: random.Random, scene: Scene, num_turns: int) -> list[Turn]:
-    """Questions about one scene, none asked twice. About text there is one: a second answer would copy the first."""
+    """Generate different questions about one scene. A text gets one question, as a second answer would be a copy."""
     turns: dict[str, Turn] = {}
     num_turns = 1 if scene.lines else num_turns
     tasks, weights = zip(*SHAPE_TASKS, strict=True)
@@ -260,7 +260,7 @@ def scene_turns(rng: random.Random, scene: Scene, num_turns: int) -> list[Turn]:
     return list(turns.values())
 
 
-# --- talk without an image --------------------------------------------------------------------------------------------
+# --- conversations without an image -----------------------------------------------------------------------------------
 
 CAPITALS = {
     "Albania": "Tirana", "Andorra": "Andorra la Vella", "Austria": "Vienna", "Belarus": "Minsk", "Belgium": "Brussels",
@@ -293,7 +293,7 @@ CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def chat(rng: random.Random) -> Turn:
-    """Small talk, and capitals."""
+    """Generate small talk, or a question about a capital."""
     if rng.random() < 0.55:
         country = rng.choice(sorted(CAPITALS))
         forms = ("What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?")
@@ -303,7 +303,7 @@ def chat(rng: random.Random) -> Turn:
 
 
 def copy(rng: random.Random, *, held_out: bool = False) -> Turn:
-    """Repeat one or several words that may not exist."""
+    """Ask to repeat one or several invented words."""
     words = [random_word(rng, random_name, held_out=held_out) for _ in range(rng.choice((1, 1, 2, 3, 5, 7)))]
     text = " ".join(words)
     return Turn("copy", rng.choice(("Repeat: {}", "Say {}", "Repeat after me: {}")).format(text), text)
@@ -314,7 +314,7 @@ def copy(rng: random.Random, *, held_out: bool = False) -> Turn:
 
 @dataclass(frozen=True, slots=True)
 class ToolKind:
-    """A family of tools: names that it may go by, names that its parameter may go by, and how people ask for it."""
+    """A kind of tool: possible names, possible names of its parameter, and questions that call for it."""
 
     names: tuple[str, ...]
     description: str
@@ -340,14 +340,14 @@ TOOL_KINDS = (
 
 
 def tool_definition(kind: ToolKind, name: str, parameter: str) -> dict[str, Any]:
-    """In OpenAI's form."""
+    """Return a tool definition in OpenAI's format."""
     schema = {"type": "integer" if kind.is_number else "string"}
     parameters = {"type": "object", "properties": {parameter: schema}, "required": [parameter]}
     return {"type": "function", "function": {"name": name, "description": kind.description, "parameters": parameters}}
 
 
 def tool_use(rng: random.Random, *, held_out: bool = False) -> tuple[list[dict[str, Any]], Turn]:
-    """One or two tools and a question that calls for one of them, the argument to be copied."""
+    """Generate one or two tools, and a question that calls for one of them with an argument to copy."""
     kinds = rng.sample(TOOL_KINDS, rng.choice((1, 1, 2)))
     chosen = [(kind, rng.choice(kind.names), rng.choice(kind.parameters)) for kind in kinds]
     kind, name, parameter = rng.choice(chosen)
@@ -360,16 +360,16 @@ def tool_use(rng: random.Random, *, held_out: bool = False) -> tuple[list[dict[s
 
 
 def tool_result(rng: random.Random) -> str:
-    """What a tool may have said; the model passes it on."""
+    """Generate the result of a tool, which the model repeats as its answer."""
     what = rng.choice(("Sunny", "Cloudy", "Rainy", "Windy", "Snowy", "Late", "Done", "Started", "No answer", "Found"))
     return f"{what}, {rng.randint(1, 59)} {rng.choice(('degrees', 'minutes', 'percent', 'results'))}."
 
 
-# --- judging ----------------------------------------------------------------------------------------------------------
+# --- scoring ----------------------------------------------------------------------------------------------------------
 
 
 def is_right(turn: Turn, answer: str) -> bool:
-    """Exact, except that a description may name its parts in any order."""
+    """Return whether an answer is exactly right. A description may name its parts in any order."""
     if turn.task.startswith("describe"):
         return _parts(turn.answer) == _parts(answer)
     return turn.answer.strip() == answer.strip()

@@ -1,8 +1,8 @@
-"""The tokenizer of ternvl-nano, and conversations as training examples.
+"""The tokenizer of ternvl-nano, and the encoding of conversations as training examples.
 
-A byte-level BPE of 2,048 ids that can write any text. Common words, numbers and the punctuation of boxes and calls are
-one token; drawn strings are split into characters, and capitalised words look the same after a space as after a quote,
-so that what is read and what is copied has one spelling in ids.
+The tokenizer is a byte-level BPE of 2,048 ids that can encode any text. Common words, numbers and the punctuation of
+boxes and calls are one token each. Drawn strings are split into characters, and capitalised words have the same ids
+after a space as after a quote, so that a string has one spelling wherever it is read or copied.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PATTERN = "|".join(
 
 
 def corpus(rng: random.Random, size: int) -> Iterator[str]:
-    """Texts as training shows them."""
+    """Generate texts like those of the training."""
     for _ in range(size):
         tools, turn = tasks.tool_use(rng)
         turns = [turn, tasks.chat(rng), tasks.copy(rng)]
@@ -53,7 +53,7 @@ def corpus(rng: random.Random, size: int) -> Iterator[str]:
 
 
 def train_tokenizer(seed: int = 3) -> str:
-    """The text of its `tokenizer.json`."""
+    """Train the tokenizer; return the text of its `tokenizer.json`."""
     tokenizer = FastTokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
@@ -73,17 +73,17 @@ def train_tokenizer(seed: int = 3) -> str:
 
 @dataclass(slots=True)
 class Example:
-    """One conversation as ids, what its answers weigh, and where its image tokens begin."""
+    """One conversation as token ids, with the weights of its tokens and the position of its image tokens."""
 
     ids: list[int]
     weights: list[float]
-    """Of predicting `ids[i]`: answers count, questions a little, the rest not at all."""
+    """Weight of predicting `ids[i]`: high for answers, low for questions, 0 for other tokens."""
     image_start: int | None
     num_tiles: int
 
 
 class Encoder:
-    """Conversations to examples; the same template and tokenizer as the server's."""
+    """Encodes conversations as examples, with the template and the tokenizer that the server uses."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -92,8 +92,11 @@ class Encoder:
         self.start_id, self.end_id = tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")
 
     def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: int) -> Example:
-        """An answer of n tokens weighs sqrt(n) in all, so that long ones do not drown the others. Questions name what
-        is in the image, so guessing them teaches to look, too."""
+        """Encode a conversation whose image has `num_tiles` tiles, 0 without an image.
+
+        An answer of n tokens has a total weight of sqrt(n), so that long answers do not dominate. Questions have a
+        small weight, because they name objects of the image and so teach the model to look at it.
+        """
         pieces = render(messages, system_message=nano.SYSTEM_MESSAGE, tools=tools, add_generation_prompt=False)
         ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * num_tiles])
         weights = [0.0] * len(ids)
@@ -109,7 +112,7 @@ class Encoder:
 
 
 def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[Message]:
-    """The image stands in the first turn."""
+    """Return the messages of turns about an image, which is in the first turn."""
     image = (ImageInput("scene"),)
     messages = [Message("system", "You answer questions about images.")] if rng.random() < 0.05 else []
     for i, turn in enumerate(turns):
@@ -118,7 +121,7 @@ def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[
 
 
 def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
-    """Talk, copying or a tool call; tools may also be there without being needed."""
+    """Generate a chat, a copying task or a tool call, with its tools. Some chats have tools that are not needed."""
     kind = rng.random()
     if kind < 0.35:
         tools, turn = tasks.tool_use(rng)
@@ -139,7 +142,7 @@ def text_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str,
 
 
 def write_tokenizer(path: Path) -> None:
-    """Train it and write it with the configuration file that transformers reads."""
+    """Train the tokenizer, and write it with the configuration file that transformers reads."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "tokenizer.json").write_text(train_tokenizer(), encoding="utf-8")
     settings = {

@@ -1,6 +1,7 @@
-"""Stage 1: the eye. Vision tower and projector learn to say what is in each cell of the image.
+"""Stage 1: the vision tower and the projector learn to describe the content of each cell of the image.
 
-The heads are thrown away afterwards. They sit behind the projector, so what they can read linearly the decoder can too.
+Linear heads after the projector classify the image tokens, so whatever they can read is available to the decoder, too.
+The heads are not part of the exported model.
 Run: `python -m training.vision_stage --minutes 40 --out runs/vision.pt`
 """
 
@@ -39,7 +40,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 def pixels(image: Image.Image, side: int) -> Tensor:
-    """One tile, as the server would make it: [3, S, S]."""
+    """Convert one tile to [3, S, S], like the server."""
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
@@ -47,7 +48,7 @@ def pixels(image: Image.Image, side: int) -> Tensor:
 
 
 def page_of_text(rng: random.Random) -> Scene:
-    """Up to four lines of random characters: many labels for one drawing."""
+    """Generate a page of up to four lines of random characters, which gives many labels per picture."""
     width, height = random_canvas(rng, single_tile=True)
     background = rng.choice(BACKGROUNDS)
     colors = visible_colors(background)
@@ -61,7 +62,7 @@ def page_of_text(rng: random.Random) -> Scene:
 
 
 def random_training_scene(rng: random.Random) -> Scene:
-    """Half pages of text, half shapes; some of both."""
+    """Generate a scene: half of them are pages of text, the others have shapes, some of them with text."""
     kind = rng.random()
     if kind < 0.5:
         return page_of_text(rng)
@@ -72,7 +73,7 @@ def random_training_scene(rng: random.Random) -> Scene:
 
 
 class Heads(nn.Module):
-    """Linear readings of an image token."""
+    """Linear classifiers of an image token: shape, colour and characters."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class Heads(nn.Module):
         self.chars = nn.Linear(hidden_size, SLOTS * (len(CHARACTERS) + 1))
 
     def loss(self, tokens: Tensor, labels: Labels) -> Tensor:
-        """Mean cross-entropy of the three readings; "none" counts little, since most cells are empty."""
+        """Return the sum of the three mean cross-entropies. "none" has a low weight, since most cells are empty."""
         total = tokens.new_zeros(())
         for head, target in ((self.shape, labels.shape), (self.color, labels.color), (self.chars, labels.chars)):
             num_classes = head.out_features if target is not labels.chars else head.out_features // SLOTS
@@ -92,36 +93,36 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, tokens: Tensor, labels: Labels) -> dict[str, float]:
-        """Share of non-empty cells read right, by reading, and of all cells for "none"."""
+        """Return for each head the accuracy on cells with content, and as `..._none` the accuracy on empty cells."""
         result = {}
         for name in ("shape", "color", "chars"):
             target = getattr(labels, name)
             guess = getattr(self, name)(tokens).reshape(*target.shape, -1).argmax(-1)
-            there = target > 0
-            result[name] = (guess[there] == target[there]).float().mean().item()
-            result[f"{name}_none"] = (guess[~there] == 0).float().mean().item()
+            has_content = target > 0
+            result[name] = (guess[has_content] == target[has_content]).float().mean().item()
+            result[f"{name}_none"] = (guess[~has_content] == 0).float().mean().item()
         return result
 
 
 def stack(labels: list[Labels]) -> Labels:
-    """Batch labels along a new first axis."""
+    """Stack labels along a new first axis."""
     return Labels(*(torch.stack([getattr(x, name) for x in labels]) for name in ("shape", "color", "chars", "edges")))
 
 
 def perception_loss(tokens: Tensor, labels: Labels, heads: Heads, codebook: Codebook) -> tuple[Tensor, Tensor]:
-    """Readings, and distance to the codebook's targets."""
+    """Return the loss of the heads, and the mean squared distance to the codebook's targets."""
     return heads.loss(tokens, labels), F.mse_loss(tokens, codebook.tokens(labels))
 
 
 def batch(rng: random.Random, size: int) -> tuple[Tensor, Labels]:
-    """Tiles [B, 3, S, S] and their labels."""
+    """Generate tiles [B, 3, S, S] and their labels."""
     scenes = [random_training_scene(rng) for _ in range(size)]
     tiles = torch.stack([pixels(draw(scene), nano.CONFIG.tile_size) for scene in scenes])
     return tiles, stack([labels_of(scene) for scene in scenes])
 
 
 def main() -> None:
-    """Train for a while; write the model and the heads."""
+    """Train for `--minutes`; write the tower, the projector and the heads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=64)
@@ -135,8 +136,8 @@ def main() -> None:
     train(model, codebook, rng, args)
 
 
-class Eye(nn.Module):
-    """What this stage trains: tower, projector and heads."""
+class Tower(nn.Module):
+    """The modules that this stage trains: vision tower, projector and heads."""
 
     def __init__(self, model: InternVL) -> None:
         super().__init__()
@@ -145,12 +146,12 @@ class Eye(nn.Module):
 
 
 def train(model: InternVL, codebook: Codebook, rng: random.Random, args: argparse.Namespace) -> None:
-    """The loop. Progress every 50 steps, a checkpoint every 100."""
-    eye = Eye(model)
+    """Run the training loop. It prints progress every 50 steps and writes a checkpoint every 100."""
+    tower = Tower(model)
     if args.resume:
-        eye.load_state_dict(torch.load(args.resume))
+        tower.load_state_dict(torch.load(args.resume))
     start = time.time()
-    optimizers = Optimizers(eye, lr=args.lr)
+    optimizers = Optimizers(tower, lr=args.lr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for step in itertools.count():
         progress = (time.time() - start) / (args.minutes * 60)
@@ -158,20 +159,20 @@ def train(model: InternVL, codebook: Codebook, rng: random.Random, args: argpars
             break
         tiles, labels = batch(rng, args.batch)
         tokens = model.encode_tiles(tiles)
-        reading, distance = perception_loss(tokens, labels, eye.heads, codebook)
+        reading, distance = perception_loss(tokens, labels, tower.heads, codebook)
         (reading + 2 * distance).backward()
         optimizers.step(step, progress)
         if step % 50 == 49:
-            marks = " ".join(f"{k} {v:.3f}" for k, v in eye.heads.accuracy(tokens, labels).items())
+            marks = " ".join(f"{k} {v:.3f}" for k, v in tower.heads.accuracy(tokens, labels).items())
             print(f"{progress:.1%} step {step} read {reading:.3f} mse {distance:.4f} {marks}", flush=True)
         if step % 100 == 99:
-            save(eye, args.out)
-    save(eye, args.out)
+            save(tower, args.out)
+    save(tower, args.out)
 
 
-def save(eye: Eye, path: Path) -> None:
-    """Write atomically, so that a reader never sees half a file."""
-    torch.save(eye.state_dict(), path.with_suffix(".tmp"))
+def save(tower: Tower, path: Path) -> None:
+    """Write the weights atomically, so that no incomplete file is ever read."""
+    torch.save(tower.state_dict(), path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 

@@ -1,4 +1,4 @@
-"""ternvl beside its peers, on the same work: `python -m benchmarks.peers`, which `ternvl bench peers` calls.
+"""Compare ternvl with its peers on the same work: `python -m benchmarks.peers`, which `ternvl bench peers` calls.
 
     python -m benchmarks.peers.install --tokenizer DIR          # once: environments and models
     python -m benchmarks.peers --tokenizer DIR                  # measures; hours, because some peers are slow
@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Settings."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "ternvl bench peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,20 +48,27 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="WHAT=N",
-        help="other numbers: transformers=1, long=3, llamacpp:tiles=2 (a contestant, a peer, a workload or a pair)",
+        help="other numbers of repeats for a contestant, a peer, a workload or a pair: transformers=1, long=3, "
+        "llamacpp:tiles=2",
     )
-    made.add_argument("--long-tokens", type=int, default=WORKLOADS["long"].num_text_tokens, help="of the long prompt")
-    made.add_argument("--max-tokens", type=int, help="bounds every answer: for a trial")
-    made.add_argument("--envs", type=Path, default=ENVS, help="where benchmarks.peers.install put the environments")
-    made.add_argument("--models", type=Path, default=MODELS, help="and the models")
+    made.add_argument(
+        "--long-tokens", type=int, default=WORKLOADS["long"].num_text_tokens, help="number of tokens of the long prompt"
+    )
+    made.add_argument("--max-tokens", type=int, help="limit for the tokens of every answer, for a trial run")
+    made.add_argument(
+        "--envs", type=Path, default=ENVS, help="folder of the environments that benchmarks.peers.install made"
+    )
+    made.add_argument(
+        "--models", type=Path, default=MODELS, help="folder of the models that benchmarks.peers.install made"
+    )
     made.add_argument("--out", type=Path, help="the JSON file; by default benchmarks/results/peers-DATE.json")
-    made.add_argument("--render", type=Path, metavar="JSON", help="measure nothing: draw this result")
+    made.add_argument("--render", type=Path, metavar="JSON", help="draw this result instead of measuring")
     made.add_argument("--no-readme", action="store_true", help="do not write the README and peers.md")
     return made
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """Raises ValueError for what is no setting."""
+    """Return the settings of the measurements. Raises ValueError if one is invalid."""
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}, but must be at least 1.")
     if args.max_tokens is not None and args.max_tokens < 2:
@@ -72,13 +79,15 @@ def settings(args: argparse.Namespace) -> Settings:
         name, _, number = text.partition("=")
         unknown = [part for part in name.split(":") if part not in known]
         if unknown or not number.isdigit():
-            raise ValueError(f"--repeats-of {text!r} is not like transformers=1, long=3 or llamacpp:tiles=2.")
+            raise ValueError(
+                f"--repeats-of {text!r} does not have the form transformers=1, long=3 or llamacpp:tiles=2."
+            )
         numbers[name] = int(number)
     return Settings(args.repeats, numbers, args.max_tokens)
 
 
 def workloads(args: argparse.Namespace) -> list[Workload]:
-    """Raises ValueError for an unknown name or a bad length."""
+    """Return the chosen workloads. Raises ValueError for an unknown name or a bad length."""
     for name in args.workloads:
         if name not in WORKLOADS:
             raise ValueError(f"There is no workload {name!r}; there are {', '.join(WORKLOADS)}.")
@@ -89,9 +98,12 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
 
 
 def counter(folder: Path) -> Any:
-    """The number of tokens of a prompt with this text, template included. Raises ValueError without a tokenizer."""
+    """Return a function that counts the tokens of a prompt with a text, including the template.
+
+    Raises ValueError without a tokenizer.
+    """
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer {folder} holds no tokenizer.json.")
+        raise ValueError(f"--tokenizer {folder} has no tokenizer.json.")
     tokenizer = Tokenizer.from_folder(folder)
 
     def count(text: str) -> int:
@@ -104,7 +116,7 @@ def counter(folder: Path) -> Any:
 def result_of(
     args: argparse.Namespace, load: float, limits: dict[str, Any] | None, rows: dict[str, dict[str, Row]], loaded: Stage
 ) -> report.Result:
-    """All that is known, as JSON."""
+    """Return the result for the JSON file."""
     titles = {work.name: work.title for work in workloads(args)}
     return {
         "benchmark": "peers",
@@ -124,10 +136,13 @@ def result_of(
 
 
 def measure(args: argparse.Namespace, contestants: list[Contestant], work: list[Workload], path: Path) -> report.Result:
-    """Writes the JSON after each workload, so that an interruption loses little."""
+    """Run the measurements; write the JSON after each workload, so that an interruption loses little."""
     load = machine.load_average()
     if load > 0.5:
-        print(f"The load average is {load:.1f}: others use this machine, so the figures will mean little.", flush=True)
+        print(
+            f"The load average is {load:.1f}: other work runs on this machine, so the figures will not be reliable.",
+            flush=True,
+        )
     try:
         limits = measure_limits().as_dict()
     except TernvlError as error:
@@ -159,14 +174,14 @@ def render_all(result: report.Result, path: Path, *, readme: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 2 for wrong settings."""
+    """Run the command; return the exit code, which is 2 for invalid settings."""
     args = parser().parse_args(arguments)
     try:
         if args.render:
             result, path = json.loads(args.render.read_text(encoding="utf-8")), args.render
         else:
             if args.tokenizer is None:
-                raise ValueError("--tokenizer DIR is needed: a folder with InternVL3's tokenizer.json.")
+                raise ValueError("--tokenizer DIR is required: a folder with InternVL3's tokenizer.json.")
             contestants, work, _ = chosen(args.peers), workloads(args), settings(args)
             path = args.out or RESULTS / f"peers-{datetime.datetime.now(tz=datetime.UTC).date().isoformat()}.json"
             result = measure(args, contestants, work, path)

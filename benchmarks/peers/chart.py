@@ -1,4 +1,4 @@
-"""A result as a picture: a panel a line of the table, a bar a contestant, relative to the best peer."""
+"""Draws a result: one panel per line of the table, one bar per contestant, relative to the best peer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ACROSS = 3
 
 
 def draw(result: Result, path: Path) -> None:
-    """Write the picture; the suffix of `path` says of which kind: .png or .svg."""
+    """Write the chart as .png or .svg, by the suffix of `path`."""
     lines = [line for line in LINES if measured(result, line)]
     seen = {(line.workload, line.metric): line for line in reversed(lines)}  # int8 and int4 share a panel
     panels = list(reversed(seen.values()))
@@ -34,13 +34,13 @@ def draw(result: Result, path: Path) -> None:
 
 
 def measured(result: Result, line: Line) -> dict[str, float]:
-    """Values by contestant."""
+    """Return the median values by contestant."""
     values = {name: median(result, line.workload, name, line.metric) for name in COLUMNS}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def panel(axis: Axes, result: Result, line: Line) -> None:
-    """One metric. The bar of the best peer is 1; the value stands behind each bar."""
+    """Draw one metric. The bar of the best peer has length 1; the value is written after each bar."""
     values = measured(result, line)
     peers = [value for name, value in values.items() if not name.startswith("ternvl")] or list(values.values())
     best = max(peers) if line.higher else min(peers)

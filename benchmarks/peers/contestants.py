@@ -1,4 +1,4 @@
-"""Who takes part, in which environment, with which arguments."""
+"""The contestants, with their environments and arguments."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LLAMA_VERSION = "0.3.36"
 
 @dataclass(frozen=True)
 class Places:
-    """Where environments and models lie."""
+    """The folders of environments and models."""
 
     envs: Path = ENVS
     models: Path = MODELS
 
     def python(self, peer: str) -> Path:
-        """The interpreter of a peer's environment; ternvl's is the one that runs this."""
+        """Return the interpreter of a peer's environment; for ternvl, the interpreter that runs this script."""
         return Path(sys.executable) if peer == "ternvl" else self.envs / peer / "bin" / "python"
 
     @property
@@ -34,20 +34,20 @@ class Places:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A program with one format of weights."""
+    """A program with weights in one format."""
 
     name: str
     peer: str
     format: str
     two_modes: bool = False
-    """Whether one stream and several have processes of their own."""
+    """Whether one stream and several streams need different processes."""
 
     @property
     def title(self) -> str:
         return f"{TITLES[self.peer]} {self.format}"
 
     def files(self, places: Places) -> list[Path]:
-        """Everything that must be there."""
+        """Return all files that must exist."""
         models = places.models
         match self.peer:
             case "ternvl":
@@ -60,7 +60,7 @@ class Contestant:
         return [places.python(self.peer), models / "hf-new" / "model.safetensors"]
 
     def command(self, places: Places, mode: str) -> list[str]:
-        """What starts the worker."""
+        """Return the command that starts the worker."""
         models = places.models
         match self.peer:
             case "ternvl":
@@ -93,7 +93,7 @@ CONTESTANTS = {
 
 
 def chosen(names: list[str]) -> list[Contestant]:
-    """Contestants by name, or all of a peer. Raises ValueError for an unknown name."""
+    """Return contestants by their names or by those of peers. Raises ValueError for an unknown name."""
     known = {*CONTESTANTS, *TITLES}
     for name in names:
         if name not in known:

@@ -1,12 +1,12 @@
-"""Makes what the contestants need: an environment for each peer, and the checkpoint in each one's format.
+"""Install the contestants: an environment for each peer, and the checkpoint in the format of each.
 
     python -m benchmarks.peers.install --tokenizer DIR [--peers openvino ...] [--envs DIR] [--models DIR]
 
-What is there already is kept; `--envs` and `--models` are by default ignored folders beside this file. It takes about
-twenty minutes and 12 GB. Everything comes from the package registry: llama.cpp is the source inside llama-cpp-python's
-source package, built for this machine; OpenVINO's models are exported by optimum-intel from the original layout, with
-the small modelling file in `files/`, because the official one is on the hub alone. A peer that fails is named, and the
-others go on: `ternvl bench peers` then has a row that says so.
+Existing parts are kept; the defaults of `--envs` and `--models` are folders beside this file that git ignores. It takes
+about twenty minutes and 12 GB. Everything comes from the package registry: llama.cpp is built for this machine from the
+source in llama-cpp-python's source package; OpenVINO's models are exported by optimum-intel from the original layout,
+with the small modelling file in `files/`, because the official one is only on the hub. If a peer fails, its name is
+printed and the others continue; the results of `ternvl bench peers` then name the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.peers.contestants import ENVS, LLAMA_VERSION, MODELS, ROOT, TITLES, Places
 
 FILES = Path(__file__).with_name("files")
-# numpy, torch and pillow are as the project's own where the peer allows it. torch is the CPU build where the index
+# numpy, torch and pillow have the project's versions if the peer allows it. torch is the CPU build if the index
 # has one of this version, so it goes first; torchvision, which optimum-intel brings, does not match it.
 PACKAGES = {
     "transformers": ["torch==2.13.0", "transformers==5.23.0", "pillow", "numpy"],
@@ -46,13 +46,13 @@ REMOTE_CODE = {
 
 
 def run(command: Sequence[str | Path], **environment: str) -> None:
-    """Raises CalledProcessError where it fails."""
+    """Print and run a command. Raises CalledProcessError if it fails."""
     print("  $", " ".join(map(str, command)), flush=True)
     subprocess.run([*map(str, command)], check=True, cwd=ROOT, env=os.environ | environment)
 
 
 def checkpoint(places: Places, layout: str, tokenizer: Path) -> Path:
-    """The random checkpoint, with the chat template."""
+    """Write the random checkpoint with the chat template; return its folder."""
     folder = places.models / layout
     if not (folder / "done").exists():
         script = ROOT / "benchmarks" / "random_checkpoint.py"
@@ -63,7 +63,7 @@ def checkpoint(places: Places, layout: str, tokenizer: Path) -> Path:
 
 
 def with_code(places: Places, tokenizer: Path) -> Path:
-    """The original layout as the hub has it: with modelling files, preprocessing and generation settings."""
+    """Write the original layout as on the hub, with modelling files, preprocessing and generation settings."""
     source, folder = checkpoint(places, "original", tokenizer), places.models / "remote-code"
     folder.mkdir(parents=True, exist_ok=True)
     for file in [*source.glob("*.json"), *FILES.iterdir()]:
@@ -82,7 +82,7 @@ def change(path: Path, **values: object) -> None:
 
 
 def environment(places: Places, peer: str) -> None:
-    """The peer's packages, in an environment of its own."""
+    """Install the peer's packages in an environment of its own."""
     folder = places.envs / peer
     if (folder / "done").exists():
         return
@@ -94,13 +94,13 @@ def environment(places: Places, peer: str) -> None:
 
 
 def transformers(places: Places, tokenizer: Path) -> None:
-    """The layout that it reads by itself."""
+    """Write the layout that transformers reads."""
     environment(places, "transformers")
     checkpoint(places, "hf-new", tokenizer)
 
 
 def openvino(places: Places, tokenizer: Path) -> None:
-    """Weights of 8 and of 4 bits."""
+    """Export models with weights of 8 and of 4 bits."""
     environment(places, "openvino")
     source = with_code(places, tokenizer)
     for name in ("int8", "int4"):
@@ -113,7 +113,7 @@ def openvino(places: Places, tokenizer: Path) -> None:
 
 
 def llamacpp(places: Places, tokenizer: Path) -> None:
-    """The server, built for this machine, and its files."""
+    """Build the server, and convert its models."""
     environment(places, "llamacpp")
     build_server(places)
     models, source = places.models, with_code(places, tokenizer)
@@ -129,7 +129,7 @@ def llamacpp(places: Places, tokenizer: Path) -> None:
 
 
 def build_server(places: Places) -> None:
-    """From the source package of llama-cpp-python."""
+    """Build llama-server from the source package of llama-cpp-python."""
     if places.llama_server.with_name("version.txt").exists():
         return
     sources, package = places.envs / "src", f"llama-cpp-python=={LLAMA_VERSION}"
@@ -157,7 +157,7 @@ MAKERS: dict[str, Callable[[Places, Path], object]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 where a peer could not be made."""
+    """Install the peers; return exit code 1 if one could not be installed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with InternVL3's tokenizer.json")
     parser.add_argument("--peers", nargs="+", choices=TITLES, default=list(TITLES))
@@ -165,16 +165,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=MODELS)
     args = parser.parse_args(arguments)
     if not (args.tokenizer / "tokenizer.json").is_file():
-        parser.error(f"--tokenizer {args.tokenizer} holds no tokenizer.json")
+        parser.error(f"--tokenizer {args.tokenizer} has no tokenizer.json")
     places, failed = Places(args.envs.absolute(), args.models.absolute()), []
     for peer in args.peers:
         print(TITLES[peer], flush=True)
         try:
             MAKERS[peer](places, args.tokenizer.absolute())
         except (OSError, subprocess.CalledProcessError, tarfile.TarError) as error:
-            print(f"{TITLES[peer]} cannot be made: {error}", file=sys.stderr)
+            print(f"{TITLES[peer]} cannot be installed: {error}", file=sys.stderr)
             failed.append(peer)
-    print("not made: " + ", ".join(failed) if failed else "all made")
+    print("not installed: " + ", ".join(failed) if failed else "all peers are installed")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What the measurements were made on."""
+"""Describes the machine of the measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def describe() -> dict[str, Any]:
-    """The processor, its instructions that matter here, and the memory."""
+    """Return the processor, its instruction sets that matter here, and the memory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
 
 
 def available_bytes() -> int:
-    """Memory that a process may still take; as good as unbounded where the kernel does not tell."""
+    """Return the bytes of memory that are available; a huge number if the kernel does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -37,5 +37,5 @@ def available_bytes() -> int:
 
 
 def load_average() -> float:
-    """Processes that wanted a CPU in the last minute."""
+    """Return the mean number of processes that needed a CPU in the last minute."""
     return os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""Runs the workloads: contestants take turns within each repeat, and only one is busy at a time."""
+"""Runs the workloads: contestants alternate within each repeat, and only one works at a time."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ WARM_UP = (WORKLOADS["text"], WORKLOADS["tile"])
 
 @dataclass
 class Row:
-    """What one contestant did in one workload."""
+    """The measurements of one contestant in one workload."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    """By metric, in order."""
+    """Values by metric, in the order of the repeats."""
     prompt_tokens: int | None = None
     missing: str | None = None
-    """Why there are no values, if so."""
+    """The reason if there are no values."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return the row for the JSON file."""
         medians = {name: statistics.median(values) for name, values in self.values.items()}
         repeats = max(map(len, self.values.values()), default=0)
         return {
@@ -45,16 +45,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """How often, and with which bounds."""
+    """Numbers of repeats, and limits."""
 
     repeats: int = 5
     repeats_of: dict[str, int] = field(default_factory=dict)
-    """Other numbers, by contestant, peer, workload or CONTESTANT:WORKLOAD, the most exact one first."""
+    """Other numbers by contestant, peer, workload or CONTESTANT:WORKLOAD; the most specific key counts."""
     max_tokens: int | None = None
-    """Bounds every answer: for a trial."""
+    """Limit for the tokens of every answer, for a trial run."""
 
     def of(self, contestant: Contestant, workload: Workload) -> int:
-        """How often this contestant is to do this work."""
+        """Return the number of repeats of this contestant in this workload."""
         keys = [f"{who}:{workload.name}" for who in (contestant.name, contestant.peer)]
         for key in [*keys, contestant.name, contestant.peer, workload.name]:
             if key in self.repeats_of:
@@ -62,12 +62,12 @@ class Settings:
         return self.repeats
 
     def tokens(self, workload: Workload) -> int:
-        """How long an answer is."""
+        """Return the number of tokens of an answer."""
         return workload.max_tokens if self.max_tokens is None else min(self.max_tokens, workload.max_tokens)
 
 
 class Stage:
-    """The processes that are loaded, started when first needed."""
+    """The loaded processes, which are started when they are first needed."""
 
     def __init__(self, places: Places, prompts: Prompts, log: Path) -> None:
         self._places, self._prompts, self._log = places, prompts, log
@@ -77,7 +77,7 @@ class Stage:
         self.decode_bytes: dict[str, int | None] = {}
 
     def start(self, contestant: Contestant, mode: str) -> Process:
-        """A fresh process. Raises Unavailable."""
+        """Start a new process. Raises Unavailable."""
         if contestant.name in self.missing:
             raise Unavailable(self.missing[contestant.name])
         lacking = [path for path in contestant.files(self._places) if not path.exists()]
@@ -93,7 +93,7 @@ class Stage:
         return process
 
     def process(self, contestant: Contestant, workload: Workload) -> Process:
-        """The contestant's process, warmed up. Raises Unavailable."""
+        """Return the contestant's process, warmed up. Raises Unavailable."""
         mode = workload.mode if contestant.two_modes else "one"
         key = contestant.name, mode
         self.make_room(but=key)
@@ -103,18 +103,18 @@ class Stage:
             process = self._processes[key] = self.start(contestant, mode)
             for number, work in enumerate(WARM_UP):
                 process.ask(self._prompts.asks(work, -1 - number, max_tokens=2))
-        self._processes[key] = self._processes.pop(key)  # the one used last is the last
+        self._processes[key] = self._processes.pop(key)  # keeps the order of last use
         return self._processes[key]
 
     def make_room(self, but: tuple[str, str] | None = None) -> None:
-        """End idle processes, the one longest unused first, until enough memory is free for the next to grow."""
+        """End idle processes, the least recently used first, until enough memory is free for the next one."""
         for key in [key for key in self._processes if key != but]:
             if machine.available_bytes() >= ROOM_BYTES:
                 return
             self._processes.pop(key).close()
 
     def keep(self, contestants: Sequence[Contestant], workloads: Sequence[Workload]) -> None:
-        """End the processes that none of these workloads needs."""
+        """End the processes that these workloads do not need."""
         needed = {
             (contestant.name, workload.mode if contestant.two_modes else "one")
             for contestant in contestants
@@ -131,7 +131,7 @@ class Stage:
 
 @contextmanager
 def stage(places: Places, count: Callable[[str], int], log: Path) -> Iterator[tuple[Stage, Prompts]]:
-    """Processes and pictures that are gone afterwards."""
+    """Yield the processes and the prompts; end the processes and delete the pictures afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Prompts(Path(folder), count)
         loaded = Stage(places, prompts, log)
@@ -159,7 +159,7 @@ def run(
         for turn in range(max(settings.of(contestant, workload) for contestant in contestants)):
             due = [each for each in contestants if turn < settings.of(each, workload)]
             asks = prompts.asks(workload, turn, max_tokens=settings.tokens(workload))
-            shift = turn % max(len(due), 1)  # nobody is always the first
+            shift = turn % max(len(due), 1)  # the first contestant changes from turn to turn
             for contestant in due[shift:] + due[:shift]:
                 row = rows[workload.name][contestant.name]
                 if row.missing is None:
@@ -170,7 +170,7 @@ def run(
 
 
 def take_turn(loaded: Stage, row: Row, contestant: Contestant, workload: Workload, asks: list[dict[str, Any]]) -> None:
-    """One measurement into the row, or why there is none."""
+    """Add one measurement to the row, or the reason why there is none."""
     try:
         response = started(loaded, contestant, workload, asks) if workload.restarts else None
         response = response or loaded.process(contestant, workload).ask(asks)
@@ -186,7 +186,7 @@ def take_turn(loaded: Stage, row: Row, contestant: Contestant, workload: Workloa
 
 
 def started(loaded: Stage, contestant: Contestant, workload: Workload, asks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The response to the first asks of a fresh process, with the seconds since its start."""
+    """Return the response to the first asks of a new process, with the seconds since its start."""
     loaded.make_room()
     process = loaded.start(contestant, workload.mode)
     try:
@@ -197,7 +197,7 @@ def started(loaded: Stage, contestant: Contestant, workload: Workload, asks: lis
 
 
 def shown(row: Row) -> str:
-    """The latest values."""
+    """Describe the latest values."""
     if row.missing is not None:
         return row.missing
     return ", ".join(f"{name} {values[-1]:.4g}" for name, values in row.values.items())

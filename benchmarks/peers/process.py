@@ -1,4 +1,4 @@
-"""A contestant's process, seen from the runner."""
+"""The runner's side of a contestant's process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Unavailable(Exception):
-    """The contestant cannot take part; the message says why."""
+    """The contestant cannot take part; the message gives the reason."""
 
 
 class Process:
-    """Started and loaded when built. Only one is busy at a time, because each call waits for its answer."""
+    """A process that is started and loaded by the constructor. Each call waits, so only one process works at a time."""
 
     def __init__(self, command: Sequence[str], *, root: Path, log: Path) -> None:
-        """Raises Unavailable where the worker does not become ready."""
+        """Raises Unavailable if the worker does not become ready."""
         environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._start = time.perf_counter()
         with log.open("ab") as errors:
@@ -27,7 +27,7 @@ class Process:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
                 )
-            except OSError as error:  # its environment has gone
+            except OSError as error:  # its environment was deleted
                 raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from error
         message = self._read()
         self.ready_s = time.perf_counter() - self._start
@@ -39,7 +39,7 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """False once it has ended by itself."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def since_start(self) -> float:
@@ -47,7 +47,7 @@ class Process:
         return time.perf_counter() - self._start
 
     def ask(self, asks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The response: answers, or an error."""
+        """Send asks; return the response, which has answers or an error."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"asks": list(asks)}) + "\n")
@@ -57,7 +57,7 @@ class Process:
         return self._read()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -71,7 +71,7 @@ class Process:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):  # what a library prints while it is imported is no message
+            if line.startswith("{"):  # other lines are output of libraries that are imported
                 message: dict[str, Any] = json.loads(line)
                 return message
         return {"error": f"the process ended with status {self._process.wait()}"}

@@ -1,11 +1,11 @@
-"""What a contestant's process and the runner say to each other: JSON, a line a message, on stdin and stdout.
+"""The protocol between the runner and a contestant's process: JSON, one message per line, on stdin and stdout.
 
-A worker loads its model and says `{"ready": {...}}`, or `{"unavailable": "why"}` and ends. Each request is
-`{"asks": [{"text", "image", "max_tokens"}, ...]}`, handed over at once; the response has `answers`, one an ask,
-`seconds` for all of them, and the memory of the process. An answer has the times of its first and last token.
-A failure is `{"error": "..."}`, after which the worker goes on. End of input ends it.
+A worker loads its model and sends `{"ready": {...}}`, or sends `{"unavailable": "reason"}` and ends. A request is
+`{"asks": [{"text", "image", "max_tokens"}, ...]}`, whose asks start together. The response has `answers`, one per ask,
+`seconds` for all of them, and the memory of the process. An answer has the times of its first and its last token. An
+error is `{"error": "..."}`, after which the worker continues. The worker ends at the end of its input.
 
-This file needs the standard library alone: every contestant's environment runs it.
+This file uses only the standard library, because it runs in the environment of every contestant.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Ask:
-    """A user's turn; the answer has exactly `max_tokens` tokens, drawn greedily."""
+    """A user's turn. The answer has exactly `max_tokens` tokens, drawn greedily."""
 
     text: str
     image: str | None
-    """The path of a JPEG file."""
+    """The path of a JPEG file, or None."""
     max_tokens: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds since the asks were handed over."""
+    """The times of an answer, in seconds since the asks were sent."""
 
     prompt_tokens: int
     output_tokens: int
@@ -41,7 +41,7 @@ class Answer:
 
 
 class UnavailableError(Exception):
-    """This contestant cannot take part here; the message says why."""
+    """The contestant cannot take part; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Contestant:
     answer: Callable[[list[Ask]], list[Answer]]
     version: str
     decode_bytes: int | None = None
-    """Weights that are read for one token of one stream, where it is known."""
+    """Bytes of weights that are read for one token of one stream, if known."""
     pid: int | None = None
-    """The process that holds the model, where it is another one."""
+    """The process that has the model in memory, if it is another one."""
     close: Callable[[], None] = lambda: None
 
 
 def serve(load: Callable[[], Contestant]) -> None:
-    """Be a worker: load, then answer until the input ends."""
+    """Run a worker: load the model, then answer requests until the input ends."""
     with own_stdout() as out:
         try:
             contestant = load()
@@ -80,7 +80,7 @@ def serve(load: Callable[[], Contestant]) -> None:
 
 
 def respond(contestant: Contestant, pid: int, asks: list[Ask]) -> dict[str, Any]:
-    """Have the asks answered, timed and the memory watched."""
+    """Return the response to asks, with times and memory."""
     reset_peak(pid)
     start = time.perf_counter()
     answers = contestant.answer(asks)
@@ -89,27 +89,27 @@ def respond(contestant: Contestant, pid: int, asks: list[Ask]) -> dict[str, Any]
 
 
 def requests() -> Iterator[list[Ask]]:
-    """The asks of each line of the input."""
+    """Yield the asks of each line of the input."""
     for line in sys.stdin:
         yield [Ask(**ask) for ask in json.loads(line)["asks"]]
 
 
 def own_stdout() -> TextIO:
-    """The output for messages alone: whatever else the process prints goes to its error output."""
+    """Return stdout for messages only, and redirect all other output of the process to stderr."""
     kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return kept
 
 
 def say(out: TextIO, message: dict[str, Any]) -> None:
-    """One message."""
+    """Write one message."""
     out.write(json.dumps(message) + "\n")
     out.flush()
 
 
 def memory(pid: int) -> dict[str, int | None]:
-    """Resident memory of a process and its highest value since `reset_peak`, in bytes; None where the kernel does not
-    tell."""
+    """Return the resident memory of a process and its peak since `reset_peak`, in bytes; None if the kernel does not
+    report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -119,7 +119,7 @@ def memory(pid: int) -> dict[str, int | None]:
 
 
 def reset_peak(pid: int) -> None:
-    """Forget the highest value; where that is not allowed, the peak is that since the start."""
+    """Reset the peak. If this is not allowed, the peak is that since the start of the process."""
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
     except OSError:

@@ -15,8 +15,11 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """A metric of a workload; its target is ours divided by theirs, at most or (`higher`) at least; or, where it is
-    `absolute`, ours itself."""
+    """A metric of a workload, and its target.
+
+    The target is the largest (or with `higher`, the smallest) allowed ratio of our value to the best peer's value. With
+    `absolute`, it applies to our value itself.
+    """
 
     title: str
     workload: str
@@ -27,7 +30,7 @@ class Line:
     higher: bool = False
     absolute: bool = False
     only: tuple[str, ...] = ()
-    """The contestants with such weights, where the line is about these alone."""
+    """The contestants that the line is restricted to; empty for all."""
 
     @property
     def target_text(self) -> str:
@@ -70,21 +73,21 @@ SUMMARY = tuple(line for line in LINES if line.workload != "long" and line.metri
 
 
 def median(result: Result, workload: str, contestant: str, metric: str) -> float | None:
-    """None where it was not measured."""
+    """Return the median of a metric, or None if it was not measured."""
     row = result["workloads"].get(workload, {}).get("rows", {}).get(contestant)
     value = None if row is None else row["median"].get(metric)
     return None if value is None else float(value)
 
 
 def ratio(result: Result, line: Line) -> float | None:
-    """Ours divided by theirs."""
+    """Return our value divided by the best peer's."""
     ours = median(result, line.workload, line.ours, line.metric)
     theirs = median(result, line.workload, line.theirs, line.metric)
     return ours / theirs if ours and theirs else None
 
 
 def shown(value: float | None, metric: str) -> str:
-    """A value with its unit."""
+    """Format a value with its unit."""
     if value is None:
         return "-"
     match metric:
@@ -96,7 +99,7 @@ def shown(value: float | None, metric: str) -> str:
 
 
 def shown_ratio(result: Result, line: Line) -> str:
-    """Bold where the target is reached."""
+    """Format the ratio, in bold if the target is reached."""
     reached = ratio(result, line)
     if reached is None:
         return "-"
@@ -108,7 +111,7 @@ def shown_ratio(result: Result, line: Line) -> str:
 
 
 def table(result: Result) -> str:
-    """Markdown; a column for each contestant that has a value."""
+    """Return the Markdown table, with a column for each contestant that has a value."""
     titles = result["contestants"]
     lines = [line for line in LINES if line.workload in result["workloads"]]
     columns = [
@@ -126,7 +129,7 @@ def table(result: Result) -> str:
 
 
 def notes(result: Result) -> list[str]:
-    """What a reader of the table has to know: who is missing, who did less work, who repeated less."""
+    """Return notes to the table: which contestants are missing, did less work or had fewer repeats."""
     found = [f"{result['contestants'][name]}: {reason}" for name, reason in result["missing"].items()]
     for workload in result["workloads"].values():
         tokens = {who: row["prompt_tokens"] for who, row in workload["rows"].items() if row["prompt_tokens"]}
@@ -145,7 +148,7 @@ def notes(result: Result) -> list[str]:
 
 
 def section(result: Result) -> str:
-    """What stands between the markers."""
+    """Return the text for the README, between its markers."""
     machine, limits = result["machine"], result["limits"]
     parts = [
         f"{result['date']}, {machine['cpu']}, {machine['num_cpus']} CPUs; random weights of InternVL3-1B's shape; "
@@ -200,7 +203,7 @@ def rewrite(document: str, body: str | None) -> str:
 
 
 def shares(result: Result) -> str:
-    """How near to the machine's limits each contestant came: bytes of weights a decoded token reads, by its rate."""
+    """Describe for each contestant the rate at which decoding reads weights, as a share of the machine's limit."""
     if not result["limits"]:
         return ""
     limits, found = Limits(**result["limits"]), []

@@ -1,6 +1,6 @@
-"""llama.cpp: `worker_llamacpp.py MODEL MMPROJ SERVER one|many`.
+"""The worker of llama.cpp: `worker_llamacpp.py MODEL MMPROJ SERVER one|many`.
 
-A llama-server of its own on a free port, with one slot or eight. Its cache of prompts is off.
+It runs a llama-server on a free port, with one slot or eight. The server's prompt cache is off.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ CONTEXT = 32_768
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def end_with_parent() -> None:
-    """The server is not to outlive this worker, however that ends (Linux)."""
+    """Make the server end with this worker, however the worker ends (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def start(model: str, projector: str, server: str, mode: str) -> tuple[subprocess.Popen[bytes], str]:
-    """The server, ready, and its address."""
+    """Start the server, wait until it is ready, and return it with its address."""
     port = free_port()
     threads, slots = str(len(os.sched_getaffinity(0))), "1" if mode == "one" else "8"
     command = [server, "-m", model, "--mmproj", projector, "--host", "127.0.0.1", "--port", str(port)]
@@ -59,7 +59,7 @@ def start(model: str, projector: str, server: str, mode: str) -> tuple[subproces
 
 
 def body(ask: Ask) -> dict[str, Any]:
-    """A request of Chat Completions, greedy and of forced length."""
+    """Return a Chat Completions request with a greedy answer of forced length."""
     content: list[dict[str, Any]] = [{"type": "text", "text": ask.text}]
     if ask.image:
         data = base64.b64encode(Path(ask.image).read_bytes()).decode()
@@ -75,7 +75,7 @@ def body(ask: Ask) -> dict[str, Any]:
 
 
 def post(url: str, ask: Ask, begin: float) -> Answer:
-    """One answer. Its tokens are timed by the server: the text would come only where it makes whole characters."""
+    """Return one answer, with the server's times of its tokens: streamed text arrives only in whole characters."""
     data = json.dumps(body(ask)).encode()
     request = urllib.request.Request(url + "/v1/chat/completions", data, {"Content-Type": "application/json"})
     try:
@@ -90,7 +90,7 @@ def post(url: str, ask: Ask, begin: float) -> Answer:
 
 
 def load() -> Contestant:
-    """Start the server, which ends when this process does."""
+    """Start the server, which ends with this process."""
     process, url = start(*sys.argv[1:5])
 
     def answer(asks: list[Ask]) -> list[Answer]:

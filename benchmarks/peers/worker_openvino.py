@@ -1,6 +1,6 @@
-"""OpenVINO GenAI: `worker_openvino.py MODEL one|many`.
+"""The worker of OpenVINO GenAI: `worker_openvino.py MODEL one|many`.
 
-`one` is VLMPipeline, `many` ContinuousBatchingPipeline with 2 GB of cache, 16 sequences and no prefix cache.
+`one` uses VLMPipeline, `many` ContinuousBatchingPipeline with 2 GB of cache, 16 sequences and no prefix cache.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from protocol import Answer, Ask, Contestant, serve
 
 
 def picture(path: str) -> Any:
-    """[1, height, width, 3] of bytes."""
+    """Return an image as a tensor [1, height, width, 3] of bytes."""
     return openvino.Tensor(np.asarray(Image.open(path).convert("RGB"))[None])
 
 
 def forced(num_tokens: int) -> Any:
-    """Greedy, of exactly so many tokens."""
+    """Return the settings of a greedy answer of exactly `num_tokens` tokens."""
     config = genai.GenerationConfig()
     config.max_new_tokens = config.min_new_tokens = num_tokens
     config.ignore_eos = True
@@ -32,7 +32,7 @@ def forced(num_tokens: int) -> Any:
 
 
 def answer_of(result: Any, start: float, end: float, num_asks: int = 1) -> Answer:
-    """From what the pipeline measured, which counts the tokens of all asks together."""
+    """Return the answer from the pipeline's own measurements, which count the tokens of all asks together."""
     metrics = result.perf_metrics
     num_tokens = metrics.get_num_generated_tokens() // num_asks
     rest = metrics.get_tpot().mean / 1000 * (num_tokens - 1) if num_tokens > 1 else 0.0
@@ -40,7 +40,7 @@ def answer_of(result: Any, start: float, end: float, num_asks: int = 1) -> Answe
 
 
 def one(model: str) -> Contestant:
-    """VLMPipeline."""
+    """Load VLMPipeline."""
     pipeline = genai.VLMPipeline(model, "CPU", PERFORMANCE_HINT="LATENCY")
 
     def answer(asks: list[Ask]) -> list[Answer]:
@@ -56,7 +56,7 @@ def one(model: str) -> Contestant:
 
 
 def many(model: str) -> Contestant:
-    """ContinuousBatchingPipeline."""
+    """Load ContinuousBatchingPipeline."""
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size, scheduler.max_num_seqs, scheduler.enable_prefix_caching = 2, 16, False
     pipeline = genai.ContinuousBatchingPipeline(model, scheduler, "CPU")
@@ -74,7 +74,7 @@ def many(model: str) -> Contestant:
 
 
 def contestant(model: str, answer: Any) -> Contestant:
-    """The exporter keeps the embeddings in a file of their own, so the decoder's file is what a token reads."""
+    """Return the contestant. The embeddings have a file of their own, so a token reads the decoder's file only."""
     size = (Path(model) / "openvino_language_model.bin").stat().st_size
     return Contestant(answer, f"openvino-genai {genai.__version__.split('-')[0]}", size)
 

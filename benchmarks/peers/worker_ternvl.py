@@ -1,6 +1,6 @@
-"""ternvl: `worker_ternvl.py MODEL none|int8|int4`, offline through the engine.
+"""The worker of ternvl: `worker_ternvl.py MODEL none|int8|int4`, which uses the engine offline.
 
-Its prefix cache is off, and speculation too: random weights repeat themselves, which would flatter it.
+The prefix cache and speculation are off: random weights repeat themselves, which would make speculation look too good.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {"enable_prefix_caching": False, "speculation": "off"}
 
 
 def messages(ask: Ask) -> list[dict[str, object]]:
-    """The ask as a conversation of OpenAI messages."""
+    """Return the ask as OpenAI messages."""
     content: list[dict[str, object]] = [{"type": "text", "text": ask.text}]
     if ask.image:
         content.insert(0, {"type": "image", "image": Image.open(ask.image)})
@@ -30,14 +30,14 @@ def messages(ask: Ask) -> list[dict[str, object]]:
 
 
 def decode_bytes(llm: LLM) -> int:
-    """The decoder's tensors without the embeddings, of which a token reads one row."""
+    """Return the bytes of the decoder without its embeddings, of which a token reads one row."""
     decoder = llm.engine.model.language_model
     whole = sum(tensor.nbytes for tensor in decoder.state_dict().values())
     return whole - sum(tensor.nbytes for tensor in decoder.model.embed_tokens.state_dict().values())
 
 
 def load() -> Contestant:
-    """A format that this version or this machine does not have is unavailable."""
+    """Load the model. Raises UnavailableError if this version or this machine does not support the format."""
     folder, quantization = sys.argv[1:3]
     try:
         llm = LLM(folder, quantization=quantization, **OPTIONS)
@@ -65,7 +65,7 @@ def load() -> Contestant:
 
 
 def request(llm: LLM, ask: Ask, name: str) -> Request:
-    """Tokens and tiles; preparing them counts."""
+    """Return the request for an ask. The time to prepare its tokens and tiles is measured, too."""
     params = SamplingParams(temperature=0, max_tokens=ask.max_tokens, ignore_eos=True)
     return Request(name, llm.prompt(messages(ask)), params)
 

@@ -1,4 +1,7 @@
-"""transformers: `worker_transformers.py MODEL float32|bfloat16`. Several asks are one batch, padded on the left."""
+"""The worker of transformers: `worker_transformers.py MODEL float32|bfloat16`.
+
+Several asks form one batch, padded on the left.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Clock:
-    """A streamer that keeps the times of tokens; the first thing it is given is the prompt."""
+    """A streamer that records the times of tokens. Its first value is the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """A token, or the prompt."""
+        """Record the time of a token, unless it is the prompt."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Do nothing, as all tokens are recorded already."""
 
 
 def load() -> Contestant:
-    """The model in the layout that transformers reads by itself."""
+    """Load the model from the layout that transformers reads."""
     folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
     model.generation_config.eos_token_id = None  # lengths are forced
@@ -59,7 +62,7 @@ def load() -> Contestant:
         start = time.perf_counter()
         batch, clock = inputs(asks), Clock()
         num_tokens = asks[0].max_tokens
-        streamer = {"streamer": clock} if len(asks) == 1 else {}  # streamers are for one sequence
+        streamer = {"streamer": clock} if len(asks) == 1 else {}  # streamers support only one sequence
         out = model.generate(**batch, max_new_tokens=num_tokens, do_sample=False, **streamer)
         end = time.perf_counter()
         first, last = (clock.times[1], clock.times[-1]) if clock.times else (end, end)

@@ -1,6 +1,6 @@
-"""The work that is measured, the same for every contestant: prompts, pictures, lengths, and what is counted of them.
+"""The workloads, the same for every contestant: prompts, pictures, lengths and metrics.
 
-No two prompts are alike, so a cache of prefixes finds nothing beyond the system message. Pictures are smoothed noise.
+All prompts differ, so a prefix cache finds nothing but the system message. Pictures are smoothed noise.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ morning road field slow quiet market letter island summer horse forest copper ro
 yellow mountain number early signal bread glass corner open station heavy circle clear train golden mirror street
 apple little harbor storm narrow candle picture deep wooden valley
 """
-WORDS = tuple(re.findall("[a-z]+", _SIMPLE))  # each is one token, nearly always
+WORDS = tuple(re.findall("[a-z]+", _SIMPLE))  # nearly all of them are one token
 QUESTION = "Describe what can be seen in this picture, with its colours and shapes:"
 Response = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a workload."""
+    """One figure that is measured in a workload."""
 
     name: str
     unit: str
@@ -38,7 +38,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked at once."""
+    """Asks that are sent together, and the metrics of the response."""
 
     name: str
     title: str
@@ -49,27 +49,27 @@ class Workload:
     num_words: int = 0
     image_size: tuple[int, int] | None = None
     restarts: bool = False
-    """Whether the contestant's process is started for each repeat, which is then what is measured."""
+    """Whether the contestant's process is started for each repeat, because the start is measured."""
 
     @property
     def mode(self) -> str:
-        """How a contestant that can be set up in two ways is."""
+        """The mode of a contestant that has one for one stream and one for several."""
         return "one" if self.num_streams == 1 else "many"
 
 
 def first_token_s(response: Response) -> float:
-    """Seconds until the first token of a single answer, from its text and JPEG on."""
+    """Return the seconds to the first token of a single answer, including the preparation of text and JPEG."""
     return float(response["answers"][0]["first_s"])
 
 
 def decode_rate(response: Response) -> float:
-    """Tokens a second after the first one."""
+    """Return the tokens per second of a single answer, after its first token."""
     answer = response["answers"][0]
     return float((answer["output_tokens"] - 1) / (answer["last_s"] - answer["first_s"]))
 
 
 def total_rate(response: Response) -> float:
-    """Tokens of all streams a second, from handing the prompts over until the last answer has ended."""
+    """Return the tokens per second of all streams, from sending the prompts to the end of the last answer."""
     return float(sum(answer["output_tokens"] for answer in response["answers"]) / response["seconds"])
 
 
@@ -97,7 +97,7 @@ WORKLOADS = {
 
 
 class Prompts:
-    """Makes asks; `count` gives the number of tokens that a text has as a prompt, template included."""
+    """Makes asks. `count` returns the number of tokens of a prompt with a text, including the template."""
 
     def __init__(self, folder: Path, count: Callable[[str], int], seed: int = 0) -> None:
         self.folder = folder
@@ -105,7 +105,7 @@ class Prompts:
         self._seed = seed
 
     def asks(self, workload: Workload, turn: int, *, max_tokens: int | None = None) -> list[dict[str, Any]]:
-        """The same for every contestant in one turn, and different in each turn."""
+        """Return the asks of a turn, which are the same for every contestant and differ from turn to turn."""
         return [
             self._ask(workload, f"{self._seed} {workload.name} {turn} {stream}", max_tokens or workload.max_tokens)
             for stream in range(workload.num_streams)
@@ -124,10 +124,10 @@ class Prompts:
         return {"text": text, "image": image, "max_tokens": max_tokens}
 
     def text(self, rng: random.Random, num_tokens: int) -> str:
-        """As many words as make a prompt of exactly `num_tokens` tokens; most words are one."""
+        """Return words that make a prompt of exactly `num_tokens` tokens; most words are one token."""
         words = rng.choices(WORDS, k=num_tokens)
         low, high = 1, num_tokens
-        while low < high:  # the most words that fit
+        while low < high:  # finds the largest number of words that fits
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._count(" ".join(words[:middle])) <= num_tokens else (low, middle - 1)
         text = " ".join(words[:low])
@@ -137,14 +137,14 @@ class Prompts:
 
 
 def picture(path: Path, rng: random.Random, size: tuple[int, int]) -> Path:
-    """Smoothed noise as JPEG."""
+    """Write an image of smoothed noise as JPEG; return its path."""
     noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3)).save(path, "JPEG", quality=90)
     return path
 
 
 def problem(workload: Workload, response: Response, asks: Sequence[dict[str, Any]]) -> str | None:
-    """Why a response cannot count, if so."""
+    """Return why a response is not valid, or None."""
     if "error" in response:
         return str(response["error"])
     made = [answer["output_tokens"] for answer in response["answers"]]

@@ -1,4 +1,4 @@
-"""What the machine can do at most, and what share of it a measurement reached."""
+"""Measures the machine's limits, and states what share of them a benchmark reached."""
 
 from ternvl.bench.limits import Limits, measure, share
 

@@ -1,7 +1,7 @@
-"""The machine's limits: reading memory, and multiply-adds on 8-bit integers and float32 with all threads.
+"""Measures the machine's limits: memory reads, and multiply-adds on 8-bit integers and on float32, with all threads.
 
-Products are counted as two operations, and their operands stay in registers: no matrix product is faster. The memory
-that is read is larger than the caches, and read once from end to end.
+A multiply-add counts as two operations, and its operands stay in registers, so no matrix product can be faster. The
+memory that is read is larger than the caches and is read once from end to end.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 MEMORY_BYTES = 512 * 1024**2
 REPEATS = 7
-_LEAST_SECONDS = 0.05  # of one measurement of products
+_LEAST_SECONDS = 0.05  # duration of one measurement of multiply-adds
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Medians."""
+    """The measured limits; each rate is the median of several measurements."""
 
     isa: str
-    """The instruction set that was used, as `TERNVL_KERNELS` names it."""
+    """The instruction set that the kernels used, spelled as in `TERNVL_KERNELS`."""
     num_threads: int
     read_bytes_per_s: float
     int8_ops_per_s: float
     fp32_ops_per_s: float
 
     def as_dict(self) -> dict[str, str | int | float]:
-        """For JSON; `Limits(**...)` reads it back."""
+        """Return the fields for JSON; `Limits(**fields)` is the inverse."""
         return asdict(self)
 
     def table(self) -> str:
-        """For people."""
+        """Return the limits as four lines of text."""
         return "\n".join(
             [
                 f"{'memory, read':<26}{self.read_bytes_per_s / 1e9:>10.1f} GB/s",
@@ -53,7 +53,7 @@ class Limits:
     def share(
         self, *, bytes_per_s: float | None = None, int8_ops_per_s: float | None = None, fp32_per_s: float | None = None
     ) -> str:
-        """What was reached and how much of the limit that is: "20.1 GB/s read, 73 % of 27.5"."""
+        """Describe each given rate and its share of the limit, as in "20.1 GB/s read, 73 % of 27.5"."""
         given = [
             (bytes_per_s, self.read_bytes_per_s, "GB/s read"),
             (int8_ops_per_s, self.int8_ops_per_s, "GOP/s of int8"),
@@ -67,27 +67,32 @@ class Limits:
 
 
 def measure(num_threads: int | None = None, *, memory_bytes: int = MEMORY_BYTES, repeats: int = REPEATS) -> Limits:
-    """Takes about two seconds. Raises ConfigError for numbers below 1, and where the native kernels are missing."""
+    """Measure the limits, which takes about two seconds; `num_threads` defaults to torch's number of threads.
+
+    Raises ConfigError for numbers below 1, and if the native kernels cannot be used.
+    """
     threads = torch.get_num_threads() if num_threads is None else num_threads
     for name, value in (("threads", threads), ("repeats", repeats), ("memory_bytes", memory_bytes)):
         if value < 1:
             raise ConfigError(f"{name} is {value}, but must be at least 1.")
     loaded = library()
     if loaded is None:
-        raise ConfigError("The limits are measured by the native kernels, which cannot be used here (see the log).")
+        raise ConfigError(
+            "The limits are measured by the native kernels, which cannot be used on this machine; the log says why."
+        )
     return Limits(
         isa=loaded.isa,
         num_threads=threads,
-        read_bytes_per_s=_read(loaded, threads, memory_bytes, repeats),
-        int8_ops_per_s=_peak(loaded, "ternvl_peak_int8", threads, repeats),
-        fp32_ops_per_s=_peak(loaded, "ternvl_peak_fp32", threads, repeats),
+        read_bytes_per_s=_read_rate(loaded, threads, memory_bytes, repeats),
+        int8_ops_per_s=_peak_rate(loaded, "ternvl_peak_int8", threads, repeats),
+        fp32_ops_per_s=_peak_rate(loaded, "ternvl_peak_fp32", threads, repeats),
     )
 
 
 def share(
     *, bytes_per_s: float | None = None, int8_ops_per_s: float | None = None, fp32_per_s: float | None = None
 ) -> str:
-    """A line for a benchmark to print: `Limits.share` of limits that are measured now, or why they cannot be."""
+    """Measure the limits and return `Limits.share` as a line to print, or the reason why they cannot be measured."""
     try:
         limits = measure()
     except ConfigError as error:
@@ -95,23 +100,23 @@ def share(
     return limits.share(bytes_per_s=bytes_per_s, int8_ops_per_s=int8_ops_per_s, fp32_per_s=fp32_per_s)
 
 
-def _read(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
+def _read_rate(library: Library, threads: int, memory_bytes: int, repeats: int) -> float:
     memory = allocate(memory_bytes // 4 * 4).view(torch.float32).fill_(1)
     make_huge(memory)
     function = library.function("ternvl_read", Pointer, Int64, Int, result=ctypes.c_double)
     rates = []
     for _ in range(repeats):
-        seconds, total = _timed(lambda: function(memory.data_ptr(), memory.numel(), threads))
+        seconds, total = _time(lambda: function(memory.data_ptr(), memory.numel(), threads))
         assert total == memory.numel(), total
         rates.append(memory.nbytes / seconds)
     return statistics.median(rates)
 
 
-def _peak(library: Library, name: str, threads: int, repeats: int) -> float:
+def _peak_rate(library: Library, name: str, threads: int, repeats: int) -> float:
     function = library.function(name, Int64, Int, result=ctypes.c_double)
 
     def run(steps: int) -> tuple[float, float]:
-        return _timed(lambda: function(steps, threads))
+        return _time(lambda: function(steps, threads))
 
     steps = 100_000
     while run(steps)[0] < _LEAST_SECONDS:
@@ -120,7 +125,7 @@ def _peak(library: Library, name: str, threads: int, repeats: int) -> float:
     return statistics.median(num_ops / seconds for seconds, num_ops in measured)
 
 
-def _timed(work: Callable[[], float]) -> tuple[float, float]:
+def _time(work: Callable[[], float]) -> tuple[float, float]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

@@ -1,6 +1,6 @@
-"""A schedule as flat tensors. Rows of a batch are tokens, the chunks one after the other.
+"""Builds a batch, a schedule as flat tensors. The rows of a batch are the tokens of its chunks, one after another.
 
-Shapes: T tokens, S sequences, W blocks of the longest table.
+Shapes: T tokens, S sequences, R rows whose logits are needed, W blocks of the longest table.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ class ImageRows:
     start: int
     """First row of the batch."""
     first: int
-    """First of the image's features, counted in tokens over all its tiles."""
+    """First row of the image's features, counted in tokens over all its tiles."""
     count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What the model is run on."""
+    """The input of one run of the model."""
 
     token_ids: Tensor
-    """[T]"""
+    """[T] int64."""
     positions: Tensor
-    """[T], within each token's own sequence."""
+    """[T] int64, position of each token in its sequence."""
     slots: Tensor
-    """[T], where each token's key and value go: block * block size + offset."""
+    """[T] int64, slot of each token's key and value in the cache: block * block size + offset."""
     copies: Tensor
-    """[2, n]: blocks to copy from and to before anything is computed."""
+    """[2, n] int64: blocks to copy from and to before anything is computed."""
     block_tables: Tensor
     """[S, W] int32, padded with 0."""
     query_starts: Tensor
-    """[S + 1] int32, first row of each sequence, and T."""
+    """[S + 1] int32: the first row of each sequence, then T."""
     lengths: Tensor
-    """[S] int32, tokens of each sequence that its last row sees."""
+    """[S] int32: the number of tokens that the last row of each sequence attends to."""
     images: tuple[ImageRows, ...]
     sampled_rows: Tensor
-    """Rows whose logits are wanted, `Chunk.num_sampled_rows` of each of `Schedule.sampling`, in its order."""
+    """[R] int64: rows whose logits are needed, `Chunk.num_sampled_rows` for each chunk of `Schedule.sampling`."""
     adapters: tuple[Span, ...]
-    """Rows that have an adapter."""
+    """Spans of the rows [T] that have an adapter."""
     sampled_adapters: tuple[Span, ...]
-    """The same of the rows of logits."""
+    """Spans of the rows [R] of logits that have an adapter."""
 
 
 def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch:
-    """The batch of a schedule. T is 0 where it computes nothing."""
+    """Build the batch of a schedule. T is 0 if the schedule computes no tokens."""
     chunks = [chunk for chunk in schedule.chunks if chunk.num_tokens]
     starts = [0]
     for chunk in chunks:
@@ -80,7 +80,7 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
         sampled_rows=tensor(
-            [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled(chunk, stop)]
+            [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled_rows(chunk, stop)]
         ),
         adapters=_spans(chunks, [chunk.num_tokens for chunk in chunks]),
         sampled_adapters=_spans(chunks, [chunk.num_sampled_rows for chunk in chunks]),
@@ -88,7 +88,7 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
 
 
 def _spans(chunks: Sequence[Chunk], counts: Sequence[int]) -> tuple[Span, ...]:
-    """Which of the rows have an adapter, where chunk i is counts[i] of them."""
+    """Return the spans of rows that have an adapter, given counts[i] rows for chunk i."""
     stops = list(accumulate(counts))
     return tuple(
         (chunk.sequence.request.adapter, stop - count, stop)
@@ -102,12 +102,12 @@ def _slots(chunk: Chunk, block_size: int) -> Iterator[int]:
         yield chunk.block_table[position // block_size] * block_size + position % block_size
 
 
-def _sampled(chunk: Chunk, stop: int) -> range:
+def _sampled_rows(chunk: Chunk, stop: int) -> range:
     return range(stop - chunk.num_sampled_rows, stop)
 
 
 def _image_rows(chunk: Chunk, row: int) -> Iterator[ImageRows]:
-    """The parts of a chunk that stand for images; `row` is the chunk's first."""
+    """Yield the rows of a chunk that are image tokens; `row` is the first row of the chunk."""
     for image in chunk.sequence.request.prompt.images:
         start, stop = max(chunk.start, image.start), min(chunk.stop, image.stop)
         if start < stop:

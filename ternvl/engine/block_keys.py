@@ -1,9 +1,9 @@
-"""Names of what a block of the KV cache holds, so that equal content is computed once.
+"""Keys that name the content of the KV cache's blocks, so that equal content is computed once.
 
-A block's key hashes its parent's key, its tokens and the images that stand in it; the first parent hashes the content
-of the adapter and the cache salt. A key therefore stands for the whole prefix up to its block's end: two images of
-equal size, or two tenants with different salts or adapters, never share a block, and nobody can make two prefixes
-collide.
+A block's key hashes the key of the block before it, its tokens and the images in it. The first block's key also hashes
+the content of the adapter and the cache salt. A key therefore stands for the whole prefix up to the end of its block:
+two images of equal size, or two tenants with different salts or adapters, never share a block, and a client cannot
+make two prefixes collide.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from ternvl.types import ImageSpan
 
 
 class BlockKeys:
-    """The keys of one sequence's full blocks, made as its tokens come."""
+    """The keys of one sequence's full blocks, computed as the sequence grows."""
 
     def __init__(self, request: Request, block_size: int) -> None:
         """`block_size` is in tokens."""
         self._images = request.prompt.images
         self._block_size = block_size
-        adapter = b"\0" if request.adapter is None else b"\1" + request.adapter.digest  # no salt can look like either
+        adapter = (
+            b"\0" if request.adapter is None else b"\1" + request.adapter.digest
+        )  # the prefix byte keeps salts apart from adapters
         self._root = hashlib.sha256(b"ternvl prefix" + adapter + request.cache_salt.encode()).digest()
         self._keys: list[bytes] = []
 
     def first(self, count: int, token_ids: Sequence[int]) -> list[bytes]:
-        """Keys of the first `count` blocks; `token_ids` are the sequence's, at least that many blocks of them."""
+        """Return the keys of the first `count` blocks; `token_ids` are the sequence's, which must fill these blocks."""
         while len(self._keys) < count:
             start = len(self._keys) * self._block_size
             tokens = token_ids[start : start + self._block_size]
@@ -48,7 +50,7 @@ class BlockKeys:
 
 
 def with_own_images(request: Request) -> Request:
-    """The request; where its adapter changes how images are seen, with digests that no other adapter's images have."""
+    """Return the request with image digests that include its adapter, if the adapter changes image features."""
     adapter = request.adapter
     if adapter is None or not adapter.touches_images or not request.prompt.images:
         return request
@@ -60,5 +62,5 @@ def with_own_images(request: Request) -> Request:
 
 
 def _identity(image: ImageSpan, start: int) -> bytes:
-    """Which image, and where it stands relative to a block's start: of fixed length, so that nothing is ambiguous."""
+    """Return the image and its position relative to the block's start, in fixed length so that it is unambiguous."""
     return image.digest + (image.start - start).to_bytes(8, "big", signed=True)

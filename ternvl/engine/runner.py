@@ -1,6 +1,6 @@
-"""Runs the model: owns what lives on its device beside the weights, the KV cache and the images' features.
+"""Runs the model, and owns the KV cache and the image features on its device.
 
-Shapes: N tiles, M tokens a tile, C hidden size, S sequences that get a token, V vocabulary.
+Shapes: T tokens, N tiles, M tokens per tile, C hidden size, R sampled rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from ternvl.model.kv_cache import PagedAttention, copy_blocks, make_cache
 
 
 class Runner:
-    """A model with its cache. It is told what to compute and decides nothing."""
+    """A model with its cache. It computes what it is given and decides nothing itself."""
 
     def __init__(self, model: InternVL, *, num_blocks: int, block_size: int, cache_dtype: torch.dtype) -> None:
+        """The KV cache gets `num_blocks` blocks of `block_size` tokens in `cache_dtype`."""
         self.model = model
         self.device, self.dtype = model.device, model.dtype
         language = model.config.language
         self.cache = make_cache(language, num_blocks, block_size, dtype=cache_dtype, device=self.device)
-        self._features: dict[bytes, Tensor] = {}  # by image: [N, M, C], rows filled as tiles are encoded
+        self._features: dict[bytes, Tensor] = {}  # by image digest: [N, M, C], filled as tiles are encoded
         self.adapters: AdapterBank | None = None
-        """None until there is a first adapter: a model that never has one stays as it is."""
+        """None until the first adapter is used, so that a model without adapters stays unchanged."""
 
     @property
     def image_digests(self) -> set[bytes]:
-        """Images whose features are kept."""
+        """Digests of the images whose features are in memory."""
         return set(self._features)
 
     def encode(self, work: Sequence[TileWork]) -> None:
-        """Encode tiles, those of all images together, and keep their features."""
+        """Encode tiles, those of all images in one call, and keep their features."""
         if not work:
             return
         pixels = torch.cat([_pixels(each) for each in work]).to(self.device)
@@ -46,7 +47,7 @@ class Runner:
         spans = [
             (each.sequence.request.adapter, stop - each.count, stop) for each, stop in zip(work, stops, strict=True)
         ]
-        with self._adapted(spans, len(pixels)):
+        with self._with_adapters(spans, len(pixels)):
             encoded = self.model.encode_tiles(pixels)
         features = torch.split(encoded, [each.count for each in work])
         for each, rows in zip(work, features, strict=True):
@@ -55,7 +56,7 @@ class Runner:
             kept[each.first : each.first + each.count] = rows
 
     def run(self, batch: Batch) -> Tensor:
-        """Logits [S, V] in float32 of the rows that are sampled."""
+        """Run a batch; return the logits [R, V] in float32 of `batch.sampled_rows`."""
         if batch.copies.numel():
             copy_blocks(self.cache, *batch.copies)
         embeddings = self.model.embed(batch.token_ids)
@@ -64,28 +65,30 @@ class Runner:
             embeddings[rows.start : rows.start + rows.count] = features[rows.first : rows.first + rows.count]
         if len(embeddings):
             attention = PagedAttention(self.cache, batch.slots, batch.block_tables, batch.query_starts, batch.lengths)
-            with self._adapted(batch.adapters, len(embeddings)):
+            with self._with_adapters(batch.adapters, len(embeddings)):
                 embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
-        with self._adapted(batch.sampled_adapters, len(batch.sampled_rows)):
+        with self._with_adapters(batch.sampled_adapters, len(batch.sampled_rows)):
             return self.model.logits(embeddings[batch.sampled_rows])
 
-    def adopt(self, adapter: Adapter | None) -> None:
-        """A sequence with this adapter is here, until `let_go`."""
+    def retain_adapter(self, adapter: Adapter | None) -> None:
+        """Keep an adapter installed for one more sequence, until `release_adapter`. None is ignored."""
         if adapter is not None:
             self.adapters = self.adapters or attach(self.model)
             self.adapters.install(adapter)
 
-    def let_go(self, adapter: Adapter | None) -> None:
-        """A sequence with this adapter is gone."""
+    def release_adapter(self, adapter: Adapter | None) -> None:
+        """Release an adapter for one sequence. None is ignored."""
         if adapter is not None:
             assert self.adapters is not None
             self.adapters.release(adapter)
 
-    def _adapted(self, spans: Sequence[Span], num_units: int) -> AbstractContextManager[None]:
-        return self.adapters.active(spans, num_units) if self.adapters else nullcontext()
+    adopt, let_go = retain_adapter, release_adapter  # earlier names
+
+    def _with_adapters(self, spans: Sequence[Span], num_rows: int) -> AbstractContextManager[None]:
+        return self.adapters.active(spans, num_rows) if self.adapters else nullcontext()
 
     def retain(self, digests: AbstractSet[bytes]) -> None:
-        """Forget the features of all other images."""
+        """Drop the features of all images but those of `digests`."""
         for digest in self._features.keys() - digests:
             del self._features[digest]
 

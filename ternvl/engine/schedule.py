@@ -1,6 +1,6 @@
-"""A step as a value: who computes what, on which blocks, after which image tiles.
+"""A step as a value: which sequences compute which tokens, on which blocks, after which image tiles.
 
-`Plan` makes it; the scheduler decides in which order sequences are offered to it.
+`Plan` builds it; the scheduler decides the order in which sequences are offered to the plan.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from ternvl.types import ImageSpan
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """What a sequence that is let in need not compute."""
+    """The part of an admitted sequence that is in the cache already."""
 
     shared_blocks: tuple[int, ...] = ()
-    """Full blocks from the cache or from a sibling, the sequence's first."""
+    """Full blocks from the prefix cache or from a sibling: the first blocks of the sequence."""
     num_tokens: int = 0
-    """Tokens whose keys and values are there."""
+    """Number of tokens whose keys and values are in the cache."""
     copied_block: int | None = None
-    """Block of a sibling that holds the tokens after the shared blocks: copied, since both will write on."""
+    """Block of a sibling with the tokens after the shared blocks. It is copied, since both will write to it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """One sequence's share of a step. Its count may be 0: then it waits for an image with its blocks kept."""
+    """One sequence's share of a step. With 0 tokens, the sequence keeps its blocks and waits for an image."""
 
     sequence: Sequence
     start: int
-    """First token to compute; those before it are in the cache."""
+    """Position of the first token to compute; the tokens before it are in the cache."""
     num_tokens: int
-    """To compute, the draft's among them."""
+    """Number of tokens to compute, including the draft's."""
     block_table: tuple[int, ...]
-    """Blocks for all tokens the sequence has, and for the draft."""
+    """Blocks for all tokens of the sequence and of the draft."""
     new_blocks: tuple[int, ...]
-    """The last of them, which the sequence has not yet."""
+    """The last blocks of the table, which the sequence does not have yet."""
     reuse: Reuse
-    """What it takes over, where it is let in."""
+    """What an admitted sequence takes from the cache."""
     samples: bool
-    """Whether the step brings the sequence its next token."""
+    """Whether the step draws the sequence's next token."""
     draft: Draft = NO_DRAFT
-    """Tokens after the sequence's own that are computed on trial, where it samples: each brings a token if it holds."""
+    """Guessed tokens after the sequence's own, computed on trial if it samples. Each accepted one gives a token."""
 
     @property
     def stop(self) -> int:
@@ -51,22 +51,22 @@ class Chunk:
 
     @property
     def num_own_tokens(self) -> int:
-        """Of the tokens to compute, those that the sequence has."""
+        """Number of tokens to compute without those of the draft."""
         return self.num_tokens - len(self.draft)
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens to compute."""
+        """The tokens to compute, the sequence's own and then the draft's."""
         own = self.sequence.token_ids[self.start : self.start + self.num_own_tokens]
         return [*own, *self.draft.token_ids]
 
     @property
     def num_sampled_rows(self) -> int:
-        """Its last rows, whose logits are wanted: that of its last own token and those of the draft."""
+        """Number of last rows whose logits are needed: the row of the last own token and the rows of the draft."""
         return 1 + len(self.draft) if self.samples else 0
 
     def with_draft(self, draft: Draft, new_blocks: tuple[int, ...]) -> Chunk:
-        """This chunk with a draft, and blocks for what of it does not fit those the chunk has."""
+        """Return this chunk with a draft, and with new blocks for tokens that do not fit the chunk's own."""
         return replace(
             self,
             num_tokens=self.num_tokens + len(draft),
@@ -81,39 +81,43 @@ class TileWork:
     """Tiles of one image to encode, before the tokens of the same step are computed."""
 
     sequence: Sequence
-    """One that brings the image's pixels."""
+    """A sequence whose prompt has the image's pixels."""
     image: ImageSpan
     first: int
-    """First tile, counted within the image."""
+    """Index of the first tile within the image."""
     count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """What one step does."""
+    """The plan of one step."""
 
     chunks: tuple[Chunk, ...] = ()
     tiles: tuple[TileWork, ...] = ()
     preempted: tuple[Sequence, ...] = ()
-    """Sequences that lose their blocks and will be computed again."""
+    """Sequences that lose their blocks and will be computed again from the start."""
 
     @property
     def sampling(self) -> list[Chunk]:
-        """The chunks that bring a token, in order."""
+        """The chunks that draw tokens, in order."""
         return [chunk for chunk in self.chunks if chunk.samples]
 
 
 class Plan:
-    """A step in the making: what is left of its tokens and tiles, and the tiles that it encodes."""
+    """A step while it is planned: its remaining budget of tokens and tiles, and the tiles that it encodes."""
 
     def __init__(self, num_tokens: int, num_tiles: int, images: ImageCache) -> None:
+        """`num_tokens` and `num_tiles` are the budget of the step."""
         self.num_tokens = num_tokens
         self.num_tiles = num_tiles
         self.tiles: dict[bytes, TileWork] = {}
         self._images = images
 
     def spend(self, sequence: Sequence, new_blocks: tuple[int, ...], reuse: Reuse | None = None) -> Chunk:
-        """As much of the sequence as there is left. Tokens of an image wait for its tiles; tiles wait for no token."""
+        """Return a chunk with as many tokens of the sequence as the remaining budget allows.
+
+        Tokens of an image wait until its tiles are encoded; tiles do not wait for tokens.
+        """
         reuse = reuse or Reuse(num_tokens=sequence.num_computed)
         start = reuse.num_tokens
         for image in sequence.images_after(start):
@@ -131,7 +135,7 @@ class Plan:
         )
 
     def _encode(self, sequence: Sequence, image: ImageSpan) -> None:
-        """Encode what is left of an image, as far as the tiles go; an image that is planned already took all it can."""
+        """Plan the remaining tiles of an image, as far as the budget allows, unless the image is planned already."""
         first = self._images.num_encoded(image.digest)
         count = min(self.num_tiles, image.num_tiles - first)
         if count and image.digest not in self.tiles:
@@ -139,7 +143,7 @@ class Plan:
             self.num_tiles -= count
 
     def _num_ready(self, sequence: Sequence, start: int) -> int:
-        """How many leading tokens have their embeddings in this step."""
+        """Return the number of leading tokens whose embeddings are available in this step."""
         for image in sequence.images_after(start):
             work = self.tiles.get(image.digest)
             encoded = work.first + work.count if work else self._images.num_encoded(image.digest)

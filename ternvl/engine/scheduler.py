@@ -1,7 +1,7 @@
-"""Which sequences compute how many tokens in the next step, on which blocks, after which image tiles.
+"""Decides which sequences compute how many tokens in the next step, on which blocks, after which image tiles.
 
-`schedule` returns a value and changes nothing; `update` makes it so after the step has run. Of a step that failed,
-`fail` keeps only what the device may remember.
+`schedule` returns a plan and changes nothing; `update` applies the plan after the step has run. After a step that
+failed, `fail` applies only what the step may have done to the device's memory.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Scheduler:
     """The waiting and the running sequences, each in order of service."""
 
     def __init__(self, config: EngineConfig, pool: BlockPool, images: ImageCache) -> None:
-        """`config` is without None. The pool must hold the longest sequence that is ever added: then a lone one always
-        goes on."""
+        """`config` must be resolved, without None. The pool must be large enough for the longest sequence that is ever
+        added, so that a single sequence can always continue."""
         self.config = config
         self.pool = pool
         self.images = images
@@ -42,31 +42,31 @@ class Scheduler:
 
     @property
     def is_full(self) -> bool:
-        """Whether the queue takes no more."""
+        """Whether the queue of waiting sequences is full."""
         return len(self.waiting) >= self.config.max_queue
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises OverloadedError where the queue is full."""
+        """Queue a sequence. Raises OverloadedError if the queue is full."""
         if self.is_full:
-            raise OverloadedError(f"{len(self.waiting)} requests are waiting, which is all the queue holds.")
+            raise OverloadedError(f"The queue is full: {len(self.waiting)} requests are waiting already.")
         insort(self.waiting, sequence, key=_by_order)
 
     def schedule(self) -> Schedule:
-        """The next step. Those that are about to get a token come first, so that a long prompt holds up no stream."""
+        """Plan the next step. Sequences that get a token come first, so that no long prompt delays running answers."""
         draft = self.pool.draft()
         growth, preempted = self._make_room(draft)
         tokens, tiles = self.config.max_num_batched_tokens, self.config.max_num_batched_tiles
         assert tokens is not None and tiles is not None  # noqa: PT018
         plan = Plan(tokens, tiles, self.images)
-        in_turn = sorted(growth, key=lambda sequence: sequence.num_uncomputed > 1)  # stable: order within
-        chunks = [plan.spend(sequence, growth[sequence]) for sequence in in_turn]
+        decoding_first = sorted(growth, key=lambda sequence: sequence.num_uncomputed > 1)  # stable sort
+        chunks = [plan.spend(sequence, growth[sequence]) for sequence in decoding_first]
         if not preempted:
             chunks += self._admit(draft, plan)
             chunks = self._speculate(chunks, draft, plan)
         return Schedule(tuple(chunks), tuple(plan.tiles.values()), tuple(preempted))
 
     def _make_room(self, draft: BlockDraft) -> tuple[dict[Sequence, tuple[int, ...]], list[Sequence]]:
-        """New blocks of the sequences that stay, and those that must go, the last in order first."""
+        """Plan new blocks of the running sequences; preempt sequences, the last in order first, if blocks run out."""
         staying, preempted = list(self.running), []
         growth: dict[Sequence, tuple[int, ...]] = {}
         for sequence in self.running:
@@ -80,20 +80,24 @@ class Scheduler:
         return growth, preempted
 
     def _admit(self, draft: BlockDraft, plan: Plan) -> Iterator[Chunk]:
-        """Waiting sequences in order, until one does not fit: none overtakes it. Each gets room for all its tokens,
-        so that it grows only by tokens that are drawn."""
+        """Admit waiting sequences in order until one does not fit, which no other overtakes.
+
+        Each gets blocks for all its tokens, so that it needs further ones only for drawn tokens.
+        """
         ready = [sequence for sequence in self.waiting if not sequence.waits_for_sibling]
         for sequence in ready[: self.config.max_num_seqs - len(self.running)]:
             reuse = self._reuse(sequence, draft)
             need = self.pool.num_blocks_for(sequence.num_tokens) - len(reuse.shared_blocks)
-            if plan.num_tokens == 0 or draft.num_free < need + draft.num_woken(reuse.shared_blocks):
+            if plan.num_tokens == 0 or draft.num_free < need + draft.num_newly_used(reuse.shared_blocks):
                 return
             draft.share(reuse.shared_blocks)
             yield plan.spend(sequence, draft.take(need), reuse)
 
     def _speculate(self, chunks: list[Chunk], free: BlockDraft, plan: Plan) -> list[Chunk]:
-        """The chunks, some with drafts: as far as the step stays so small that a further row costs little, and on
-        blocks that nobody needs. Who wants fewest tokens is served first, so that what is left goes to the others."""
+        """Add drafts to chunks, while the step is so small that a further row costs little, on blocks that are free.
+
+        Chunks with the shortest drafts are served first, so that the room that they leave goes to the others.
+        """
         num_rows = sum(chunk.num_tokens for chunk in chunks)
         room = min(plan.num_tokens, 1 + self.config.num_speculative_tokens - num_rows)
         if self.config.speculation != "ngram" or room <= 0:
@@ -106,14 +110,14 @@ class Scheduler:
         return [drafted.get(chunk, chunk) for chunk in chunks]
 
     def _with_draft(self, chunk: Chunk, draft: Draft, free: BlockDraft) -> Chunk:
-        """The chunk with as much of the draft as there are blocks for."""
+        """Add as many tokens of the draft to the chunk as there are blocks for."""
         room = (len(chunk.block_table) + free.num_free) * self.pool.block_size - chunk.stop
         draft = draft.first(room)
         need = self.pool.num_blocks_for(chunk.stop + len(draft)) - len(chunk.block_table)
         return chunk.with_draft(draft, free.take(need)) if draft else chunk
 
     def _reuse(self, sequence: Sequence, draft: BlockDraft) -> Reuse:
-        """What is there already. The last token is always computed: its logits are wanted."""
+        """Find what is in the cache already. The last token is always computed, because its logits are needed."""
         block_size = self.pool.block_size
         sibling = sequence.sibling
         if sibling is not None and sibling.status is Status.RUNNING:
@@ -128,8 +132,11 @@ class Scheduler:
         return Reuse(blocks, len(blocks) * block_size)
 
     def update(self, schedule: Schedule, drawn: Iterable[Iterable[int]]) -> None:
-        """Make a step that has run so. `drawn` are the tokens of each of `schedule.sampling`, in its order: those of
-        its draft that held, and one more. What comes after an answer's end is dropped."""
+        """Apply the plan of a step that has run.
+
+        `drawn` has the tokens of each chunk of `schedule.sampling`, in its order: the accepted tokens of the draft and
+        one more. Tokens after the end of an answer are dropped.
+        """
         for sequence in schedule.preempted:
             self._preempt(sequence)
         for chunk in schedule.chunks:
@@ -144,8 +151,11 @@ class Scheduler:
                 self.finish(chunk.sequence)
 
     def fail(self, schedule: Schedule) -> None:
-        """A step has failed, after it may have written to its new blocks: nobody may find there what was there before.
-        Those that were to give blocks up have lost them."""
+        """Apply what remains of a step that failed.
+
+        It may have written to its new blocks, so their earlier content must not be found any more. The preempted
+        sequences have lost their blocks.
+        """
         for sequence in schedule.preempted:
             self._preempt(sequence)
         for chunk in schedule.chunks:
@@ -164,9 +174,9 @@ class Scheduler:
         self.pool.allocate(chunk.new_blocks)
         sequence.block_table = list(chunk.block_table)
         if sequence.status is Status.WAITING:
-            self._let_in(sequence, chunk.start)
+            self._start_running(sequence, chunk.start)
 
-    def _let_in(self, sequence: Sequence, start: int) -> None:
+    def _start_running(self, sequence: Sequence, start: int) -> None:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_by_order)
         sequence.status = Status.RUNNING
@@ -182,25 +192,25 @@ class Scheduler:
     def _advance(self, chunk: Chunk, token_ids: tuple[int, ...]) -> None:
         sequence = chunk.sequence
         num_kept = sequence.extend(token_ids)
-        num_accepted = min(num_kept, max(0, len(token_ids) - 1))  # the last was drawn, and not computed yet
+        num_accepted = min(num_kept, max(0, len(token_ids) - 1))  # the last token was drawn but is not computed yet
         sequence.num_computed = chunk.start + chunk.num_own_tokens + num_accepted
         if chunk.draft:
-            self._judge(chunk, num_accepted)
+            self._settle_draft(chunk, num_accepted)
         self._release_images(sequence, before=sequence.num_computed)
         self._register(sequence, chunk.start // self.pool.block_size)
 
-    def _judge(self, chunk: Chunk, num_accepted: int) -> None:
-        """Learn from a draft, and give back the blocks of what did not hold."""
+    def _settle_draft(self, chunk: Chunk, num_accepted: int) -> None:
+        """Record the outcome of a draft, and free the blocks of its rejected tokens."""
         sequence, draft = chunk.sequence, chunk.draft
         self.num_draft_tokens += len(draft)
         self.num_accepted_tokens += num_accepted
-        draft.judge(num_accepted, sequence.num_output_tokens)
+        draft.record(num_accepted, sequence.num_output_tokens)
         num_needed = self.pool.num_blocks_for(sequence.num_tokens)
         self.pool.free(sequence.block_table[num_needed:])
         del sequence.block_table[num_needed:]
 
     def _register(self, sequence: Sequence, first: int) -> None:
-        """Name the blocks that are full of computed tokens, from number `first` on."""
+        """Register the keys of blocks that are full of computed tokens, from number `first` on."""
         if self.config.enable_prefix_caching:
             num_full = sequence.num_computed // self.pool.block_size
             keys = sequence.block_keys.first(num_full, sequence.token_ids)
@@ -215,12 +225,12 @@ class Scheduler:
         self._release_images(sequence)
 
     def _release_images(self, sequence: Sequence, before: int | None = None) -> None:
-        """Let go of images that end before a position, by default of all."""
+        """Release the images that end before a position, by default all of them."""
         while sequence.held_images and (before is None or sequence.held_images[0].stop <= before):
             self.images.release(sequence.held_images.pop(0).digest)
 
     def finish(self, sequence: Sequence, reason: FinishReason | None = None) -> None:
-        """Take a sequence out and free its blocks at once. `reason` replaces the sequence's own."""
+        """Remove a sequence and free its blocks at once. `reason` replaces the sequence's own."""
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         self._release(sequence)
@@ -228,7 +238,7 @@ class Scheduler:
         sequence.finish_reason = reason or sequence.finish_reason
 
     def check_integrity(self) -> None:
-        """Assert what holds between any two steps."""
+        """Assert the invariants that hold between any two steps."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
         self.images.check_integrity(image.digest for sequence in self.running for image in sequence.held_images)
         assert all(sequence.status is Status.RUNNING for sequence in self.running)

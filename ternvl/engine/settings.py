@@ -1,4 +1,4 @@
-"""The engine's settings for one model on one device: every default decided, nothing left that cannot work."""
+"""Resolves the engine's settings for one model on one device: decides all defaults, and checks that they can work."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ def resolve(
     is_quantized: bool,
     caches_in_int8: bool,
 ) -> EngineConfig:
-    """`config` without None and "auto", its context within the model's; a `lora_dtype` of "auto" is up to an adapter's
-    file. `dtype` is what the model computes in, `caches_in_int8` whether 8 bits are enough for its keys and values.
-    Raises ConfigError for settings that cannot work together, with the numbers and what to change."""
+    """Return `config` without None and "auto", and with a context that the model supports.
+
+    `dtype` is the type that the model computes in; `caches_in_int8` says whether 8 bits are precise enough for its
+    keys and values. A `lora_dtype` of "auto" is kept unless the model is quantised, so that the file of each adapter
+    decides. Raises ConfigError for settings that cannot work together, with the numbers and the settings to change.
+    """
     check_config(config)
     on_cpu = device.type == "cpu"
     config = replace(
@@ -40,7 +43,7 @@ def resolve(
         max_num_batched_tokens=config.max_num_batched_tokens or _num_batched_tokens(on_cpu, is_quantized),
         max_num_batched_tiles=config.max_num_batched_tiles or (1 if on_cpu else 16),
         speculation=_speculation(config.speculation, on_cpu=on_cpu),
-        kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_enough=caches_in_int8),
+        kv_cache_dtype=_kv_cache_dtype(config, language, on_cpu=on_cpu, is_precise_enough=caches_in_int8),
         lora_dtype="int8" if config.lora_dtype == "auto" and is_quantized else config.lora_dtype,
     )
     _check_budget(config)
@@ -50,37 +53,37 @@ def resolve(
 
 def _context(max_model_len: int, language: LanguageConfig) -> int:
     if max_model_len > language.max_position_embeddings:
-        message = "max_model_len is %d, but the model knows %d positions: contexts are limited to these."
+        message = "max_model_len is %d, but the model supports only %d positions, so contexts are limited to these."
         logger.warning(message, max_model_len, language.max_position_embeddings)
     return min(max_model_len, language.max_position_embeddings)
 
 
 def _num_batched_tokens(on_cpu: bool, is_quantized: bool) -> int:
-    """A step is as long as other answers may stand still; a quantised model computes more in less time."""
+    """A step delays other answers by its duration; a quantised model computes more tokens in the same time."""
     return (512 if is_quantized else 256) if on_cpu else 2_048
 
 
 def _speculation(method: str, *, on_cpu: bool) -> str:
-    """On other devices it has not been measured yet, so it is on only where it is asked for."""
+    """Speculation has not been measured on other devices yet, so it is off there by default."""
     return ("ngram" if on_cpu else "off") if method == "auto" else method
 
 
-def _kv_cache_dtype(config: EngineConfig, language: LanguageConfig, *, on_cpu: bool, is_enough: bool) -> str:
+def _kv_cache_dtype(config: EngineConfig, language: LanguageConfig, *, on_cpu: bool, is_precise_enough: bool) -> str:
     size, block_size = language.head_dim, config.block_size
     can_be_int8 = on_cpu and block_size == BLOCK and size % BLOCK == 0
     if config.kv_cache_dtype == "auto":
-        return "int8" if is_enough and can_be_int8 else "model"
+        return "int8" if is_precise_enough and can_be_int8 else "model"
     if config.kv_cache_dtype == "int8" and not can_be_int8:
         raise ConfigError(
-            f"kv_cache_dtype is 'int8', which is for a CPU, a block_size of {BLOCK} and heads whose size is a multiple "
-            f"of {BLOCK}; the model is on {'a CPU' if on_cpu else 'another device'}, block_size is {block_size} and "
-            f"a head has {size}: leave it 'auto' or 'model'."
+            f"kv_cache_dtype is 'int8', which needs a CPU, a block_size of {BLOCK} and a head size that is a multiple "
+            f"of {BLOCK}; here the model is on {'a CPU' if on_cpu else 'another device'}, the block_size is "
+            f"{block_size} and the head size is {size}: use 'auto' or 'model'."
         )
     return config.kv_cache_dtype
 
 
 def cache_dtype(config: EngineConfig, computed: torch.dtype) -> torch.dtype:
-    """What the KV cache of resolved settings holds, for a model that computes in `computed`."""
+    """Return the dtype of the KV cache for resolved settings and a model that computes in `computed`."""
     return torch.int8 if config.kv_cache_dtype == "int8" else computed
 
 
@@ -97,8 +100,11 @@ def _check_budget(config: EngineConfig) -> None:
 def _kv_cache_memory(
     config: EngineConfig, language: LanguageConfig, *, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """`config.kv_cache_memory`; by default room for all sequences that may run, within a quarter of what is free, but
-    for one whole context in any case."""
+    """Return `config.kv_cache_memory` after a check that it holds one context.
+
+    The default is room for the contexts of all running sequences, limited to a quarter of the free memory, but at least
+    one whole context.
+    """
     size = block_bytes(language, config.block_size, dtype)
     context = -(-config.max_model_len // config.block_size) * size
     if config.kv_cache_memory is None:
@@ -119,7 +125,7 @@ def _kv_cache_memory(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Return the number of free bytes on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")

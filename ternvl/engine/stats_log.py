@@ -1,4 +1,4 @@
-"""What the engine did lately, as a line in the log."""
+"""Writes a line about the engine's recent work to the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class StatsLog:
-    """One line an interval while there is work, and a last one when there is none any more."""
+    """Writes one line per interval while there is work, and a last line when the work has ended."""
 
     def __init__(
         self, stats: Callable[[], EngineStats], interval: float, clock: Callable[[], float] = time.monotonic
@@ -22,26 +22,26 @@ class StatsLog:
         self._interval = interval
         self._clock = clock
         self._before = EngineStats()
-        self._first = self._last = 0.0  # time of the first step and the end of the last one that no line told yet
+        self._first = self._last = 0.0  # start of the first and end of the last step since the last line
         self._due: float | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the next line; None where there is nothing to tell."""
+        """Seconds until the next line is due; None if no step has run since the last line."""
         return None if self._due is None else max(0.0, self._due - self._clock())
 
     def begin_step(self) -> None:
-        """A step is about to run."""
+        """Record that a step begins."""
         if self._due is None:
             self._first = self._clock()
             self._due = self._first + self._interval
 
     def end_step(self) -> None:
-        """The step has run."""
+        """Record that the step has ended."""
         self._last = self._clock()
 
     def write(self) -> None:
-        """Write the line where it is due."""
+        """Write the line if it is due."""
         if self._due is None or self._clock() < self._due:
             return
         stats = self._stats()
@@ -51,29 +51,29 @@ class StatsLog:
 
 
 def describe(before: EngineStats, after: EngineStats, seconds: float) -> str:
-    """What runs and waits now, and shares and rates of what happened between two moments.
+    """Describe how many sequences run and wait, and the shares and rates between two moments `seconds` apart.
 
-    A share of nothing is "-".
+    A share of a total of 0 is written as "-".
     """
 
-    def grown(name: str) -> int:
+    def increase(name: str) -> int:
         return int(getattr(after, name) - getattr(before, name))
 
     def rate(name: str) -> str:
-        return f"{grown(name) / max(seconds, 0.001):.0f} tok/s"
+        return f"{increase(name) / max(seconds, 0.001):.0f} tok/s"
 
     parts = [
         f"running {after.num_running}",
         f"waiting {after.num_waiting}",
         f"KV {_share(after.num_blocks - after.num_free_blocks, after.num_blocks)}",
-        f"prefix hits {_share(grown('num_prefix_hit_tokens'), grown('num_prompt_tokens'))}",
-        f"image hits {_share(grown('num_image_hits'), grown('num_image_lookups'))}",
+        f"prefix hits {_share(increase('num_prefix_hit_tokens'), increase('num_prompt_tokens'))}",
+        f"image hits {_share(increase('num_image_hits'), increase('num_image_lookups'))}",
         f"prefill {rate('num_prefill_tokens')}",
         f"decode {rate('num_generated_tokens')}",
     ]
-    if drafted := grown("num_draft_tokens"):
-        parts.append(f"drafts held {_share(grown('num_accepted_tokens'), drafted)}")
-    if preemptions := grown("num_preemptions"):
+    if drafted := increase("num_draft_tokens"):
+        parts.append(f"drafts held {_share(increase('num_accepted_tokens'), drafted)}")
+    if preemptions := increase("num_preemptions"):
         parts.append(f"preempted {preemptions}")
     return ", ".join(parts)
 

@@ -1,2 +1,1 @@
-"""LoRA adapters: training one (`train.py`), and what is done with one that is there (`inspect.py`, `merge.py`,
-`evaluate.py`)."""
+"""LoRA adapters: training (`train.py`), inspection (`inspect.py`), merging (`merge.py`), evaluation (`evaluate.py`)."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also when the machine stops in the midst of writing."""
+"""Atomic file writes: a file is complete or absent, even if the machine stops while it is being written."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write beside the file, make it durable, then put it in the file's place."""
+    """Write `data` to a temporary file beside `path`, sync it to disk, then rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(partial, path)
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
+        return  # other systems cannot open a folder
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,22 +37,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON."""
+    """Write `value` as indented JSON."""
     write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file."""
+    """Write `tensors` as a safetensors file."""
     write(path, save(dict(tensors), metadata={"format": "pt"}))
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """What `read_state` reads: tensors, numbers, strings, lists and dictionaries of them."""
+    """Write a state for `read_state`: tensors, numbers, strings, and lists and dictionaries of these."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     write(path, buffer.getvalue())
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Values of `write_state`, and of nothing else: no code that a file may hold is run."""
+    """Return a state that `write_state` wrote, with its tensors on the CPU. Code in the file is never run."""
     return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

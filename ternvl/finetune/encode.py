@@ -1,4 +1,4 @@
-"""Conversations as the model sees them, with a mark on the tokens that it is to learn.
+"""Encodes conversations as the model sees them, and marks the tokens that it learns.
 
 Shapes: T tokens, N tiles, S side of a tile.
 """
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ternvl.finetune.data import Conversation
+from ternvl.finetune.data import TrainingConversation
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.template import IM_END, IM_START, Control, Piece, render
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A conversation's tokens. Its pixels are made again when they are needed."""
+    """The tokens of a conversation. Its pixels are computed again when they are needed."""
 
     token_ids: Tensor
     """[T] int64."""
     is_target: Tensor
-    """[T] bool: whether the model is to learn to say the token."""
+    """[T] bool: whether the token belongs to an answer that the model learns."""
     image_starts: tuple[int, ...]
     """Index of each image's first context token."""
     image_tokens: tuple[int, ...]
-    """Context tokens of each image."""
+    """Number of context tokens of each image."""
 
     @property
     def num_tokens(self) -> int:
@@ -38,11 +38,11 @@ class Example:
         return int(self.is_target.sum())
 
 
-def encode(builder: PromptBuilder, conversation: Conversation) -> tuple[Example, Tensor | None]:
-    """The example and its tiles [N, 3, S, S]. Raises RequestError and ImageError.
+def encode(builder: PromptBuilder, conversation: TrainingConversation) -> tuple[Example, Tensor | None]:
+    """Return the example and its tiles [N, 3, S, S]. Raises RequestError and ImageError.
 
-    Up to an answer, the tokens are those of the prompt that the server builds for it; the answer is encoded apart from
-    its header, as it is drawn. The token that ends it is learned, too.
+    The tokens before an answer equal the prompt that the server builds for it. The answer is encoded separately from
+    its header, as it is when the model generates it. The token that ends an answer is learned, too.
     """
     messages, tools = conversation.messages, conversation.tools
     prompt = builder.build(messages, tools=tools, add_generation_prompt=False)
@@ -52,7 +52,7 @@ def encode(builder: PromptBuilder, conversation: Conversation) -> tuple[Example,
     counts = iter([image.num_tokens for image in prompt.images])
     token_ids: list[int] = []
     is_target: list[bool] = []
-    for run, learned in _runs(pieces, _learned(conversation)):
+    for run, learned in _split_answers(pieces, _learned_answers(conversation)):
         ids = builder.tokenizer.encode(run, counts)
         token_ids += ids
         is_target += [learned] * len(ids)
@@ -63,14 +63,14 @@ def encode(builder: PromptBuilder, conversation: Conversation) -> tuple[Example,
     return example, prompt.pixel_values
 
 
-def _learned(conversation: Conversation) -> Iterator[bool]:
-    """Of each assistant message in order."""
+def _learned_answers(conversation: TrainingConversation) -> Iterator[bool]:
+    """Whether each assistant message, in order, is learned."""
     pairs = zip(conversation.messages, conversation.is_learned, strict=True)
     return iter([learned for message, learned in pairs if message.role == "assistant"])
 
 
-def _runs(pieces: list[Piece], learned: Iterator[bool]) -> Iterator[tuple[list[Piece], bool]]:
-    """The pieces cut before and behind each answer, and whether a run is an answer to be learned."""
+def _split_answers(pieces: list[Piece], learned: Iterator[bool]) -> Iterator[tuple[list[Piece], bool]]:
+    """Splits the pieces before and after each answer; yields each run and whether it is an answer that is learned."""
     run: list[Piece] = []
     in_answer = False
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""How often a model, with and without adapters, gives exactly the answers of a data file."""
+"""Counts how often a model, with and without adapters, gives exactly the answers of a data file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ternvl.config import ImageLimits
 from ternvl.errors import RequestError
-from ternvl.finetune.data import Conversation, DataFile
+from ternvl.finetune.data import DataFile, TrainingConversation
 from ternvl.finetune.dataset import data_error
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
@@ -17,16 +17,17 @@ from ternvl.prompt.template import turn_text
 from ternvl.types import Prompt
 
 _BATCH = 64
-"""Prompts whose pixels are in memory at once."""
+"""Number of prompts whose pixels are in memory at the same time."""
 _ANY_RANK = 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An answer of the data, and all that comes before it."""
+    """One answer of the data, with the messages before it as its question."""
 
-    conversation: Conversation
+    conversation: TrainingConversation
     turn: int
+    """Index of the answer in the conversation's messages."""
 
     @property
     def answer(self) -> str:
@@ -35,13 +36,13 @@ class Question:
 
 @dataclass(slots=True)
 class Score:
-    """Of one model over the whole file."""
+    """The score of one model over the whole file."""
 
     name: str
     num_right: int = 0
     num_questions: int = 0
     wrong: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line number, wanted answer and given answer of those that differ."""
+    """Line number, expected answer and given answer of each wrong answer."""
 
     @property
     def percent(self) -> float:
@@ -59,11 +60,12 @@ def evaluate(
     quantization: str = "none",
     progress: bool = False,
 ) -> list[Score]:
-    """The score of the base, then of each adapter: greedy answers through the engine, equal but for outer white space.
+    """Return the score of the base model, then that of each adapter.
 
-    Each assistant message that is not of weight 0 is asked for, after the turns that the file has before it. `limit`
-    takes the first lines only; `quantization` is that of `LLM`. Raises DataError, CheckpointError, AdapterError,
-    ConfigError.
+    Each assistant message whose weight is not 0 is a question: the engine answers it greedily, given the turns before
+    it in the file. An answer is right if it equals the message except for surrounding white space. `limit` restricts
+    the evaluation to the first lines; `quantization` is passed to `LLM`. Raises DataError, CheckpointError,
+    AdapterError, ConfigError.
     """
     file = DataFile(data, images)
     lines = range(min(len(file), limit or len(file)))
@@ -76,7 +78,7 @@ def evaluate(
         scores[f"adapter-{number}"] = Score(str(adapter))
     for name, score in scores.items():
         for begin in range(0, len(questions), _BATCH):
-            _ask(llm, questions[begin : begin + _BATCH], name, score, max_tokens, progress=progress)
+            _score_batch(llm, questions[begin : begin + _BATCH], name, score, max_tokens, progress=progress)
     return list(scores.values())
 
 
@@ -88,7 +90,7 @@ def _questions(file: DataFile, index: int) -> list[Question]:
     return [Question(conversation, turn) for turn, learned in enumerate(conversation.is_learned) if learned]
 
 
-def _ask(
+def _score_batch(
     llm: LLM,
     questions: Sequence[tuple[int, Question]],
     adapter: str | None,
@@ -97,7 +99,7 @@ def _ask(
     *,
     progress: bool,
 ) -> None:
-    """Ask a batch, and count what is right."""
+    """Answer a batch of questions, and add the result to `score`."""
     prompts = [_prompt(llm, question) for _, question in questions]
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     outputs = llm.generate(prompts, params, adapter=adapter, progress=progress)

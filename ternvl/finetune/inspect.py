@@ -1,4 +1,4 @@
-"""What an adapter changes, and how much."""
+"""Reports which matrices an adapter changes, and by how much."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ternvl.lora.bank import Adapter
 
 
 def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
-    """The adapter in a folder as values for JSON; `modules` has one row for each kind of module.
+    """Return a description of the adapter in `folder` as values for JSON; `modules` has one row a kind of module.
 
-    With `model`, its base, `relative` is the norm of the change over that of the matrix it is added to. Raises
-    AdapterError for an adapter that cannot be read or does not fit the model, CheckpointError for such a model.
+    Given `model`, the adapter's base, `relative_mean` is the mean ratio of the norm of the change to the norm of the
+    matrix that it is added to. Raises AdapterError if the adapter cannot be read or does not fit the model,
+    CheckpointError if the model cannot be read.
     """
     settings = files.read_settings(folder, str(folder))
     found, norms = _read(folder, model)
@@ -40,13 +41,13 @@ def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:
 
 
 def _read(folder: Path, model: str | None) -> tuple[Adapter, dict[str, float]]:
-    """The adapter, and the norms of the matrices that it changes."""
+    """Return the adapter, and the norm of each matrix that it changes if the model is given."""
     if model is None:
         return files.read(folder, str(folder), None), {}
-    home = source.resolve(model)
-    config = source.load_config(home)
+    model_folder = source.resolve(model)
+    config = source.load_config(model_folder)
     found = files.read(folder, str(folder), files.linears(config))
-    loaded = weights.load(home, config, dtype=getattr(torch, config.dtype))
+    loaded = weights.load(model_folder, config, dtype=getattr(torch, config.dtype))
     return found, {name: loaded.get_parameter(f"{name}.weight").float().norm().item() for name in found.modules}
 
 
@@ -65,7 +66,7 @@ def _row(kind: str, members: list[tuple[tuple[Weights, ...], float | None]]) -> 
 
 
 def _norm(part: Weights) -> float:
-    """Frobenius norm of the delta, which is not formed for it: |BA|^2 = sum of (B'B) * (AA')."""
+    """Return the Frobenius norm of BA without computing the product: |BA|^2 = sum of (B'B) * (AA')."""
     a, b = part.matrices()
     square = ((b.T @ b) * (a @ a.T)).sum()
     return math.sqrt(max(0.0, square.item()))

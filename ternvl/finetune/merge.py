@@ -1,4 +1,4 @@
-"""An adapter and its base as one checkpoint."""
+"""Merges an adapter into its base model, and writes the result as a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _TOKENIZER = ("tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json"
 
 
 def merge(model: str | None, adapter: Path, out: Path) -> int:
-    """Write the merged checkpoint in the original layout, in the base's type, with its tokenizer.
+    """Write the merged checkpoint in the base's layout and dtype, with its tokenizer; return the number of changed
+    matrices.
 
-    Returns how many matrices differ from the base. Raises CheckpointError for a model that cannot be read, AdapterError
-    for an adapter that cannot be read or does not fit it, ConfigError where `out` holds something.
+    Raises CheckpointError if the model cannot be read, AdapterError if the adapter cannot be read or does not fit the
+    model, ConfigError if `out` is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder; choose another for the merged checkpoint.")
@@ -39,11 +40,15 @@ def merge(model: str | None, adapter: Path, out: Path) -> int:
 
 @torch.no_grad()
 def merge_into(model: InternVL, adapter: Adapter) -> None:
-    """Add each delta to its matrix of a plain model, computed in float32. Raises CheckpointError, before anything is
-    changed, for a head that is the embeddings, too."""
+    """Add each delta, computed in float32, to its matrix of a plain model, in place.
+
+    Raises CheckpointError, before anything is changed, if the adapter changes a head that is tied to the embeddings.
+    """
     head = "language_model.lm_head"
     if head in adapter.modules and model.language_model.is_tied:
-        raise CheckpointError(f"The adapter {adapter.name} changes {head}, which here is the embeddings, too.")
+        raise CheckpointError(
+            f"The adapter {adapter.name} changes {head}, which shares its weights with the embeddings in this model."
+        )
     for name, parts in adapter.modules.items():
         weight = model.get_parameter(f"{name}.weight")
         for part in parts:

@@ -1,4 +1,4 @@
-"""What a run leaves and shows: `metrics.jsonl`, a picture of the loss, a progress bar."""
+"""The log of a training run: `metrics.jsonl`, a plot of the loss, and a progress bar."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINES = 20
-"""Lines that a run prints where there is no terminal to draw a bar in."""
+"""Number of lines that a run prints if the console is not a terminal."""
 
 
 class RunLog:
-    """A `Log` of the trainer: rows go to a file, a bar or lines to the console."""
+    """The trainer's `Log`: writes rows to a file, and a bar or lines of text to the console."""
 
     def __init__(self, path: Path, num_steps: int, *, first_step: int, console: Console) -> None:
-        """`path` is `metrics.jsonl`; rows of steps beyond `first_step`, which a kill undid, are dropped from it."""
+        """`path` is `metrics.jsonl`. Its rows after `first_step`, whose steps will run again, are removed."""
         self._path, self._num_steps, self._console = path, num_steps, console
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(path) if row["step"] <= first_step]
@@ -44,7 +44,7 @@ class RunLog:
         self._file.close()
 
     def step(self, row: dict[str, float]) -> None:
-        """After each step."""
+        """Write the row of a step, and update the console."""
         self._write(row)
         loss = f"loss {row['loss']:.4f}{self._eval}"
         self._bar.update(self._task, completed=row["step"], loss=loss)
@@ -53,12 +53,12 @@ class RunLog:
             self._console.print(f"step {row['step']}/{self._num_steps}  {loss}  {_minutes(left)} left", highlight=False)
 
     def evaluation(self, row: dict[str, float]) -> None:
-        """After each evaluation."""
+        """Write the row of an evaluation."""
         self._write(row)
         self._eval = f"  held out {row['eval_loss']:.4f}"
 
     def durable(self) -> None:
-        """Before a checkpoint."""
+        """Sync all rows to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -68,7 +68,7 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last one that was cut short is left out."""
+    """Return the rows of a `metrics.jsonl`, without a last row that is incomplete; none if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A PNG of the losses over the steps."""
+    """Write a PNG file that plots the losses over the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

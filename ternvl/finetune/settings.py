@@ -1,4 +1,4 @@
-"""What a training run may be told. Free of torch, so that `--help` is quick."""
+"""The settings of a training run. This module does not import torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from ternvl.finetune.targets import TARGETS
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What the adapter is. A value out of its range raises ConfigError."""
+    """The shape of the adapter. A value out of its range raises ConfigError."""
 
     rank: int = field(default=16, metadata={"help": "Rank of the adapter's matrices."})
-    alpha: float = field(default=32.0, metadata={"help": "Scale: the change is multiplied by alpha / rank."})
-    dropout: float = field(default=0.0, metadata={"help": "Share of the adapter's inputs dropped while it trains."})
-    rslora: bool = field(default=False, metadata={"help": "Multiply by alpha / sqrt(rank) instead."})
+    alpha: float = field(
+        default=32.0, metadata={"help": "Scale of the adapter: its change is multiplied by alpha / rank."}
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Share of the adapter's inputs that is dropped in training."})
+    rslora: bool = field(
+        default=False, metadata={"help": "Multiply the change by alpha / sqrt(rank) instead of alpha / rank."}
+    )
     target: tuple[str, ...] = field(
-        default=("language",), metadata={"help": f"What is adapted: {', '.join(TARGETS)} (repeatable)."}
+        default=("language",), metadata={"help": f"Part of the model to adapt: {', '.join(TARGETS)} (repeatable)."}
     )
 
     def __post_init__(self) -> None:
@@ -31,40 +35,50 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """How it learns. A value out of its range raises ConfigError."""
+    """How the adapter is trained. A value out of its range raises ConfigError."""
 
-    lr: float = field(default=4e-5, metadata={"help": "Highest learning rate; it rises at first, then falls to 0."})
-    epochs: float = field(default=1.0, metadata={"help": "Times that all of the data is gone through."})
-    max_steps: int | None = field(default=None, metadata={"help": "Steps after which it ends in any case."})
-    batch_size: int = field(default=16, metadata={"help": "Conversations a step learns from."})
+    lr: float = field(
+        default=4e-5, metadata={"help": "Peak learning rate; the rate rises to it during warmup, then falls to 0."}
+    )
+    epochs: float = field(default=1.0, metadata={"help": "Number of passes over the data."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Number of steps after which training ends in any case."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Number of conversations per step."})
     pack_tokens: int = field(
         default=4096,
         metadata={
-            "help": "Tokens computed at once: a step's conversations are packed into runs of so many, "
-            "and their gradients added up."
+            "help": "Number of tokens computed at once: the conversations of a step are packed into runs of so many "
+            "tokens, whose gradients are added up."
         },
     )
-    max_length: int = field(default=8192, metadata={"help": "Tokens a conversation may have."})
-    warmup: float = field(default=0.03, metadata={"help": "Share of the steps in which the rate rises."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Decay of the adapter's weights (AdamW)."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which larger gradients are cut."})
+    max_length: int = field(default=8192, metadata={"help": "Largest number of tokens of a conversation."})
+    warmup: float = field(default=0.03, metadata={"help": "Share of the steps in which the learning rate rises."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the adapter's weights (AdamW)."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which larger gradients are clipped."})
     gradient_checkpointing: bool = field(
-        default=True, metadata={"help": "Compute layers twice and keep less: slower, much less memory."}
+        default=True,
+        metadata={"help": "Compute layers again in the backward pass: slower, but takes much less memory."},
     )
     dtype: str = field(
         default="auto",
-        metadata={"help": "Precision of the frozen weights: auto, bfloat16, float32; auto is bfloat16 where the "
-                  "machine computes in it."},
+        metadata={"help": "Precision of the frozen weights: auto, bfloat16, float32; auto is bfloat16 if the "
+                  "machine has instructions for it."},
     )  # fmt: skip
-    eval_share: float = field(default=0.05, metadata={"help": "Share of the data held out to evaluate with."})
+    eval_share: float = field(default=0.05, metadata={"help": "Share of the data that is held out for evaluation."})
     eval_every: int | None = field(
-        default=None, metadata={"help": "Steps between evaluations; by default a tenth of all."}
+        default=None, metadata={"help": "Number of steps between evaluations; by default a tenth of all steps."}
     )
     patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better loss after which training stops early."}
+        default=None, metadata={"help": "Number of evaluations without a better loss after which training stops early."}
     )
-    save_every: int = field(default=50, metadata={"help": "Steps between checkpoints that --resume goes on from."})
-    seed: int = field(default=0, metadata={"help": "Of the adapter's first weights, the split and the order."})
+    save_every: int = field(
+        default=50, metadata={"help": "Number of steps between the checkpoints from which --resume continues."}
+    )
+    seed: int = field(
+        default=0,
+        metadata={"help": "Seed of the adapter's initial weights, the held-out split and the order of the data."},
+    )
 
     def __post_init__(self) -> None:
         _check(

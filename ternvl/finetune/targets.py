@@ -1,4 +1,4 @@
-"""Which linear layers an adapter may change, in the words of the command line."""
+"""The linear layers that an adapter may change, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "projector": ("mlp1.1", "mlp1.3"),
     "vision": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
 }  # fmt: skip
-"""Ends of module names by part of the model: those that the official training code adapts, and the output head, which
-has to learn where answers need tokens that the model has hardly ever said."""
+"""Suffixes of module names by part of the model: the layers that the official training code adapts, and the output
+head, which must be trained if answers need tokens that the model has hardly ever generated."""

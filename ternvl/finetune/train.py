@@ -1,4 +1,4 @@
-"""`ternvl finetune`: from a data file to an adapter."""
+"""Trains an adapter on a data file: the work of `ternvl finetune`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ternvl.checkpoint import source, weights
 from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError
 from ternvl.finetune import dataset, durable
-from ternvl.finetune.adapter import Adapter, require
+from ternvl.finetune.adapter import TrainedAdapter, require
 from ternvl.finetune.data import DataFile
 from ternvl.finetune.dataset import Dataset
 from ternvl.finetune.features import Features
@@ -32,14 +32,14 @@ from ternvl.prompt.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """What one call of the command is told."""
+    """The arguments of one call of the command."""
 
     model: str | None
     data: Path
     images: Path | None
     eval_data: Path | None
     output: Path
-    """Folder of the adapter; what the run leaves besides lies in `run/` below it."""
+    """Folder of the adapter; the other files of the run are in `run/` below it."""
     adapter: AdapterConfig
     training: TrainingConfig
     device: str = "auto"
@@ -52,13 +52,13 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "source.pt"
+        return self.folder / "checkpoint.pt"
 
 
 def train(run: Run, console: Console) -> dict[str, Any]:
-    """Trains, writes the adapter, and gives a summary: steps, seconds, losses, peak_memory in bytes.
+    """Train an adapter, write it, and return a summary: steps, seconds, losses, peak_memory in bytes.
 
-    Raises ConfigError for settings that cannot be, DataError for data that cannot be learned from.
+    Raises ConfigError for invalid settings, DataError for data that cannot be learned from.
     """
     for module in ("peft", "matplotlib"):
         require(module)
@@ -71,27 +71,29 @@ def train(run: Run, console: Console) -> dict[str, Any]:
     learned, held_out = _datasets(run, builder, console)
     model = weights.load(folder, config, dtype=_dtype(run.training.dtype, device)).to(device)
     trainer = _trainer(run, model, str(run.model or folder.name), learned, held_out)
-    _remember(run, folder.name, learned, held_out)
+    _write_settings(run, folder.name, learned, held_out)
     if run.resume and run.checkpoint.exists():
         trainer.load(run.checkpoint)
-        console.print(f"Going on after step {trainer.progress.step}.", highlight=False)
+        console.print(f"Training continues after step {trainer.state.step}.", highlight=False)
     metrics = run.folder / "metrics.jsonl"
-    with RunLog(metrics, trainer.num_steps, first_step=trainer.progress.step, console=console) as log:
+    with RunLog(metrics, trainer.num_steps, first_step=trainer.state.step, console=console) as log:
         trainer.run(run.checkpoint, log)
     trainer.adapter.save(run.output, trainer.result())
     return _finish(run, trainer, read_rows(metrics))
 
 
 def _check_output(run: Run) -> None:
-    """Nothing is overwritten."""
+    """Raise ConfigError if the run would overwrite files that it has not written itself."""
     if (run.output / "adapter_config.json").exists() and not run.checkpoint.exists():
         raise ConfigError(f"{run.output} holds an adapter already; choose another folder.")
     if not run.resume and run.output.exists() and (not run.output.is_dir() or any(run.output.iterdir())):
-        raise ConfigError(f"{run.output} is not an empty folder; --resume goes on with a run that was begun there.")
+        raise ConfigError(
+            f"{run.output} is not an empty folder; use --resume to continue a run that was started there."
+        )
 
 
 def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Dataset, Dataset | None]:
-    """What is learned, and what is held out."""
+    """Return the examples to learn, and those that are held out for evaluation."""
     with _bar("Checking data", console) as progress:
         learned = dataset.read(DataFile(run.data, run.images), builder, run.training.max_length, progress)
         if run.eval_data is not None:
@@ -99,21 +101,21 @@ def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Datas
             return learned, dataset.read(file, builder, run.training.max_length, progress)
     if run.training.eval_share == 0:
         if run.training.patience is not None:
-            raise ConfigError("patience is given, but nothing is held out to evaluate with: eval-share is 0.")
+            raise ConfigError("patience is given, but eval-share is 0, so no data is held out for evaluation.")
         return learned, None
     return learned.split(run.training.eval_share, run.training.seed)
 
 
 @contextlib.contextmanager
 def _bar(title: str, console: Console) -> Any:
-    """A function that shows how much of the work is done."""
+    """Show a progress bar; yield a `ternvl.types.Progress` that updates it."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _remember(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -> None:
-    """Write `run/config.json`, or compare with it: a run goes on only as it was begun. Raises ConfigError."""
+def _write_settings(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -> None:
+    """Write `run/config.json`. A resumed run raises ConfigError if its settings differ from that file."""
     settings = {
         "model": str(run.model or base),
         "max_dynamic_patch": run.max_dynamic_patch,
@@ -127,14 +129,16 @@ def _remember(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -
     if not (run.resume and path.exists()):
         durable.write_json(path, settings)
         return
-    begun = source.read_object(path).values
+    started_with = source.read_object(path).values
     for name, value in settings.items():
-        if begun.get(name) != value:
-            raise ConfigError(f"The run in {run.output} was begun with {name} {begun.get(name)!r}, not {value!r}.")
+        if started_with.get(name) != value:
+            raise ConfigError(
+                f"The run in {run.output} was started with {name} {started_with.get(name)!r}, not {value!r}."
+            )
 
 
 def _trainer(run: Run, model: InternVL, name: str, learned: Dataset, held_out: Dataset | None) -> Trainer:
-    adapter = Adapter(model, run.adapter, base=name, seed=run.training.seed)
+    adapter = TrainedAdapter(model, run.adapter, base=name, seed=run.training.seed)
     if run.training.gradient_checkpointing:
         checkpoint_layers(model)
     features = Features(model, is_trained=bool({"vision", "projector"} & {*run.adapter.target}))
@@ -143,13 +147,13 @@ def _trainer(run: Run, model: InternVL, name: str, learned: Dataset, held_out: D
 
 def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
     plot(rows, run.folder / "loss.png")
-    progress = trainer.progress
+    state = trainer.state
     summary = {
-        "steps": progress.step,
-        "seconds": round(progress.seconds, 1),
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
         "loss": next(row["loss"] for row in reversed(rows) if "loss" in row),
-        "eval_loss": progress.best_loss if progress.best else None,
-        "best_step": progress.best_step if progress.best else progress.step,
+        "eval_loss": state.best_loss if state.best else None,
+        "best_step": state.best_step if state.best else state.step,
         "trained_parameters": sum(parameter.numel() for parameter in trainer.adapter.parameters),
         "peak_memory": peak_memory(),
     }
@@ -159,7 +163,7 @@ def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str,
 
 
 def peak_memory() -> int:
-    """The most bytes of memory this process has had; 0 where the system does not tell."""
+    """Return the peak memory of this process in bytes, or 0 if the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -169,10 +173,10 @@ def peak_memory() -> int:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 where there are instructions for it."""
+    """Resolve "auto" to bfloat16 if the device has instructions for it, else to float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

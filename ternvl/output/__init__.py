@@ -1,1 +1,4 @@
-"""Token ids to what a client gets: text, stop strings, tool calls. Each is a `decode(x)` and a `flush()`."""
+"""From token ids to what a client receives: text, stop strings, reasoning and tool calls.
+
+Each stage has `decode(piece)` and `flush()`.
+"""

@@ -1,4 +1,4 @@
-"""Token ids to text as they come, never cutting a character."""
+"""Decode token ids to text incrementally, without ever cutting a character."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ternvl.prompt.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Incremental `Tokenizer.decode`: what it yields, put together, is the decoded whole.
+    """Incremental `Tokenizer.decode`: the pieces it returns, joined, equal the text of all ids decoded at once.
 
-    Bytes are held back while they may still become a character (three at most), so the work is linear in the answer.
+    At most three bytes are held back, while they may still become a character, so the work is linear in the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        """Without `skip_special_tokens` all tokens show."""
+        """Without `skip_special_tokens`, special tokens are shown as text, too."""
         self._tokenizer = tokenizer
         self.hidden_ids = tokenizer.hidden_ids if skip_special_tokens else frozenset[int]()
-        """Ids that never show."""
+        """Ids that are left out of the text."""
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The whole characters that these ids complete. Bytes that are no UTF-8 become U+FFFD."""
+        """Return the characters that these ids complete. Bytes that are not valid UTF-8 become U+FFFD."""
         shown = (token_id for token_id in token_ids if token_id not in self.hidden_ids)
         data = b"".join(map(self._tokenizer.token_bytes, shown))
         return self._characters.decode(data)
 
     def flush(self) -> str:
-        """U+FFFD where the ids ended within a character, else nothing."""
+        """Return U+FFFD if the ids ended within a character, else an empty string."""
         return self._characters.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""Ends an answer before the first stop string, however the text was cut into pieces."""
+"""Cuts an answer at its first stop string, independently of how the text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from ternvl.errors import RequestError
 
 
 class _Matcher:
-    """How much of one stop string the text ends in (Knuth, Morris, Pratt: linear in the text, whatever the string)."""
+    """Tracks how much of one stop string the text ends with (Knuth-Morris-Pratt, so time is linear in the text)."""
 
     def __init__(self, string: str) -> None:
         self.string = string
         self.size = 0
-        """Length of the longest beginning of the string, short of all of it, that the text ends in."""
-        self._shorter = [0, 0]
+        """Length of the longest proper prefix of the string that the text ends with."""
+        self._shorter = [0, 0]  # by length of a matched prefix: its longest proper border
         for char in string[1:]:
             self._shorter.append(self._longer(self._shorter[-1], char))
 
     def follow(self, char: str) -> bool:
-        """Whether the string ends with this next character of the text."""
+        """Take the next character of the text; return whether the stop string is now complete."""
         self.size = self._longer(self.size, char)
-        whole = self.size == len(self.string)
-        if whole:
+        is_complete = self.size == len(self.string)
+        if is_complete:
             self.size = self._shorter[self.size]
-        return whole
+        return is_complete
 
     def _longer(self, size: int, char: str) -> int:
         while size and self.string[size] != char:
@@ -33,48 +33,49 @@ class _Matcher:
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, and holds back what may be the beginning of one.
+    """Passes text on up to the first stop string, and holds back text that may be the beginning of one.
 
-    The match that begins first wins. What it yields is the whole text up to that match, or with `include` to its end,
-    wherever the pieces were cut.
+    Among several matches, the one that begins first counts. The pieces it returns, joined, are the text before that
+    match, or with `include` the text up to the end of the match.
     """
 
     def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
-        """Raises RequestError where a stop string is empty."""
+        """Raises RequestError if a stop string is empty."""
         for index, string in enumerate(stop):
             if not string:
                 raise RequestError(
-                    f"stop[{index}] is an empty string; a stop string needs a character.", param=f"stop[{index}]"
+                    f"stop[{index}] is an empty string, but a stop string needs at least one character.",
+                    param=f"stop[{index}]",
                 )
         self.found: str | None = None
-        """The stop string that was met: all that follows is dropped."""
+        """The stop string that ended the answer, or None. The text after it is dropped."""
         self._include = include
         self._matchers = [_Matcher(string) for string in stop]
         self._held = ""
         self._match: tuple[int, str] | None = None
-        """Where in what is held the first whole stop string begins, and which it is."""
+        """Start in the held text, and the string, of the earliest complete stop string."""
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met."""
+        """Whether a stop string was found."""
         return self.found is not None
 
     def decode(self, text: str) -> str:
-        """What may be shown after one more piece of text."""
+        """Return the text that may be shown after one more piece of text."""
         if self.stopped:
             return ""
         for char in text:
             self._held += char
             self._follow(char)
-        begun = len(self._held) - max((matcher.size for matcher in self._matchers), default=0)
-        if self._match is not None and self._match[0] <= begun:
+        safe = len(self._held) - max((matcher.size for matcher in self._matchers), default=0)
+        if self._match is not None and self._match[0] <= safe:
             return self.flush()
-        shown, self._held = self._held[:begun], self._held[begun:]
-        self._match = None if self._match is None else (self._match[0] - begun, self._match[1])
+        shown, self._held = self._held[:safe], self._held[safe:]
+        self._match = None if self._match is None else (self._match[0] - safe, self._match[1])
         return shown
 
     def flush(self) -> str:
-        """What was held back, now that no more text comes."""
+        """Return the text that was held back. Call it once, after the last piece."""
         shown = self._held
         if self._match is not None:
             start, self.found = self._match
@@ -91,5 +92,5 @@ class StopStrings:
 
 
 def overlap(text: str, tag: str) -> int:
-    """Length of the longest tail of `text` that begins `tag`, short of all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `tag`."""
     return next(size for size in range(min(len(tag) - 1, len(text)), -1, -1) if text.endswith(tag[:size]))

@@ -1,4 +1,4 @@
-"""Which network addresses an image may be fetched from: the guard against requests forged through the server."""
+"""Decides which network addresses images may be fetched from, which guards against server-side request forgery."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Address = IPv4Address | IPv6Address
 
 
 def may_connect(address: str, *, allow_private: bool) -> bool:
-    """Whether a resolved IP address may be connected to.
+    """Return whether images may be fetched from a resolved IP address.
 
-    Public addresses may. With `allow_private`, loopback and private ones too; never link-local (where clouds keep
-    their metadata services), multicast, unspecified or reserved ones. IPv6 forms that carry an IPv4 address (mapped,
-    6to4, NAT64) are judged by it.
+    Public addresses are allowed, with `allow_private` also loopback and private ones. Link-local addresses (where
+    clouds keep their metadata services), multicast, unspecified and reserved ones never are. An IPv6 address that
+    embeds an IPv4 address (mapped, 6to4, NAT64) is checked by the latter.
     """
     try:
-        ip = _carried(ipaddress.ip_address(address))
+        ip = _embedded_ipv4(ipaddress.ip_address(address))
     except ValueError:
         return False
-    if ip == ipaddress.IPv6Address("::1"):  # the library counts it among the reserved
+    if ip == ipaddress.IPv6Address("::1"):  # `is_reserved` is true for it
         return allow_private
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved:
         return False
@@ -30,7 +30,8 @@ def may_connect(address: str, *, allow_private: bool) -> bool:
     return ip.is_global or allow_private
 
 
-def _carried(ip: Address) -> Address:
+def _embedded_ipv4(ip: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address embeds, or else the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
     if ip in _NAT64:

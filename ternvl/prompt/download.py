@@ -1,8 +1,8 @@
-"""One HTTP download within limits: checked addresses only, and the clock runs over all of it.
+"""Downloads one image over HTTP within limits: only from checked addresses, with one deadline for all redirects.
 
-`httpcore` is httpx's transport. It is used itself because a network backend is where names become connections: every
-hop is resolved once, judged, and connected to that very address, while the Host header, SNI and the certificate check
-keep the name.
+`httpcore` is httpx's transport. It is used directly because its network backend turns names into connections: each host
+name is resolved once, its addresses are checked, and the connection goes to a checked address, while the Host header,
+SNI and the certificate check use the name.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "ternvl", "Connection": "close"}
 
 
-class _Refused(Exception):
-    """An address that may not be connected to."""
+class _AddressNotAllowedError(Exception):
+    """A host has an address that images may not be fetched from."""
 
 
 class Download:
-    """One image's download, redirects included. Times are in seconds of `time.monotonic`."""
+    """The download of one image, including redirects. Times are in seconds of `time.monotonic`."""
 
     def __init__(self, limits: ImageLimits, name: str) -> None:
+        """The time limit begins now. `name` names the image in errors."""
         self._limits = limits
         self._name = name
         self._deadline = time.monotonic() + limits.fetch_timeout
 
     def get(self, url: httpx.URL) -> bytes | httpx.URL:
-        """The body of a checked URL, or the URL that it redirects to. Raises ImageError."""
+        """Return the body of a checked URL, or the URL that it redirects to. Raises ImageError."""
         host = _host(url)
         backend = _GuardedBackend(self._deadline, allow_private=self._limits.allow_private_addresses)
         try:
@@ -49,7 +50,7 @@ class Download:
                 headers = [("Host", url.netloc.decode("ascii")), *_HEADERS.items()]
                 with pool.stream("GET", _core_url(url), headers=headers) as response:
                     return self._read(response, url)
-        except _Refused:
+        except _AddressNotAllowedError:
             raise self._error(
                 f"{host} has an address that images may not be fetched from (only public addresses are allowed)"
             ) from None
@@ -60,17 +61,17 @@ class Download:
         except ssl.SSLError:
             raise self._error(f"no secure connection to {host} could be made") from None
         except httpcore.ConnectError as error:
-            secure = "no secure connection" if "ssl" in str(error).lower() else "no connection"
-            raise self._error(f"{secure} to {host} could be made") from None
+            kind = "no secure connection" if "ssl" in str(error).lower() else "no connection"
+            raise self._error(f"{kind} to {host} could be made") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, zlib.error):
-            raise self._error(f"{host} broke the connection off or gave no valid answer") from None
+            raise self._error(f"{host} closed the connection or sent no valid response") from None
 
     def _read(self, response: httpcore.Response, url: httpx.URL) -> bytes | httpx.URL:
         headers = {key.lower(): value.decode("latin-1") for key, value in response.headers}
         if response.status in _REDIRECTS and b"location" in headers:
-            return self._target(url, headers[b"location"])
+            return self._redirect_target(url, headers[b"location"])
         if response.status != 200:
-            raise self._error(f"{_host(url)} answered with status {response.status}")
+            raise self._error(f"{_host(url)} responded with status {response.status}")
         length = headers.get(b"content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > self._limits.max_image_bytes:
             raise self._too_large()
@@ -79,14 +80,14 @@ class Download:
         if encoding in ("gzip", "x-gzip", "deflate"):
             chunks = _inflate(chunks)
         elif encoding not in ("identity", ""):
-            raise self._error(f"{_host(url)} answered in an encoding that is not read here")
+            raise self._error(f"{_host(url)} responded with a content encoding that is not supported")
         return self._collect(chunks)
 
-    def _target(self, url: httpx.URL, location: str) -> httpx.URL:
+    def _redirect_target(self, url: httpx.URL, location: str) -> httpx.URL:
         try:
             return url.join(location)
         except (httpx.InvalidURL, ValueError):
-            raise self._error(f"{_host(url)} redirects to something that is no URL") from None
+            raise self._error(f"{_host(url)} redirects to an invalid URL") from None
 
     def _collect(self, chunks: Iterable[bytes]) -> bytes:
         body = bytearray()
@@ -98,7 +99,7 @@ class Download:
 
     def _too_large(self) -> ImageError:
         return ImageError(
-            f"{self._name} has more than the {self._limits.max_image_bytes} bytes that an image may have.",
+            f"{self._name} is larger than {self._limits.max_image_bytes} bytes, the most that an image may have.",
             code="image_too_large",
             too_large=True,
         )
@@ -108,7 +109,7 @@ class Download:
 
 
 class _GuardedBackend(httpcore.NetworkBackend):
-    """Connects to addresses that were resolved and judged here, until the deadline."""
+    """Resolves host names, checks their addresses, and connects to them before a deadline."""
 
     def __init__(self, deadline: float, *, allow_private: bool) -> None:
         self._deadline = deadline
@@ -123,12 +124,14 @@ class _GuardedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """Tries the host's addresses in turn; one that may not be connected to refuses the host."""
-        addresses = _resolve(host, port, _left(self._deadline))
+        """Try the host's addresses in turn. Raise _AddressNotAllowedError if any of them is not allowed."""
+        addresses = _resolve(host, port, _seconds_left(self._deadline))
         if not all(may_connect(address, allow_private=self._allow_private) for address in addresses):
-            raise _Refused
+            raise _AddressNotAllowedError
         for num_left in range(len(addresses), 0, -1):
-            share = _left(self._deadline) / num_left  # so that one silent address leaves time for the others
+            share = (
+                _seconds_left(self._deadline) / num_left
+            )  # so that an address that does not respond leaves time for the others
             try:
                 stream = self._sockets.connect_tcp(addresses[-num_left], port, share, local_address, socket_options)
                 return _DeadlineStream(stream, self._deadline)
@@ -139,17 +142,17 @@ class _GuardedBackend(httpcore.NetworkBackend):
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    """A connection whose every wait ends at the deadline, so that no slow drip of bytes outlasts it."""
+    """A connection whose every operation ends at the deadline, also if the server sends bytes very slowly."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(self._deadline))
+        return self._stream.read(max_bytes, _seconds_left(self._deadline))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(self._deadline))
+        self._stream.write(buffer, _seconds_left(self._deadline))
 
     def close(self) -> None:
         self._stream.close()
@@ -157,14 +160,14 @@ class _DeadlineStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline))
+        stream = self._stream.start_tls(ssl_context, server_hostname, _seconds_left(self._deadline))
         return _DeadlineStream(stream, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
-def _left(deadline: float) -> float:
+def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise httpcore.ReadTimeout
@@ -172,17 +175,17 @@ def _left(deadline: float) -> float:
 
 
 def _resolve(host: str, port: int, timeout: float) -> list[str]:
-    """The host's IP addresses, maybe none. A thread of its own waits for the resolver, which knows no time limit."""
+    """Return the host's IP addresses, which may be none. The resolver has no time limit, so a thread waits for it."""
     answers: SimpleQueue[list[str]] = SimpleQueue()
 
-    def ask() -> None:
+    def resolve() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
         except (OSError, UnicodeError):
             answers.put([])
 
-    Thread(target=ask, name="resolve", daemon=True).start()
+    Thread(target=resolve, name="resolve", daemon=True).start()
     try:
         return answers.get(timeout=timeout)
     except Empty:
@@ -190,7 +193,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[str]:
 
 
 def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Undoes gzip or deflate in pieces of a bounded size, so that a small body cannot become a huge one unseen."""
+    """Decompress gzip or deflate in pieces of bounded size, so that the size limit stops a decompression bomb."""
     inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     for chunk in chunks:
         while chunk:
@@ -200,7 +203,7 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _host(url: httpx.URL) -> str:
-    """As it goes over the wire: `url.host` decodes international names, and fails at some."""
+    """Return the host as it is sent. `url.host` would decode international names, and fails for some of them."""
     return url.raw_host.decode("ascii")
 
 

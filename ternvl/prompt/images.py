@@ -1,4 +1,4 @@
-"""Bytes of a picture to an RGB image, within limits, and tiles to what the vision tower takes."""
+"""Decodes the bytes of an image to RGB within limits, and converts tiles to the vision tower's input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-"""Formats that are read, where Pillow has them. Never those that run programs (EPS) or reach for other files."""
+"""Formats that are accepted if Pillow supports them. None runs a program (as EPS does) or opens other files."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,28 +33,28 @@ _ORIENTATIONS = {
 
 
 def check_limits(limits: ImageLimits) -> None:
-    """Raises ConfigError for limits that cannot be."""
+    """Raise ConfigError if a limit is invalid."""
     for name, least in (("max_image_bytes", 1), ("max_image_pixels", 1), ("max_images", 0), ("max_redirects", 0)):
         if getattr(limits, name) < least:
             raise ConfigError(f"{name} is {getattr(limits, name)}; it must be at least {least}.")
     if not 0 < limits.fetch_timeout < math.inf:
         raise ConfigError(f"fetch_timeout is {limits.fetch_timeout}; it must be a number of seconds above 0.")
     if limits.allow_local_media is not None and not limits.allow_local_media.is_dir():
-        raise ConfigError(f"allow_local_media is {limits.allow_local_media}, which is no folder.")
+        raise ConfigError(f"allow_local_media is {limits.allow_local_media}, which is not a folder.")
 
 
 def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
-    """The first frame of an encoded image as RGB: turned as its EXIF orientation says, transparency over white.
+    """Return the first frame of an encoded image as RGB, rotated by its EXIF orientation, transparency over white.
 
-    `name` names the image in errors, such as "messages[1] image 2". Raises ImageError where the bytes or the pixels
-    (read from the header, before anything is decoded) are over `limits`, where the format is none of `FORMATS`, and
-    where the data is damaged or incomplete.
+    `name` names the image in errors, such as "messages[1] image 2". Raises ImageError if the image has more bytes or
+    pixels than `limits` allow, if its format is not one of `FORMATS`, and if its data is damaged or incomplete. The
+    number of pixels is read from the header, before anything is decoded.
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes).")
     if len(data) > limits.max_image_bytes:
         raise ImageError(
-            f"{name} has {len(data)} bytes; an image may have {limits.max_image_bytes}.",
+            f"{name} has {len(data)} bytes, but an image may have at most {limits.max_image_bytes}.",
             code="image_too_large",
             too_large=True,
         )
@@ -62,7 +62,7 @@ def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
     width, height = image.size
     if width * height > limits.max_image_pixels:
         raise ImageError(
-            f"{name} has {width} x {height} pixels; an image may have {limits.max_image_pixels} in all.",
+            f"{name} has {width} x {height} pixels, but an image may have at most {limits.max_image_pixels} in all.",
             code="image_too_large",
             too_large=True,
         )
@@ -70,26 +70,26 @@ def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """An open image as RGB: turned as its EXIF orientation says, transparency over white; 16-bit values are scaled.
+    """Return an open image as RGB, rotated by its EXIF orientation, transparency over white, 16-bit values scaled.
 
-    Raises ImageError where its data is damaged or its colours cannot be converted.
+    Raises ImageError if its data is damaged or its colours cannot be converted.
     """
     try:
         image.load()
-    except Exception as error:  # decoders raise whatever comes; their texts may hold addresses
+    except Exception as error:  # decoders raise exceptions of any type, whose texts may contain memory addresses
         cut_short = "truncated" in str(error).lower()
         reason = "its data ends too early" if cut_short else "its data is damaged"
         raise ImageError(f"{name} could not be decoded: {reason}.") from error
     if not all(image.size):
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).")
     try:
-        return _upright(_flatten(_to_eight_bits(image)), _orientation(image))
+        return _rotate(_flatten(_to_eight_bits(image)), _orientation(image))
     except Exception as error:
         raise ImageError(f"{name} could not be decoded: its colours (mode {image.mode}) are not supported.") from error
 
 
 def to_pixel_values(tiles: Sequence[Image.Image]) -> Tensor:
-    """RGB tiles of side S to [N, 3, S, S] float32: scaled to 0..1, then normalised with ImageNet's mean and std."""
+    """Convert RGB tiles of side S to [N, 3, S, S] float32, scaled to 0..1 and normalised by ImageNet's mean and std."""
     pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))  # [N, S, S, 3] uint8
     values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -97,7 +97,7 @@ def to_pixel_values(tiles: Sequence[Image.Image]) -> Tensor:
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
-    """Reads the header. Pillow's own `open` warns or fails by a limit that is global; ours belongs to the caller."""
+    """Read the header of an image. Pillow's own `open` is not used because its limit of pixels is global."""
     Image.init()
     for image_format in FORMATS:
         factory, accepts = Image.OPEN.get(image_format, (None, None))
@@ -107,27 +107,27 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
             return factory(BytesIO(data), "")
         except Exception as error:
             raise ImageError(
-                f"{name} could not be decoded: it begins like {image_format}, but its header is damaged or incomplete."
+                f"{name} could not be decoded: it looks like {image_format}, but its header is damaged or incomplete."
             ) from error
-    known = ", ".join(image_format for image_format in FORMATS if image_format in Image.OPEN)
-    raise ImageError(f"{name} is not an image in a format that is read here ({known}).", code="unsupported_image")
+    supported = ", ".join(image_format for image_format in FORMATS if image_format in Image.OPEN)
+    raise ImageError(f"{name} is not an image in a supported format ({supported}).", code="unsupported_image")
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or it cannot be read: broken EXIF spoils no image."""
+    """Return the EXIF orientation, or 1 (upright) if there is none or it cannot be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def _rotate(image: Image.Image, orientation: int) -> Image.Image:
     method = _ORIENTATIONS.get(orientation)
     return image if method is None else image.transpose(method)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit values are scaled; 32-bit ones, whose range no file tells, are stretched from least to most."""
+    """Scale 16-bit values to 8 bits, and 32-bit values, whose range is not known, from their minimum and maximum."""
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
@@ -137,9 +137,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """RGB; where the image has transparency, over white."""
+    """Convert to RGB, with transparency over white."""
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large image is hundreds of MB
+        return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large image takes hundreds of MB
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")

@@ -1,7 +1,7 @@
-"""The three files of a slow Qwen2 tokenizer as one `tokenizer.json`.
+"""Converts the three files of a slow Qwen2 tokenizer to the text of one `tokenizer.json`.
 
-The original InternVL3 checkpoints may come with `vocab.json`, `merges.txt` and `added_tokens.json` alone. What turns
-them into the fast tokenizer is fixed: NFC, Qwen2's split, byte-level BPE. Source: transformers, `Qwen2Converter`.
+The original InternVL3 checkpoints may have only `vocab.json`, `merges.txt` and `added_tokens.json`. The rest of the
+fast tokenizer is fixed: NFC, Qwen2's split, byte-level BPE. Source: transformers, `Qwen2Converter`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _SPLIT = (
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 _FILES = ("vocab.json", "merges.txt", "added_tokens.json")
 _PLAIN_ADDED = ("<tool_call>", "</tool_call>")
-"""Added tokens that are not special: they are decoded as text."""
+"""Added tokens that are not special, so they are decoded as text."""
 
 
 def is_there(folder: Path) -> bool:
-    """Whether a folder holds the three files."""
+    """Return whether a folder has all three files."""
     return all((folder / name).is_file() for name in _FILES)
 
 
 def to_spec(folder: Path) -> str:
-    """The text of the `tokenizer.json` that the three files amount to. Raises CheckpointError for broken ones."""
+    """Return the text of the equivalent `tokenizer.json`. Raises CheckpointError if a file is broken."""
     vocab, added = _read_ids(folder / "vocab.json"), _read_ids(folder / "added_tokens.json")
     lines = read_text(folder / "merges.txt").splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -52,7 +52,7 @@ def to_spec(folder: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a tokenizer's file. Raises CheckpointError where it is none."""
+    """Return the text of a tokenizer's file. Raises CheckpointError if it cannot be read as UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""The chat template `internvl2_5`: messages to pieces of text, control tokens and places for images.
+"""The chat template `internvl2_5`: renders messages as pieces of text, control tokens and image slots.
 
 Source: OpenGVLab/InternVL, `conversation.py`, and for tools the template of Qwen2.5-Instruct, which the language model
-was trained on. A control token is a piece of its own, so that the same characters in a user's text stay text.
+was trained on. A control token is a separate piece, so that the same characters in a user's text stay text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A token that only the template may write."""
+    """A control token, which only the template can produce."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """Where the conversation's image number `index` (from 0) stands."""
+    """The position of image number `index` (from 0) of the conversation."""
 
     index: int
 
@@ -59,11 +59,11 @@ def render(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
 ) -> list[Piece]:
-    """Pieces of a conversation, in order.
+    """Return the pieces of a conversation, in order.
 
-    `system_message` is used where the conversation does not begin with one of its own. The images of a turn come
-    before its text, as in the model's training data; several in one turn are numbered through the conversation.
-    `tools` are OpenAI tool definitions. With `continue_final_message` the last turn is left open, and no further one
+    `system_message` is used if the conversation does not begin with a system message. The images of a turn come before
+    its text, as in the model's training data; if a turn has several, they are numbered through the conversation.
+    `tools` are OpenAI tool definitions. With `continue_final_message`, the last turn is left open and no further turn
     begins.
     """
     messages = list(messages)
@@ -73,12 +73,12 @@ def render(
         messages[0] = Message("system", messages[0].text + _render_tools(tools))
     pieces: list[Piece] = []
     num_images = 0
-    for is_tool, turns in groupby(messages, key=lambda message: message.role == "tool"):
-        for body in [list(turns)] if is_tool else [[turn] for turn in turns]:
-            pieces += [Control(IM_START), _role(body[0]) + "\n"]
-            pieces += _tool_responses(body) if is_tool else _turn(body[0], num_images)
+    for is_tool, group in groupby(messages, key=lambda message: message.role == "tool"):
+        for turns in [list(group)] if is_tool else [[turn] for turn in group]:
+            pieces += [Control(IM_START), _role(turns[0]) + "\n"]
+            pieces += _tool_responses(turns) if is_tool else _turn(turns[0], num_images)
             pieces += [Control(IM_END), "\n"]
-            num_images += len(body[0].images)
+            num_images += len(turns[0].images)
     if continue_final_message:
         return pieces[:-2]
     if add_generation_prompt:
@@ -91,9 +91,9 @@ def _role(message: Message) -> str:
 
 
 def _turn(message: Message, first_image: int) -> Iterator[Piece]:
-    several = len(message.images) > 1
+    has_several = len(message.images) > 1
     for index in range(first_image, first_image + len(message.images)):
-        if several:
+        if has_several:
             yield f"Image-{index + 1}: "
         yield ImageSlot(index)
         yield "\n"
@@ -101,7 +101,7 @@ def _turn(message: Message, first_image: int) -> Iterator[Piece]:
 
 
 def turn_text(message: Message) -> str:
-    """What a turn says: its text, then its tool calls."""
+    """Return the text of a turn, followed by its tool calls."""
     calls = [head(call.name) + call.arguments + TAIL for call in message.tool_calls]
     return "\n".join([message.text] * bool(message.text) + calls)
 

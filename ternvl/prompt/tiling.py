@@ -1,6 +1,6 @@
-"""An image to the square tiles that the vision tower takes, to the pixel as the official preprocessing makes them.
+"""Cuts an image into the square tiles that the vision tower takes, with the same pixels as the official code.
 
-Source of the rule: `dynamic_preprocess` of the InternVL repository.
+Source: `dynamic_preprocess` of the InternVL repository.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from PIL import Image
 
 @lru_cache(maxsize=64)
 def _candidates(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
-    """Grids (cols, rows) of `min_num` to `max_num` tiles, in the order in which they are tried."""
+    """Return the grids (cols, rows) of `min_num` to `max_num` tiles, in the order in which they are tried."""
     grids = [(i, j) for i in range(1, max_num + 1) for j in range(1, max_num // i + 1) if i * j >= min_num]
-    # The official code sorts a set by area alone, so grids of equal area stand in the order of the set, which depends
-    # on the order of insertion. With a minimum above 1, or many tiles, ties are decided by it.
+    # The official code sorts a set by area only, so the order of grids of equal area is that of the set, which depends
+    # on the order of insertion. It decides ties with a minimum above 1, or with many tiles.
     grids.sort(key=lambda grid: (max(min_num, *grid), grid))
     return tuple(sorted(set(grids), key=math.prod))
 
 
 def grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12, side: int = 448) -> tuple[int, int]:
-    """The (cols, rows) into which an image of `width` x `height` pixels is cut.
+    """Return the grid (cols, rows) into which an image of `width` x `height` pixels is cut.
 
-    It is the grid of `min_num` to `max_num` tiles of `side` pixels whose aspect ratio is nearest to the image's. On an
-    exact tie a later, larger grid is taken if the image has more than half of that grid's pixels.
+    It is the grid of `min_num` to `max_num` tiles of `side` pixels whose aspect ratio is closest to the image's. On an
+    exact tie, a later and larger grid is chosen if the image has more than half of that grid's pixels.
     """
     assert 1 <= min_num <= max_num
     aspect = width / height
@@ -41,8 +41,10 @@ def grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12, side: 
 def tiles(
     image: Image.Image, *, min_num: int = 1, max_num: int = 12, side: int = 448, thumbnail: bool = True
 ) -> list[Image.Image]:
-    """The tiles of `image`, each `side` x `side`, row by row; with `thumbnail`, the whole image is appended as one
-    more tile where there are several."""
+    """Return the tiles of `image`, each `side` x `side`, row by row.
+
+    With `thumbnail`, the whole image is appended as one more tile if there are several.
+    """
     cols, rows = grid(*image.size, min_num=min_num, max_num=max_num, side=side)
     resized = image.resize((side * cols, side * rows), Image.Resampling.BICUBIC)
     cut = [

@@ -1,8 +1,8 @@
-"""Constrained decoding over llguidance: which tokens an answer may go on with.
+"""Constrained decoding with llguidance: computes which tokens may come next in an answer.
 
-A grammar speaks of bytes, and llguidance knows the bytes of every token, so the answer has the asked-for form however
-the model cuts it into tokens. Control tokens have no bytes: no grammar reaches them, and only the end of the answer is
-allowed among them, exactly where the grammar may end.
+A grammar is defined over bytes, and llguidance knows the bytes of every token, so the answer follows the grammar
+however the model cuts it into tokens. Control tokens have no bytes, so no grammar allows them, except for the tokens
+that end an answer: these are allowed exactly where the grammar may end.
 
 Shapes: R rows, V vocabulary, W = ceil(V / 32) words of a bitmask.
 """
@@ -26,71 +26,74 @@ from ternvl.sampling.sources import parts, source
 
 _MAX_CACHED = 64
 _LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
-_NOTHING = "there is nothing that it allows"
+_ALLOWS_NOTHING = "it allows nothing at all"
 _UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
 class GrammarError(RuntimeError):
-    """Rows whose grammars cannot say how to go on: a limit was reached, or nothing at all is allowed."""
+    """Rows whose grammars fail: a limit of llguidance was reached, or no token at all is allowed."""
 
     def __init__(self, rows: list[int], reason: str) -> None:
-        super().__init__(f"The answer was given up, because its grammar cannot be followed: {reason}.")
+        super().__init__(f"The answer was stopped, because its grammar cannot be followed any further: {reason}.")
         self.rows = rows
 
 
 class Matcher:
-    """How far one answer has come in its grammar."""
+    """The position of one answer in its grammar."""
 
     def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler, *, ignore_eos: bool = False) -> None:
-        """With `ignore_eos` the answer may end only where the grammar allows nothing else."""
+        """With `ignore_eos`, the answer may end only where the grammar allows nothing else."""
         self.state = matcher
         self._banned, self._no_ends = compiler.banned, compiler.no_ends
         self._ignore_eos = ignore_eos
 
     def accept(self, token_id: int) -> bool:
-        """Take a drawn token; whether the answer is whole and can have no more."""
+        """Take a drawn token; return whether the answer is complete and cannot be continued."""
         return self.state.consume_token(token_id) and self.state.is_stopped() and self.state.is_accepting()
 
     def forced(self) -> list[int]:
-        """Tokens that follow because the grammar allows no other text, in the tokenizer's usual cut."""
+        """Return the next tokens where the grammar allows only one text, cut as the tokenizer usually cuts it."""
         return [] if self.state.is_stopped() else list(self.state.deep_copy().compute_ff_tokens())
 
     def num_allowed(self, token_ids: Sequence[int]) -> int:
-        """How many leading tokens of some the grammar allows."""
+        """Return how many of `token_ids`, counted from the first, the grammar allows in sequence."""
         return int(self.state.deep_copy().validate_tokens(list(token_ids)))
 
     def fork(self) -> Matcher:
-        """One that goes on from here by itself."""
+        """Return an independent matcher at the same position."""
         forked = copy(self)
         forked.state = self.state.deep_copy()
         return forked
 
     def trim(self, bits: Tensor) -> str:
-        """Takes from a fresh mask [W] what no grammar may allow; the reason if that leaves nothing."""
+        """Clear the bits of a newly computed mask [W] that no grammar may set, in place.
+
+        Returns the reason if no token is left, else an empty string.
+        """
         if self.state.is_error():
             return _reason(self.state)
         bits &= self._banned
-        going_on = bits & self._no_ends
-        if not bool(going_on.any()):
-            return "" if self.state.is_accepting() else _NOTHING
+        continuing = bits & self._no_ends
+        if not bool(continuing.any()):
+            return "" if self.state.is_accepting() else _ALLOWS_NOTHING
         if self._ignore_eos:
-            bits.copy_(going_on)
+            bits.copy_(continuing)
         return ""
 
 
 class CompiledGrammar:
-    """A grammar that is ready to be followed by any number of answers."""
+    """A compiled grammar, which any number of answers may use."""
 
     def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler) -> None:
         self._matcher, self._compiler = matcher, compiler
 
     def matcher(self, *, ignore_eos: bool = False) -> Matcher:
-        """For an answer at its beginning."""
+        """Return a matcher for an answer at its beginning."""
         return Matcher(self._matcher.deep_copy(), self._compiler, ignore_eos=ignore_eos)
 
 
 class GrammarCompiler:
-    """Compiles grammars for one vocabulary, each once: the last of them, and those in use, are kept. Thread-safe."""
+    """Compiles grammars for one vocabulary, and caches recent ones and those in use. Thread-safe."""
 
     def __init__(
         self,
@@ -101,16 +104,16 @@ class GrammarCompiler:
         hidden_ids: Collection[int],
         stop_ids: Sequence[int],
     ) -> None:
-        """`token_bytes` gives what a token adds to the answer, `encode` the usual tokens of a text. `hidden_ids` are
-        control tokens, `stop_ids` those that end an answer."""
+        """`token_bytes` returns the bytes that a token adds to the answer, `encode` the tokens of a text. `hidden_ids`
+        are the control tokens, `stop_ids` the tokens that end an answer."""
         self._token_bytes, self._encode = token_bytes, encode
         self.vocab_size = vocab_size
         self.stop_ids = tuple(stop_ids)
         self._hidden_ids = frozenset(token_id for token_id in hidden_ids if token_id < vocab_size)
         self.banned = torch.full((num_words(vocab_size),), -1, dtype=torch.int32)
-        """[W], with a zero for each control token that does not end an answer, so a mask is ANDed with it."""
+        """[W] int32 to AND with a mask: a zero bit for each control token that does not end an answer."""
         self.no_ends = self.banned.clone()
-        """[W], with a zero for each token that ends an answer."""
+        """[W] int32: a zero bit for each token that ends an answer."""
         for token_id in self._hidden_ids - set(stop_ids):
             clear(self.banned, token_id)
         for token_id in stop_ids:
@@ -121,7 +124,7 @@ class GrammarCompiler:
         self._alive: WeakValueDictionary[Grammar, CompiledGrammar] = WeakValueDictionary()
 
     def prepare(self) -> LLTokenizer:
-        """Reads the vocabulary, the first time: a second or two for a large one."""
+        """Return llguidance's tokenizer. The first call reads the vocabulary, up to two seconds for a large one."""
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(
@@ -141,19 +144,22 @@ class GrammarCompiler:
         )
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """May take a second. Raises RequestError, which names the field and the rule, for a grammar that is not
-        served: broken, too large, with parts that are not supported, or one that nothing fulfils."""
+        """Compile a grammar, which may take a second, or return it from the cache.
+
+        Raises RequestError, which names the field and the rule, if the grammar is invalid, too large, uses features
+        that are not supported, or allows no text.
+        """
         with self._lock:
-            known = self._alive.get(grammar)
-            if known is not None:
-                self._keep(grammar, known)
-                return known
+            cached = self._alive.get(grammar)
+            if cached is not None:
+                self._remember(grammar, cached)
+                return cached
         compiled = CompiledGrammar(self._compile(grammar), self)
         with self._lock:
-            self._keep(grammar, compiled)
+            self._remember(grammar, compiled)
         return compiled
 
-    def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
+    def _remember(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
         self._alive[grammar] = self._recent[grammar] = compiled
         self._recent.move_to_end(grammar)
         if len(self._recent) > _MAX_CACHED:
@@ -170,7 +176,7 @@ class GrammarCompiler:
             reason = first.trim(bits)
         if reason:
             for part in parts(grammar):
-                self._compile(part)  # raises, naming the part that is to blame
+                self._compile(part)  # raises an error that names this part, if it is the cause
             raise RequestError(
                 f"{grammar.param} cannot be served: {reason}.", param=grammar.param, code="unsupported_schema"
             )
@@ -178,7 +184,7 @@ class GrammarCompiler:
 
 
 class _Vocabulary:
-    """A vocabulary as llguidance asks for it. It takes no bytes, so that llguidance gives it text."""
+    """The vocabulary in the form that llguidance reads. It accepts text only, so that llguidance passes text to it."""
 
     def __init__(
         self,
@@ -201,13 +207,13 @@ class _Vocabulary:
         ids = self._encode(text)
         if b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == data:
             return ids
-        return [self._of_byte[bytes([byte])] for byte in data]  # the tokenizer would write the text in another form
+        return [self._of_byte[bytes([byte])] for byte in data]  # the tokenizer would normalise the text
 
 
 def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> Tensor:
-    """Bitmasks [R, W] of the tokens that each answer may go on with. Raises GrammarError.
+    """Return bitmasks [R, W] int32 of the tokens that may come next in each answer. Raises GrammarError.
 
-    Python's lock is not held meanwhile. One takes about a tenth of a millisecond, so threads would not pay.
+    A mask takes about 0.1 ms and is computed without Python's global lock; threads would not make this faster.
     """
     masks = torch.empty(len(matchers), num_words(vocab_size), dtype=torch.int32)
     reasons: dict[int, str] = {}
@@ -221,23 +227,23 @@ def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> Tensor:
 
 
 def num_words(vocab_size: int) -> int:
-    """Words of a bitmask."""
+    """Return the number of 32-bit words of a bitmask."""
     return -(-vocab_size // 32)
 
 
 def clear(bits: Tensor, token_id: int) -> None:
-    """Takes a token from a bitmask [W], in place."""
+    """Clear the bit of a token in a bitmask [W], in place."""
     word = 1 << token_id % 32
     bits[token_id // 32] &= ~(word - 2**32 if word >= 2**31 else word)
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Why a matcher failed, in one line; empty where it did not."""
+    """Return in one line why a matcher failed, or an empty string if it did not."""
     if not matcher.is_error():
         return ""
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
     found = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if found.startswith("NoExtension"):
-        return _NOTHING
+        return _ALLOWS_NOTHING
     keys = _UNSUPPORTED.fullmatch(found)
     return f"it uses {keys[1]}, which is not supported" if keys else found.rstrip(".")[:300]

@@ -1,6 +1,7 @@
-"""What is refused of a JSON Schema before llguidance sees it.
+"""Checks a JSON Schema before llguidance compiles it.
 
-That is what it would take on and not hold to, what no answer could ever fulfil, what would take too long to compile.
+Refused are rules that llguidance would accept but not enforce, schemas that no answer could ever fulfil, and schemas
+that would take too long to compile.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from urllib.parse import unquote
 
 MAX_SUBSCHEMAS = 5_000
 MAX_PROPERTIES = 1_000
-"""Of one object: the time to compile grows with their square."""
+"""Limit for one object. The time to compile grows with the square of the number."""
 MAX_PATTERN_SIZE = 20_000
-"""Characters that a pattern stands for with its repetitions written out."""
+"""Limit for the length of a pattern with its repetitions written out."""
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
@@ -27,15 +28,17 @@ _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|\{(?P<low>\d+)(?:,(?P<high>\
 
 
 class SchemaError(ValueError):
-    """A schema that is not served; the message goes on from the name of the field."""
+    """A schema that is not supported. The message continues a sentence that begins with the name of the field."""
 
 
 def check(schema: Any) -> dict[str, Any]:
-    """The schema as an object. Raises SchemaError."""
+    """Return the schema as an object, {} for `true`. Raises SchemaError if it is not supported."""
     if schema is True:
         return {}
     if not isinstance(schema, dict):
-        raise SchemaError("is a schema that nothing fulfils" if schema is False else "must be a JSON Schema, an object")
+        raise SchemaError(
+            "is a schema that no value fulfils" if schema is False else "must be a JSON Schema, an object"
+        )
     nodes: list[dict[str, Any]] = []
     for node in _subschemas(schema):
         _check_node(node)
@@ -43,12 +46,12 @@ def check(schema: Any) -> dict[str, Any]:
         if len(nodes) > MAX_SUBSCHEMAS:
             raise SchemaError(f"has more than the {MAX_SUBSCHEMAS} subschemas that are allowed")
     if not _has_finite_instance(schema, nodes):
-        raise SchemaError("is recursive without an end: nothing of finite size fulfils it")
+        raise SchemaError("is recursive without an end, so no value of finite size fulfils it")
     return schema
 
 
 def as_object(schema: Any) -> dict[str, Any]:
-    """`schema` for a value that is an object anyway. Raises SchemaError where it allows none."""
+    """Return `schema` restricted to objects. Raises SchemaError if it allows no object."""
     checked = check({} if schema is None else schema)
     types = checked.get("type", "object")
     if "object" not in (types if isinstance(types, list) else [types]):
@@ -57,14 +60,14 @@ def as_object(schema: Any) -> dict[str, Any]:
 
 
 def options(*, inline: bool) -> dict[str, Any]:
-    """llguidance's options, which a schema may not set.
+    """Return llguidance's options, which a schema may not set.
 
-    White space is bounded, so that a model cannot go on with it for ever: where `inline`, a space behind a comma or a
-    colon (the form in which models write calls), else also lines with indentation. What is optional is also never
-    written out ahead by llguidance, which else does so with all that a schema forces.
+    White space is bounded, so that a model cannot generate it without end. With `inline`, only a space after a comma or
+    a colon is allowed, which is how models write calls; otherwise also line breaks with indentation. Since white space
+    is optional, llguidance never writes it ahead, as it does with all text that a schema forces.
 
-    A key that is written with an escape would not be recognised as the property that it is, so there are no `\\u`
-    escapes; characters are written as themselves.
+    llguidance would not recognise a property whose key is written with an escape, so `\\u` escapes are not allowed;
+    characters are written as themselves.
     """
     return {
         **(_INLINE if inline else _PRETTY),
@@ -76,19 +79,19 @@ def options(*, inline: bool) -> dict[str, Any]:
 
 
 def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """The schema and all within it, in the order of their depth."""
-    waiting = [schema]
-    for node in waiting:
+    """Yield the schema and all its subschemas, in breadth-first order."""
+    queue = [schema]
+    for node in queue:
         if not isinstance(node, dict):
             continue
         yield node
         for name in _MAPS:
             if isinstance(node.get(name), dict):
-                waiting += node[name].values()
+                queue += node[name].values()
         for name in _LISTS:
             if isinstance(node.get(name), list):
-                waiting += node[name]
-        waiting += [node[name] for name in _SINGLE if name in node]
+                queue += node[name]
+        queue += [node[name] for name in _SINGLE if name in node]
 
 
 def _check_node(node: Mapping[str, Any]) -> None:
@@ -96,15 +99,15 @@ def _check_node(node: Mapping[str, Any]) -> None:
         raise SchemaError(f"has an object with more than the {MAX_PROPERTIES} properties that are allowed")
     least = node.get("minProperties", 0)
     if isinstance(least, int | float) and least > max(1, len(_list(node, "required"))):
-        raise SchemaError("uses minProperties beyond the required ones, which is not supported")
+        raise SchemaError("has minProperties above the number of required properties, which is not supported")
     patterns = [node.get("pattern"), *_mapping(node, "patternProperties")]
     if any(isinstance(pattern, str) and expanded_size(pattern) > MAX_PATTERN_SIZE for pattern in patterns):
         raise SchemaError(f"has a pattern of more than {MAX_PATTERN_SIZE} characters, its repetitions written out")
 
 
 def expanded_size(regex: str) -> int:
-    """About how many characters a regex has with its counted repetitions written out."""
-    sizes, last = [0], 0  # of the groups that are open, and of what a repetition would repeat
+    """Return about how many characters a regex has with its counted repetitions written out."""
+    sizes, last = [0], 0  # sizes of the open groups, and of the atom that a repetition would repeat
     for match in _ATOM.finditer(regex):
         atom = match.group()
         if match["low"] is not None:
@@ -120,7 +123,7 @@ def expanded_size(regex: str) -> int:
 
 
 def _has_finite_instance(root: dict[str, Any], nodes: list[dict[str, Any]]) -> bool:
-    """Whether some finite value fulfils the schema, as far as its recursion is concerned: the least fixed point."""
+    """Return whether the recursion of the schema can end, as the least fixed point of "has a finite value"."""
     finite: set[int] = set()
     for _ in range(_MAX_PASSES):
         before = len(finite)
@@ -131,44 +134,44 @@ def _has_finite_instance(root: dict[str, Any], nodes: list[dict[str, Any]]) -> b
             return True
         if len(finite) == before:
             return False
-    raise SchemaError("refers from schema to schema too often")
+    raise SchemaError("has a chain of references that is too long")
 
 
 def _is_finite(node: dict[str, Any], root: dict[str, Any], finite: set[int]) -> bool:
-    def known(part: Any) -> bool:
+    def is_known(part: Any) -> bool:
         return not isinstance(part, dict) or id(part) in finite
 
-    if "$ref" in node and not known(_resolve(root, node["$ref"])):
+    if "$ref" in node and not is_known(_resolve(root, node["$ref"])):
         return False
     choices = [_list(node, name) for name in ("anyOf", "oneOf") if name in node]
-    if not all(map(known, _list(node, "allOf"))) or not all(any(map(known, branches)) for branches in choices):
+    if not all(map(is_known, _list(node, "allOf"))) or not all(any(map(is_known, branches)) for branches in choices):
         return False
     match node.get("type"):
         case "object" | ["object"]:
             properties = _mapping(node, "properties")
-            return all(known(properties.get(name)) for name in _list(node, "required") if isinstance(name, str))
+            return all(is_known(properties.get(name)) for name in _list(node, "required") if isinstance(name, str))
         case "array" | ["array"]:
             least = node.get("minItems", 0)
             least = least if isinstance(least, int) else 0
             first = _list(node, "prefixItems")[: max(least, 0)]
-            return all(map(known, first)) and (least <= len(first) or known(node.get("items")))
+            return all(map(is_known, first)) and (least <= len(first) or is_known(node.get("items")))
     return True
 
 
 def _resolve(root: Any, reference: Any) -> Any:
-    """What a reference within the schema means; None for others, which llguidance refuses."""
+    """Return the target of a reference within the schema; None for other references, which llguidance refuses."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
-    place = root
+    target = root
     for part in unquote(reference[1:]).split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, list) and part.isdecimal() and int(part[:9]) < len(place):
-            place = place[int(part)]
-        elif isinstance(place, dict) and part in place:
-            place = place[part]
+        if isinstance(target, list) and part.isdecimal() and int(part[:9]) < len(target):
+            target = target[int(part)]
+        elif isinstance(target, dict) and part in target:
+            target = target[part]
         else:
             return None
-    return place
+    return target
 
 
 def _mapping(node: Mapping[str, Any], name: str) -> dict[str, Any]:

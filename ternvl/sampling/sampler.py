@@ -1,12 +1,12 @@
-"""Logits to tokens, for many requests at once.
+"""Draws tokens from logits, for many requests at once.
 
-What a grammar does not allow is taken out first, so that the tokens it allows share all probability, then what
-`allowed_token_ids` leaves out. Then the order is that of vLLM's documentation: biases, repetition, presence and
-frequency penalties, then the ban on stop tokens below `min_tokens`; the log probabilities that are reported are taken
-here. Then temperature, top_k, top_p, min_p.
+First, tokens that the grammar forbids and tokens outside of `allowed_token_ids` are removed, so that the others share
+all probability. Then the order is that of vLLM's documentation: biases; repetition, presence and frequency penalties;
+the ban on stop tokens below `min_tokens`. The reported log probabilities are computed at this point. Last come
+temperature, top_k, top_p and min_p.
 
-What is drawn depends on the row's logits, its seed and its position alone, never on the rows beside it: each draw
-inverts the row's cumulative distribution at a number hashed from seed and position. There is no generator with a state.
+A drawn token depends only on the row's logits, its seed and its position, never on other rows: each draw inverts the
+row's cumulative distribution at a number hashed from seed and position. There is no generator with a state.
 
 Shapes: S rows, V vocabulary.
 """
@@ -29,28 +29,29 @@ from ternvl.types import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One row's wish: how a token is drawn, and after what."""
+    """A request to draw one token: the parameters of one row, and the tokens before it."""
 
     params: SamplingParams
     seed: int
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]
+    """Tokens of the answer so far. Their number is the position of the draw."""
     stop_ids: frozenset[int]
-    """Tokens that may not come before `params.min_tokens` others have, unless nothing else may."""
+    """Tokens that are banned before the answer has `params.min_tokens` tokens, unless nothing else is allowed."""
     allowed: Tensor | None = None
-    """[ceil(V / 32)] int32: the bitmask of the row's grammar."""
+    """[ceil(V / 32)] int32: the bitmask of the row's grammar; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One row's token, and its log probabilities where they are wanted."""
+    """The token drawn for one row, and its log probabilities if they were requested."""
 
     token_id: int
     logprobs: TokenLogprobs | None
 
 
 class NonFiniteLogitsError(ArithmeticError):
-    """Rows whose logits are no numbers to draw from."""
+    """Rows whose logits are NaN or infinite, so that no token can be drawn."""
 
     def __init__(self, rows: list[int]) -> None:
         super().__init__(f"the model gave logits that are not finite (rows {rows})")
@@ -58,14 +59,14 @@ class NonFiniteLogitsError(ArithmeticError):
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """Draw a token for each row of logits [S, V] (float32). Raises NonFiniteLogitsError."""
-    given = logits
+    """Draw a token for each row of logits [S, V] float32. Raises NonFiniteLogitsError, which names the rows."""
+    original = logits
     values, token_ids = largest(logits)
     if broken := [row for row, value in enumerate(values.tolist()) if not math.isfinite(value)]:
         raise NonFiniteLogitsError(broken)
-    logits = _bias(_allow(_mask(logits, draws), draws), draws)
+    logits = _add_biases(_keep_allowed(_apply_grammars(logits, draws), draws), draws)
     logits = _ban_stops(_penalise(logits, draws), draws)
-    if logits is not given:
+    if logits is not original:
         token_ids = largest(logits)[1]
     random = [row for row, draw in enumerate(draws) if draw.params.temperature > 0]
     if random:
@@ -76,17 +77,17 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in (0, 1) for a position of a seeded sequence: the hash of both."""
+    """Return a number in (0, 1) for a position of a seeded sequence: a hash of both."""
     digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     return ((int.from_bytes(digest) >> 13) + 0.5) / 2**51
 
 
 def derive_seed(base: int, number: int) -> int:
-    """The seed of the request of that number where it brings none."""
+    """Return the seed of request `number`, for requests without a seed of their own."""
     return int.from_bytes(hashlib.blake2b(f"{base}/{number}".encode(), digest_size=8).digest())
 
 
-def _mask(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _apply_grammars(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.allowed is not None]
     if not rows:
         return logits
@@ -95,7 +96,7 @@ def _mask(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return logits.index_copy(0, index, processors.apply_bitmask(logits[index], bitmasks))
 
 
-def _allow(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _keep_allowed(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.params.allowed_token_ids]
     if not rows:
         return logits
@@ -106,7 +107,7 @@ def _allow(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return logits.index_copy(0, index, processors.apply_allowed(logits[index], allowed))
 
 
-def _bias(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _add_biases(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.params.logit_bias]
     if not rows:
         return logits
@@ -143,7 +144,7 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 
 def _counts(ids: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    """How often each token occurs in each row: [R, V] float32."""
+    """Return how often each token occurs in each row: [R, V] float32."""
     counts = logits.new_zeros(len(ids), logits.shape[-1])
     for row, tokens in zip(counts, ids, strict=True):
         index = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
@@ -163,24 +164,34 @@ def _ban_stops(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         return logits
     rows, token_ids = torch.tensor(banned, device=logits.device).T
     left = logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
-    return torch.where(left.amax(dim=-1, keepdim=True) > -torch.inf, left, logits)  # a grammar may leave only the end
+    return torch.where(
+        left.amax(dim=-1, keepdim=True) > -torch.inf, left, logits
+    )  # a grammar may allow nothing but the end
 
 
 def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Tokens [R] of rows with a temperature above 0."""
+    """Return tokens [R] of rows with a temperature above 0."""
     params = [draw.params for draw in draws]
     logits = processors.apply_temperature(logits, logits.new_tensor([row.temperature for row in params]))
-    logits = _apply(processors.apply_top_k, logits, [row.top_k if row.top_k > 0 else None for row in params])
-    logits = _apply(processors.apply_top_p, logits, [row.top_p if row.top_p < 1 else None for row in params])
-    logits = _apply(processors.apply_min_p, logits, [row.min_p if row.min_p > 0 else None for row in params])
+    logits = _apply_where_given(
+        processors.apply_top_k, logits, [row.top_k if row.top_k > 0 else None for row in params]
+    )
+    logits = _apply_where_given(
+        processors.apply_top_p, logits, [row.top_p if row.top_p < 1 else None for row in params]
+    )
+    logits = _apply_where_given(
+        processors.apply_min_p, logits, [row.min_p if row.min_p > 0 else None for row in params]
+    )
     cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)  # [R, V]
     points = [uniform(draw.seed, len(draw.output_ids)) for draw in draws]
     heights = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    # The first token whose sum exceeds the height: its own probability is above 0.
+    # The first token whose cumulative sum exceeds the height, so its own probability is above 0.
     return torch.searchsorted(cumulative, heights, right=True).squeeze(-1)
 
 
-def _apply(apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Sequence[float | None]) -> Tensor:
+def _apply_where_given(
+    apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Sequence[float | None]
+) -> Tensor:
     """Apply a processor to the rows that have a value for it."""
     rows = [row for row, value in enumerate(values) if value is not None]
     if not rows:
@@ -191,7 +202,7 @@ def _apply(apply: Callable[[Tensor, Tensor], Tensor], logits: Tensor, values: Se
 
 
 def _logprobs(logits: Tensor, token_id: int, params: SamplingParams) -> TokenLogprobs | None:
-    """Of one row [V], natural, before temperature and truncation."""
+    """Return natural log probabilities of one row [V], before temperature and truncation."""
     if params.logprobs is None:
         return None
     logprobs = logits.log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""The machine's limits: what the kernels compute, and how a share is told."""
+"""The machine's limits: what the kernels compute, and how a share of a limit is stated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers' benchmark without its peers: turns, medians, the table, and ternvl's worker on a tiny checkpoint."""
+"""The benchmark of peers with fake contestants, its report, and ternvl's own worker on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_targets_in_units_of_their_own() -> None:
         assert report.shown_ratio(made, line) == text
 
 
-def test_notes_say_who_did_less() -> None:
+def test_notes_name_contestants_that_did_less() -> None:
     assert report.notes(FULL) == [
         "llama.cpp Q8_0, decode, one stream: only 50 of 100 prompt tokens",
         "transformers fp32, decode, one stream: not installed: python is missing",
@@ -156,7 +156,7 @@ def test_the_chart(tmp_path: Path) -> None:
     assert "<svg" in text
 
 
-def test_a_worker_answers_fails_and_goes_on(tmp_path: Path) -> None:
+def test_a_worker_answers_fails_and_continues(tmp_path: Path) -> None:
     process = start(tmp_path)
     assert (process.version, process.decode_bytes) == ("fake 1", 10)
     response = process.ask([ask("one"), ask("two", 3)])
@@ -174,13 +174,13 @@ def test_a_worker_that_cannot_load(tmp_path: Path, kind: str, reason: str) -> No
         start(tmp_path, kind)
 
 
-def test_contestants_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contestants_alternate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     ones = [CONTESTANTS["openvino-int8"], CONTESTANTS["ternvl-none"], CONTESTANTS["transformers-fp32"]]
     prompts = workloads.Prompts(tmp_path, lambda text: len(text.split()))
 
     class Fake:
-        """A process that needs no time."""
+        """A process that answers at once."""
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -212,7 +212,7 @@ def test_answers_of_another_length_do_not_count() -> None:
     assert workloads.problem(DECODE, response, [ask("x", 4)]) is None
 
 
-def test_what_is_not_installed_is_missing(tmp_path: Path) -> None:
+def test_a_contestant_that_is_not_installed_is_missing(tmp_path: Path) -> None:
     prompts = workloads.Prompts(tmp_path, len)
     loaded = measure.Stage(Places(tmp_path / "no", tmp_path / "no"), prompts, tmp_path / "log")
     for contestant in CONTESTANTS.values():
@@ -221,11 +221,11 @@ def test_what_is_not_installed_is_missing(tmp_path: Path) -> None:
     assert set(loaded.missing) == set(CONTESTANTS)
 
 
-def test_little_memory_ends_the_one_longest_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_ends_the_least_recently_used_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
 
     class Fake:
-        """Says when it ends."""
+        """A process that records its end."""
 
         def __init__(self, name: str) -> None:
             self.name, self.is_alive = name, True
@@ -272,10 +272,10 @@ def test_prompts_are_the_same_in_a_turn_and_differ_otherwise(tmp_path: Path) -> 
         (["--tokenizer", "x", "--peers", "vllm"], "There is no contestant 'vllm'; there are ternvl, openvino,"),
         (["--tokenizer", "x", "--workloads", "tiles", "poem"], "There is no workload 'poem'; there are tile, tiles,"),
         (["--tokenizer", "x", "--repeats", "0"], "--repeats is 0, but must be at least 1."),
-        (["--tokenizer", "x", "--repeats-of", "poem=3"], "--repeats-of 'poem=3' is not like"),
+        (["--tokenizer", "x", "--repeats-of", "poem=3"], "--repeats-of 'poem=3' does not have the form"),
         (["--tokenizer", "x", "--max-tokens", "1"], "--max-tokens is 1, but must be at least 2."),
         (["--tokenizer", "x", "--long-tokens", "5"], "--long-tokens is 5, but must be at least 100."),
-        ([], "--tokenizer DIR is needed"),
+        ([], "--tokenizer DIR is required"),
     ],
 )
 def test_wrong_settings(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint that stands in for the real one."""
+"""The random checkpoint has the shapes of the real one, and the same weights in every layout."""
 
 from pathlib import Path
 

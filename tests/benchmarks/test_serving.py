@@ -1,4 +1,4 @@
-"""The load generator against a tiny model, and its arithmetic."""
+"""The load generator against a tiny model: counts, failures and percentiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("flags", [["--concurrency", "2", "--images", "1", "--image-size", "50x30"], ["--rate", "50"]])
-def test_the_sums_are_right(serving: Any, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_counts_and_rates_are_consistent(serving: Any, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     with serve(tiny_llm()) as url:
         asked = ["--requests", "5", "--prompt-tokens", "70", "--output-tokens", "6", *flags]
         assert serving.main(["--base-url", f"{url}/v1", *asked]) == 0
@@ -50,7 +50,7 @@ def test_failures_are_counted(serving: Any, capsys: pytest.CaptureFixture[str]) 
     assert result["ttft_ms"]["p50"] is None
 
 
-def test_no_server_is_one_line(serving: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_an_error_of_one_line(serving: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert serving.main(["--base-url", "http://127.0.0.1:9/v1"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("serving.py: ")

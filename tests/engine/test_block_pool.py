@@ -54,9 +54,9 @@ def test_a_draft_shares_what_it_has_not_taken() -> None:
     pool.free([0, 1])
     draft = pool.draft()
     assert draft.match([b"a", b"c", b"x", b"b"]) == (0, 2)
-    assert draft.num_woken((0, 2)) == 1
+    assert draft.num_newly_used((0, 2)) == 1
     draft.share((0, 2))
-    assert (draft.num_free, draft.num_woken((0, 2))) == (1, 0)
+    assert (draft.num_free, draft.num_newly_used((0, 2))) == (1, 0)
     assert draft.take(1) == (1,)
     assert draft.match([b"b"]) == ()
     pool.share([0, 2])

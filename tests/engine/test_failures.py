@@ -118,7 +118,7 @@ def test_a_context_beyond_memory_is_refused(model: InternVL, monkeypatch: pytest
 def test_a_context_beyond_the_models_is_cut_with_a_warning(model: InternVL, caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(model, EngineConfig(max_model_len=513), stop_ids=STOP_IDS)
     assert engine.config.max_model_len == 512
-    assert "max_model_len is 513, but the model knows 512 positions" in caplog.text
+    assert "max_model_len is 513, but the model supports only 512 positions" in caplog.text
 
 
 def test_abort_frees_at_once(model: InternVL) -> None:

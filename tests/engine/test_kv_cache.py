@@ -152,7 +152,7 @@ def test_int8_is_near_the_models_own_type(quantisation: bool) -> None:
 def test_a_cache_that_cannot_be(options: dict[str, str | int]) -> None:
     with pytest.raises(ConfigError, match="kv_cache_dtype is"):
         engine(tiny.make_model(CONFIG), **{"kv_cache_dtype": "int8", **options})
-    with pytest.raises(ConfigError, match="a head has 8"):
+    with pytest.raises(ConfigError, match="the head size is 8"):
         engine(tiny.make_model(), kv_cache_dtype="int8")
 
 

@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def write_images(folder: Path) -> Path:
-    """One picture a colour; white is wide, so that it makes several tiles."""
+    """One picture per colour; the white one is wide, so that it makes several tiles."""
     folder.mkdir()
     for color in COLORS:
         Image.new("RGB", (300, 60) if color == "white" else (60, 60), color).save(folder / f"{color}.png")
@@ -35,7 +35,7 @@ def write_images(folder: Path) -> Path:
 
 
 def line(color: str, answer: str | None = None, question: str = "which?") -> dict[str, Any]:
-    """In OpenAI's form."""
+    """A question about a picture and its answer, in OpenAI's format."""
     content = [{"type": "image_url", "image_url": {"url": f"{color}.png"}}, {"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer or f"it is {color}"}]
     return {"messages": turns}
@@ -52,7 +52,7 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
 
 
 def write_training_data(path: Path, count: int = 12) -> Path:
-    """Every third line without an image, and answers of several lengths."""
+    """Lines of which every third has no image, with answers of several lengths."""
     rows = [
         text_line("say " + "a" * i, "ab" * i) if i % 3 == 2 else line(COLORS[i % 4], f"it is {COLORS[i % 4]}" + "!" * i)
         for i in range(count)

@@ -1,4 +1,4 @@
-"""What an adapter does is the same in training, merged, by peft on other models, and as it is told."""
+"""An adapter has the same effect in training, merged, and loaded by peft onto other models; the `lora` commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ternvl.checkpoint import source, weights
 from ternvl.checkpoint.source import EMBEDDED
 from ternvl.cli import main
 from ternvl.errors import AdapterError, CheckpointError, ConfigError
-from ternvl.finetune.adapter import Adapter
+from ternvl.finetune.adapter import TrainedAdapter
 from ternvl.finetune.evaluate import evaluate
 from ternvl.finetune.forward import PackedAttention
 from ternvl.finetune.merge import merge_into
 from ternvl.finetune.settings import AdapterConfig
 from ternvl.lora import files
-from ternvl.lora.bank import Adapter as LoadedAdapter
+from ternvl.lora.bank import Adapter
 from ternvl.model.internvl import InternVL
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
 from tests.server.fakes import tiny_config, tiny_model
@@ -33,7 +33,7 @@ IDS = torch.tensor([5, 77, 130, 9, 61, 200])
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and adapters of it: of the language model, and of everything with rsLoRA."""
+    """A model and two adapters of it: "text" for the language model, "all" for every part, with rsLoRA."""
     folder = tmp_path_factory.mktemp("adapters")
     write_checkpoint(folder / "tiny")
     images = write_images(folder / "images")
@@ -58,13 +58,13 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return int(ended.value.code or 0), out, err
 
 
-def read(folder: Path) -> LoadedAdapter:
+def read(folder: Path) -> Adapter:
     return files.read(folder, str(folder), files.linears(tiny_config()))
 
 
 @torch.no_grad()
 def logits(model: InternVL) -> tuple[Tensor, Tensor]:
-    """Of six tokens; and features of two tiles."""
+    """Logits of six tokens, and features of two tiles."""
     hidden = model.decode(model.embed(IDS), torch.arange(len(IDS)), PackedAttention([len(IDS)]))
     return model.logits(hidden), model.encode_tiles(torch.linspace(-1, 1, 2 * 3 * 56 * 56).view(2, 3, 56, 56))
 
@@ -85,7 +85,7 @@ def test_merged_equals_peft(home: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 class _Chat(nn.Module):
-    """transformers' Qwen2 where the official model has it."""
+    """Holds transformers' Qwen2 under the name that it has in the official model."""
 
     def __init__(self, language_model: Qwen2ForCausalLM) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_peft_loads_it_onto_transformers_model(home: Path) -> None:
     torch.testing.assert_close(logits(model)[0], expected, rtol=0, atol=1e-4)
 
 
-def test_inspect_tells_the_changes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reports_the_changes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "lora", "inspect", str(home / "all"), "--model", str(home / "tiny"), "--json")
     assert code == 0
     found = json.loads(out)
@@ -135,7 +135,7 @@ def test_inspect_tells_the_changes(home: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_eval_counts_exact_answers(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The adapter knows most of its training data by heart, and nothing of a line that it has not seen."""
+    """The adapter has memorised most of its training data, but not a line that it has never seen."""
     rows = (home / "train.jsonl").read_text().splitlines()
     path = write_lines(tmp_path / "test.jsonl", [*rows, text_line("something", "never said")])
     arguments = ("--data", str(path), "--images", str(home / "images"), "--adapter", str(home / "text"))
@@ -181,13 +181,13 @@ def test_an_adapter_of_another_model_is_refused(home: Path, tmp_path: Path) -> N
     assert "positive" in refusal(tensors, r=0)
 
 
-def test_a_head_that_is_the_embeddings_is_left_alone(home: Path) -> None:
+def test_a_head_tied_to_the_embeddings_is_refused(home: Path) -> None:
     model = copy.deepcopy(tiny_model())
     model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
-    with pytest.raises(CheckpointError, match="the embeddings, too"):
+    with pytest.raises(CheckpointError, match="shares its weights with the embeddings"):
         merge_into(model, read(home / "all"))
     with pytest.raises(ConfigError, match="target holds head"):
-        Adapter(model, AdapterConfig(target=("head",)), base="tiny", seed=0)
+        TrainedAdapter(model, AdapterConfig(target=("head",)), base="tiny", seed=0)
 
 
 def test_merge_overwrites_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Lines of data: what is taken, and what is said of the bad ones."""
+"""Lines of data: both formats are parsed, and bad lines are reported."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_internvl_form_of_several_images(images: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (b"{", "no JSON"),
+        (b"{", "not valid JSON"),
         ([], '"messages"'),
         ({"messages": "hi"}, "list of message objects"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "no assistant message"),
@@ -92,8 +92,8 @@ def test_internvl_form_of_several_images(images: Path) -> None:
         (line("mauve"), "mauve.png' does not exist"),
         (line("../images/../../x"), "does not exist"),
         (internvl(("human", "a <image> b"), ("gpt", "c"), image="red.png"), "middle of a text"),
-        (internvl(("human", "<image>\n<image>"), ("gpt", "c"), image="red.png"), "has 1 images, but <image> stands 2"),
-        (internvl(("human", "x"), ("gpt", "c"), image=["red.png", "blue.png"]), "stands 0 times"),
+        (internvl(("human", "<image>\n<image>"), ("gpt", "c"), image="red.png"), "has 1 images, but <image> occurs 2"),
+        (internvl(("human", "x"), ("gpt", "c"), image=["red.png", "blue.png"]), "occurs 0 times"),
         (internvl(("robot", "x"), ("gpt", "c")), '"from"'),
         (internvl(("human", "x"), ("gpt", "c"), video="a.mp4"), "video"),
         (internvl(("human", "x"), ("gpt", "c"), image=7), "image must be"),
@@ -103,12 +103,12 @@ def test_bad_lines(images: Path, row: Any, words: str) -> None:
     assert words in refusal(row, images)
 
 
-def test_images_come_from_their_folder_alone(images: Path) -> None:
+def test_images_outside_of_the_folder_are_refused(images: Path) -> None:
     (images.parent / "secret.png").write_bytes((images / "red.png").read_bytes())
-    assert "is no file below" in refusal(line("../secret"), images)
+    assert "is not a file below" in refusal(line("../secret"), images)
     (images / "link.png").unlink(missing_ok=True)
     (images / "link.png").symlink_to(images.parent / "secret.png")
-    assert "is no file below" in refusal(line("link"), images)
+    assert "is not a file below" in refusal(line("link"), images)
     row = line("red")
     row["messages"][0]["content"][0]["image_url"]["url"] = "http://example.com/a.png"
     assert "neither a path" in refusal(row, images)
@@ -124,10 +124,10 @@ def test_all_bad_lines_are_named(images: Path, tmp_path: Path) -> None:
         read_dataset(path, images)
     assert [number for number, _ in error.value.problems] == [3, 5, 6, 7]
     assert "4 bad lines, the first of them line 3" in str(error.value)
-    assert "may have 512" in error.value.problems[3][1]
+    assert "at most 512 are allowed" in error.value.problems[3][1]
 
 
-def test_files_that_cannot_be(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         DataFile(tmp_path / "absent.jsonl", None)
     with pytest.raises(ConfigError, match="no line"):
@@ -144,7 +144,7 @@ def test_a_picture_that_changes_later_is_named(images: Path, tmp_path: Path) -> 
         dataset.pixels(1)
 
 
-def test_the_split_is_drawn_and_whole(tmp_path: Path) -> None:
+def test_the_split_is_random_and_loses_no_example(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [text_line("a", "b" * (i + 1)) for i in range(40)])
     dataset = read_dataset(path)
     parts = [dataset.split(0.1, seed) for seed in (0, 0, 1)]

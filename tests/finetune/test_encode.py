@@ -1,4 +1,4 @@
-"""Training sees what serving computes, and learns the answers alone."""
+"""Training encodes what serving computes, and learns only the answers."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def learned_runs(example: Example) -> list[list[int]]:
     return runs
 
 
-def test_a_mask_by_hand() -> None:
-    """The tiny tokenizer has a token a byte, but for "th", "the", " the" and "er"."""
+def test_a_mask_worked_out_by_hand() -> None:
+    """The tiny tokenizer has one token per byte, and further ones for "th", "the", " the" and "er"."""
     tokenizer = tiny_tokenizer()
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the end"}]}
     example, pixels = encode(builder_for(), parse(json.dumps(row).encode(), None))
@@ -72,7 +72,7 @@ def test_a_mask_by_hand() -> None:
     assert pixels is None
 
 
-def test_only_answers_are_learned_and_what_ends_them(example: Example) -> None:
+def test_only_answers_and_their_end_tokens_are_learned(example: Example) -> None:
     tokenizer = tiny_tokenizer()
     call = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
     end = tokenizer.control_id("<|im_end|>")
@@ -80,8 +80,8 @@ def test_only_answers_are_learned_and_what_ends_them(example: Example) -> None:
     assert learned_runs(example) == expected
 
 
-def test_what_precedes_an_answer_is_the_server_s_prompt(images: Path, example: Example) -> None:
-    """For every learned answer: the tokens before it are what the prompt builder gives for the turns before it."""
+def test_the_tokens_before_an_answer_are_the_server_s_prompt(images: Path, example: Example) -> None:
+    """For every learned answer, the tokens before it equal the built prompt of the turns before it."""
     local = [
         message | {"content": [part | _url(part, images) for part in message["content"]]}
         if isinstance(message["content"], list)

@@ -1,4 +1,4 @@
-"""The packed forward pass: the loss of each conversation alone, summed."""
+"""The loss of a pack is the sum of the losses of its conversations."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_checkpointing_and_chunks_change_no_gradient(dataset: Dataset, monkeypat
         torch.testing.assert_close(other[name], grad, rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_kept_where_nothing_trains_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_cached_if_nothing_trains_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     features = Features(model, is_trained=False)
     first = features.of(dataset, 0)

@@ -1,4 +1,4 @@
-"""`ternvl finetune` on a tiny model: what it learns, leaves behind, and goes on from."""
+"""`ternvl finetune` on a tiny model: training, the files it writes, and resuming."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def weights_of(output: Path) -> bytes:
     return (output / "adapter_model.safetensors").read_bytes()
 
 
-def test_it_learns_and_leaves_what_it_says(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_lowers_the_loss_and_writes_its_files(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "adapter"
     out = tune(home, output, capsys, "--epochs", "10", "--eval-share", "0.2", "--eval-every", "10")
     rows = read_rows(output / "run" / "metrics.jsonl")
@@ -96,7 +98,7 @@ def test_the_adapter_has_peft_s_form(home: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("target", ["projector", "vision"])
-def test_what_is_not_targeted_is_not_there(
+def test_only_the_targeted_part_is_in_the_adapter(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
     tune(home, tmp_path / "a", capsys, "--max-steps", "2", "--target", target, "--eval-share", "0")
@@ -104,7 +106,7 @@ def test_what_is_not_targeted_is_not_there(
     start = {"projector": "base_model.model.mlp1.", "vision": "base_model.model.vision_model."}[target]
     assert all(name.startswith(start) for name in tensors)
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name), (
-        "it learns through tiles"
+        "gradients reach it through the tiles"
     )
 
 
@@ -116,7 +118,7 @@ def test_how_a_step_is_packed_does_not_matter(home: Path, tmp_path: Path, capsys
 
 
 def test_early_stopping_keeps_the_best(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is held out has other answers, so that learning makes it worse."""
+    """The held-out data has other answers, so that learning makes its loss worse."""
     other = write_lines(tmp_path / "eval.jsonl", [text_line("say a", "ZZZZ"), text_line("say b", "QQ")])
     options = ("--epochs", "20", "--eval-every", "2", "--patience", "3", "--eval-data", str(other), "--lr", "0.05")
     out = tune(home, tmp_path / "a", capsys, *options)
@@ -127,7 +129,7 @@ def test_early_stopping_keeps_the_best(home: Path, tmp_path: Path, capsys: pytes
 
 
 class _KilledError(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
+    """Ends a run as a kill would, since nothing catches it."""
 
 
 @pytest.mark.parametrize("moment", ["between checkpoints", "while a checkpoint is written"])
@@ -138,8 +140,8 @@ def test_resumed_is_uninterrupted_to_the_bit(
     tune(home, tmp_path / "whole", capsys, *options)
     with monkeypatch.context() as patch:
         if moment == "between checkpoints":
-            told = RunLog.step
-            patch.setattr(RunLog, "step", lambda self, row: _killed() if row["step"] == 8 else told(self, row))
+            step = RunLog.step
+            patch.setattr(RunLog, "step", lambda self, row: _killed() if row["step"] == 8 else step(self, row))
         else:
             patch.setattr(durable.os, "replace", _Replace(on_call=3))
         with pytest.raises(_KilledError):
@@ -158,7 +160,7 @@ def _killed() -> None:
 
 
 class _Replace:
-    """`os.replace` that is killed before its n-th call: run/config.json is the first, checkpoints follow."""
+    """`os.replace`, killed before its n-th call: the first writes run/config.json, the later ones checkpoints."""
 
     def __init__(self, on_call: int) -> None:
         self._left, self._replace = on_call, os.replace
@@ -181,15 +183,15 @@ def test_a_real_kill(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         process.send_signal(signal.SIGKILL)
     assert 0 < durable.read_state(checkpoint)["progress"]["step"] < 18
     code, _, err = call(command(home, tmp_path / "killed", *options, "--resume", "--epochs", "2"), capsys)
-    assert (code, "was begun with epochs 6.0, not 2.0" in err) == (1, True)
+    assert (code, "was started with epochs 6.0, not 2.0" in err) == (1, True)
     tune(home, tmp_path / "killed", capsys, *options, "--resume")
     tune(home, tmp_path / "whole", capsys, *options)
     ours, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
-    for name, tensor in expected.items():  # another process may have other threads, and round otherwise
+    for name, tensor in expected.items():  # another process may use another number of threads, and round differently
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3)
 
 
-def test_what_cannot_be_is_said_before_training(
+def test_invalid_settings_and_data_are_refused_before_training(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal(*options: str, output: Path = tmp_path / "a") -> str:
@@ -209,14 +211,16 @@ def test_what_cannot_be_is_said_before_training(
     assert "is not an empty folder" in refusal(output=tmp_path / "c")
     bad = write_lines(tmp_path / "bad.jsonl", ["{", text_line("a", "b"), "[]"])
     err = refusal("--data", str(bad), output=tmp_path / "d")
-    assert f"{bad}:1: This is no JSON" in err
+    assert f"{bad}:1: The line is not valid JSON" in err
     assert f"{bad}:3: The line must be" in err
     assert "2 bad lines" in err
     monkeypatch.setitem(sys.modules, "peft", None)
     assert "pip install 'ternvl[finetune]'" in refusal(output=tmp_path / "e")
 
 
-def test_a_rate_that_diverges_is_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_learning_rate_that_diverges_is_reported(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = call(command(home, tmp_path / "a", "--lr", "1", "--alpha", "1e30", "--epochs", "20"), capsys)
     assert code == 1
     assert "diverged" in err

@@ -1,4 +1,4 @@
-"""The pieces of a decoded answer, put together, are the decoded whole; no character is ever cut."""
+"""The pieces of a decoded answer, joined, are the text decoded at once; no character is ever cut."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pieces(tokenizer: Tokenizer, token_ids: list[int], size: int = 1) -> list[st
 
 
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size + 3)), st.integers(1, 5))
-def test_any_ids_decode_as_a_whole_does(token_ids: list[int], size: int) -> None:
+def test_pieces_of_any_ids_join_to_the_text_decoded_at_once(token_ids: list[int], size: int) -> None:
     assert "".join(pieces(TOKENIZER, token_ids, size)) == TOKENIZER.decode(token_ids)
 
 

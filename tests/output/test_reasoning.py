@@ -1,4 +1,4 @@
-"""Reasoning before an answer, wherever the text was cut."""
+"""Reasoning before an answer, the same wherever the text is cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_cuts_change_nothing(text: str, data: st.DataObject) -> None:
     assert parse(pieces) == parse([text])
 
 
-def test_nothing_is_held_back_that_is_certain() -> None:
+def test_certain_text_is_not_held_back() -> None:
     parser = ReasoningParser()
     assert parser.decode("<think>so") == ("so", "")
     assert parser.decode(" on</") == (" on", "")

@@ -1,4 +1,4 @@
-"""What is shown is the text up to the first stop string, wherever the pieces were cut."""
+"""The text is shown up to the first stop string, wherever the pieces are cut."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def before_first_stop(text: str, stop: list[str]) -> tuple[str, bool]:
 
 
 @given(st.lists(LETTERS), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
-def test_equals_a_search_in_the_whole(pieces: list[str], stop: list[str]) -> None:
+def test_pieces_equal_a_search_in_the_whole_text(pieces: list[str], stop: list[str]) -> None:
     stops = StopStrings(stop)
     shown = "".join([stops.decode(piece) for piece in pieces] + [stops.flush()])
     assert (shown, stops.stopped) == before_first_stop("".join(pieces), stop)
 
 
 @given(st.lists(LETTERS), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
-def test_included_stop_strings_end_what_is_shown(pieces: list[str], stop: list[str]) -> None:
+def test_an_included_stop_string_ends_the_shown_text(pieces: list[str], stop: list[str]) -> None:
     before, text = StopStrings(stop), StopStrings(stop, include=True)
     shown = "".join([before.decode(piece) for piece in pieces] + [before.flush()])
     longer = "".join([text.decode(piece) for piece in pieces] + [text.flush()])
@@ -36,13 +36,13 @@ def test_included_stop_strings_end_what_is_shown(pieces: list[str], stop: list[s
 
 
 @given(st.lists(LETTERS), st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4))
-def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], stop: list[str]) -> None:
+def test_text_is_held_back_only_while_it_may_begin_a_stop_string(pieces: list[str], stop: list[str]) -> None:
     stops = StopStrings(stop)
-    come = shown = ""
+    received = shown = ""
     for piece in pieces:
-        come += piece
+        received += piece
         shown += stops.decode(piece)
-        held = come[len(shown) :]
+        held = received[len(shown) :]
         assert (
             stops.stopped
             or any(string.startswith(held) and string != held for string in stop)
@@ -50,7 +50,7 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], st
         )
 
 
-def test_text_passes_at_once_where_nothing_may_stop_it() -> None:
+def test_text_passes_at_once_if_it_cannot_begin_a_stop_string() -> None:
     stops = StopStrings(["\n\n", "END"])
     assert [stops.decode(piece) for piece in ("Hello", " E", "NJOY\n", "x")] == ["Hello", " ", "ENJOY", "\nx"]
     assert (stops.flush(), stops.stopped) == ("", False)
@@ -62,7 +62,7 @@ def test_a_stop_string_over_many_pieces_is_never_shown() -> None:
     assert (stops.flush(), stops.stopped) == ("", True)
 
 
-def test_an_earlier_match_that_may_still_come_is_waited_for() -> None:
+def test_an_earlier_match_that_is_still_possible_is_waited_for() -> None:
     stops = StopStrings(["bcde", "d"])
     assert (stops.decode("abcd"), stops.stopped) == ("a", False)
     assert (stops.decode("e"), stops.stopped) == ("", True)
@@ -72,12 +72,12 @@ def test_an_earlier_match_that_may_still_come_is_waited_for() -> None:
     assert (stops.decode("abcd"), stops.flush(), stops.stopped) == ("a", "bc", True)
 
 
-def test_what_was_held_back_comes_at_the_end() -> None:
+def test_held_text_is_returned_at_the_end() -> None:
     stops = StopStrings(["STOP"])
     assert (stops.decode("a STO"), stops.flush(), stops.stopped) == ("a ", "STO", False)
 
 
-def test_without_stop_strings_all_passes() -> None:
+def test_without_stop_strings_all_text_passes() -> None:
     stops = StopStrings([])
     assert (stops.decode("abc"), stops.flush(), stops.stopped) == ("abc", "", False)
 

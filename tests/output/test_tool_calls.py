@@ -1,4 +1,4 @@
-"""Tool calls in a stream of text: told as they come, lost never, the same wherever the text was cut."""
+"""Tool calls in a stream of text: returned early, never lost, and the same wherever the text is cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("weather", "f", 'say "hi"', "größe")
 class Answer:
     text: str = ""
     calls: list[list[str]] = field(default_factory=list)
-    """[name, arguments] of each."""
+    """[name, arguments] of each call."""
     is_cut: bool = False
 
 
@@ -111,7 +111,7 @@ def test_what_only_looks_like_a_call_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), CUT)
-def test_a_call_that_is_not_closed_has_the_arguments_that_there_are(text: str, expected: list[str]) -> None:
+def test_a_call_that_is_cut_off_has_its_arguments_so_far(text: str, expected: list[str]) -> None:
     assert parse([text]) == Answer("", [expected], is_cut=True)
     assert parse(list(text)) == Answer("", [expected], is_cut=True)
 
@@ -190,14 +190,14 @@ def test_every_call_that_json_can_write_is_read_back(
     assert [(name, json.loads(arguments)) for name, arguments in answer.calls] == calls
 
 
-def test_text_is_not_held_back_longer_than_a_tag_may_begin_in_it() -> None:
+def test_text_is_held_back_only_while_it_may_begin_a_tag() -> None:
     parser = ToolCallParser(NAMES)
     assert parser.decode("Hello <") == [TextDelta("Hello ")]
     assert parser.decode("b>") == [TextDelta("<b>")]
     assert parser.decode("<tool_call> x") == [TextDelta("<tool_call>"), TextDelta(" x")]
 
 
-def test_the_first_delta_names_the_call_and_the_next_bring_its_arguments_as_they_come() -> None:
+def test_the_first_delta_names_the_call_and_the_others_extend_its_arguments() -> None:
     parser = ToolCallParser(NAMES)
     assert parser.decode('<tool_call>\n{"name": "f", "arguments": ') == []
     first, second = parser.decode('{"a": ')

@@ -1,4 +1,4 @@
-"""Which addresses are public, also in the forms that hide another."""
+"""Which addresses are allowed, also in forms that embed another address."""
 
 from __future__ import annotations
 

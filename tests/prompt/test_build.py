@@ -1,4 +1,4 @@
-"""Whole prompts: where images stand, what they hold, what is refused, and that text stays text."""
+"""Whole prompts: positions and digests of images, refused conversations, and text that stays text."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_text_alone() -> None:
     assert (prompt.images, prompt.pixel_values, prompt.num_image_tokens) == ((), None, 0)
 
 
-def test_images_stand_where_their_spans_say() -> None:
+def test_images_are_at_their_spans() -> None:
     pictures = [noise(56, 56), noise(90, 30, 1), noise(28, 28, 2)]
     prompt = BUILDER.build(
         [
@@ -108,7 +108,7 @@ def test_numbers_of_tiles_out_of_range_are_refused(value: int) -> None:
         PromptBuilder(CONFIG, TOKENIZER, max_dynamic_patch=value)
 
 
-def test_digests_tell_images_apart_and_know_the_same_work() -> None:
+def test_digests_differ_between_images_and_agree_for_the_same_tiles() -> None:
     picture, other = noise(56, 56), noise(56, 56)
     other.putpixel((3, 3), (0, 0, 0))
     digests = [span.digest for span in ask(picture, data_uri(picture), other).images]
@@ -163,12 +163,12 @@ def test_a_bad_image_is_named() -> None:
         Message("user", "", (ImageInput(good),)),
         Message("user", "", (ImageInput(good), ImageInput("data:image/png;base64,aGVsbG8="))),
     ]
-    with pytest.raises(ImageError, match=r"^messages\[1\] image 2 is not an image in a format") as caught:
+    with pytest.raises(ImageError, match=r"^messages\[1\] image 2 is not an image in a supported format") as caught:
         BUILDER.build(turns)
     assert caught.value.param == "messages[1].content"
 
 
-def test_an_open_image_is_turned_and_flattened_as_a_sent_one_is() -> None:
+def test_an_open_image_is_rotated_and_flattened_like_a_sent_one() -> None:
     picture = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
     open_one, sent = ask(picture), ask(data_uri(picture))
     assert open_one.images == sent.images
@@ -182,7 +182,7 @@ def test_an_open_image_that_cannot_be_read() -> None:
         ask(Image.open(BytesIO(buffer.getvalue()[:2000])))
 
 
-def test_conversations_that_cannot_be_written() -> None:
+def test_invalid_conversations_are_refused() -> None:
     with pytest.raises(RequestError, match="empty"):
         BUILDER.build([])
     with pytest.raises(RequestError, match="assistant message with an image") as caught:
@@ -194,7 +194,7 @@ def test_conversations_that_cannot_be_written() -> None:
         BUILDER.build([Message("user", "a")], tools=[{"x": object()}])
 
 
-def test_many_threads_get_what_one_gets() -> None:
+def test_many_threads_build_the_same_prompts_as_one() -> None:
     pictures = [noise(40, 30, seed) for seed in range(4)]
     alone = [ask(picture, picture) for picture in pictures]
     made: dict[int, Prompt] = {}
@@ -226,7 +226,7 @@ def test_ids_are_those_of_the_whole_text_as_the_official_code_encodes_it() -> No
     assert BUILDER.build(turns).token_ids == tuple(TOKENIZER.full.encode(official, add_special_tokens=False).ids)
 
 
-def test_requests_together_decode_no_more_than_a_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_requests_decode_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, running, most = threading.Lock(), 0, 0
 
     def decode(*_: Any) -> Image.Image:

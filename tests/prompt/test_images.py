@@ -89,7 +89,7 @@ def test_orientation(image_format: str, orientation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"II*\x00\x08\x00\x00\x00\xff\xff\x12", b"nonsense", b"MM\x00*\xff\xff\xff\xff"])
-def test_broken_exif_spoils_no_image(exif: bytes) -> None:
+def test_broken_exif_is_ignored(exif: bytes) -> None:
     assert decode(encoded(picture(), "JPEG", exif=b"Exif\x00\x00" + exif), LIMITS, NAME).size == (24, 16)
 
 
@@ -200,7 +200,7 @@ def test_the_limit_is_the_callers_own_and_not_pillows(monkeypatch: pytest.Monkey
         png_header(0, 10),
     ],
 )
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_data_of_no_image_is_refused(data: bytes) -> None:
     assert not refused(data).too_large
 
 
@@ -215,10 +215,10 @@ def test_truncated_data_is_refused(image_format: str) -> None:
     refused(encoded(image, image_format)[:900])
 
 
-def test_flipped_bits_are_refused() -> None:
+def test_overwritten_data_is_refused() -> None:
     data = bytearray(encoded(picture(200, 200)))
     data[60:90] = bytes(30)
-    assert "damaged" in str(refused(bytes(data))) or "ends too early" in str(refused(bytes(data)))
+    assert "its data is damaged" in str(refused(bytes(data)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -226,10 +226,10 @@ def test_flipped_bits_are_refused() -> None:
     st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]),
     st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255))),
 )
-def test_damage_gives_an_image_or_an_image_error(image_format: str, changes: list[tuple[int, int]]) -> None:
+def test_damaged_data_raises_nothing_but_image_errors(image_format: str, changes: list[tuple[int, int]]) -> None:
     data = bytearray(encoded(picture(), image_format))
-    for place, value in changes:
-        data[place % len(data)] = value
+    for index, value in changes:
+        data[index % len(data)] = value
     try:
         outcome = decode(bytes(data), LIMITS, NAME).mode
     except ImageError as error:

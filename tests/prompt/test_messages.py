@@ -1,4 +1,4 @@
-"""OpenAI's message objects: what is accepted, and what is refused with the path of the fault."""
+"""OpenAI's message objects: which are accepted, and which are refused with the path of the error."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_refused(given: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("messages", [[], (), "Hi", {"role": "user", "content": "Hi"}, None])
-def test_no_list_of_messages(messages: Any) -> None:
+def test_messages_must_be_a_list(messages: Any) -> None:
     with pytest.raises(RequestError) as caught:
         parse_messages(messages)
     assert caught.value.param == "messages"

@@ -1,4 +1,4 @@
-"""The template, as exact strings."""
+"""The chat template, as exact strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`grid` and `tiles` against the official rule, written down here once more from its description."""
+"""`grid` and `tiles` against the official rule, which is implemented here a second time from its description."""
 
 from __future__ import annotations
 

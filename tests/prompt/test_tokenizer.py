@@ -1,4 +1,4 @@
-"""Encoding: the published vectors, control tokens out of reach of user text, and bytes of tokens."""
+"""Encoding: published vectors, control tokens that user text cannot produce, and the bytes of tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_official_ids(real: Tokenizer) -> None:
 
 
 @needs_real
-def test_the_stand_in_has_the_official_added_tokens_in_order(real: Tokenizer) -> None:
+def test_the_tiny_tokenizer_has_the_official_added_tokens_in_order(real: Tokenizer) -> None:
     official = sorted(real.full.get_added_tokens_decoder().items())
     ours = sorted(TOKENIZER.full.get_added_tokens_decoder().items())
     assert [(token.content, token.special) for _, token in ours] == [
@@ -80,7 +80,7 @@ def test_pieces() -> None:
     assert ids == [start, *the, img, context, context, end, *newline, img, context, end]
 
 
-def test_decode_hides_control_tokens_alone() -> None:
+def test_decode_hides_only_control_tokens() -> None:
     ids = TOKENIZER.encode([Control("<|im_start|>"), "hi <ref>x</ref>", Control("<|im_end|>"), ImageSlot(0)], [3])
     assert TOKENIZER.decode(ids) == "hi <ref>x</ref>"
 
@@ -102,7 +102,7 @@ def test_unusable_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a tokenizer"):
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
         Tokenizer.from_folder(tmp_path)
     spec = json.loads(TOKENIZER.full.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "<IMG_CONTEXT>"]
@@ -110,7 +110,7 @@ def test_unusable_tokenizers_are_refused(tmp_path: Path) -> None:
         Tokenizer(json.dumps(spec))
 
 
-def test_a_checkpoints_truncation_and_padding_cut_and_fill_nothing() -> None:
+def test_a_checkpoint_s_truncation_and_padding_are_ignored() -> None:
     spec = json.loads(TOKENIZER.full.to_str())
     spec["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     spec["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,

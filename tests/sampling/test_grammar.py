@@ -1,4 +1,4 @@
-"""Compiled grammars: random walks over what a mask allows, judged by `re`, by jsonschema and by hand."""
+"""Compiled grammars: random walks over allowed tokens, checked by `re`, by jsonschema and by hand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def allowed(compiler: GrammarCompiler, matcher: Matcher) -> list[int]:
 
 
 def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, max_tokens: int = 400) -> str | None:
-    """A text of tokens that were chosen at random among those allowed; None where it came to no end."""
+    """A text of tokens chosen at random among those allowed; None if it did not end."""
     matcher, tokenizer, ids = compiler.compile(grammar).matcher(), tiny_tokenizer(), list[int]()
     for _ in range(max_tokens):
         choices = allowed(compiler, matcher)
@@ -118,7 +118,7 @@ def test_texts_of_a_grammar_follow_it(compiler: GrammarCompiler, text: str) -> N
         {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
         {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}, "required": ["a\nb"]},
         {"$defs": {"n": {"type": ["integer", "null"]}}, "type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}},
-        {"type": "object", "properties": {"a": {"type": "integer"}}},  # no other spelling of the key may slip through
+        {"type": "object", "properties": {"a": {"type": "integer"}}},  # no other spelling of the key is allowed
         {"type": "string", "format": "date", "title": "a day", "description": "of the year", "default": "2020-01-01"},
     ],
 )
@@ -140,7 +140,7 @@ def test_an_escaped_key_is_not_allowed_beside_the_property_that_it_spells(compil
     assert tiny_tokenizer().encode_text("u")[0] not in allowed(compiler, matcher)
 
 
-def test_the_opening_tag_binds_however_it_is_spelled(compiler: GrammarCompiler) -> None:
+def test_an_opening_tag_starts_a_call_whatever_its_tokens(compiler: GrammarCompiler) -> None:
     tokenizer, tools = tiny_tokenizer(), [{"type": "function", "function": {"name": "f"}}]
     for tag in (
         [tokenizer.full.token_to_id("<tool_call>")],
@@ -153,7 +153,7 @@ def test_the_opening_tag_binds_however_it_is_spelled(compiler: GrammarCompiler) 
         assert {tokenizer.token_bytes(token_id) for token_id in allowed(compiler, matcher)} == {b"\n"}
 
 
-def test_free_text_may_hold_what_is_shown_and_no_control_token(compiler: GrammarCompiler) -> None:
+def test_free_text_may_contain_visible_tokens_but_no_control_token(compiler: GrammarCompiler) -> None:
     tokenizer = tiny_tokenizer()
     matcher = compiler.compile(Tools([{"type": "function", "function": {"name": "f"}}]).grammar()).matcher()
     free = set(allowed(compiler, matcher))
@@ -170,7 +170,7 @@ UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
     ("json_schema", {"type": "object", "minProperties": 2}, "minProperties"),
     ("json_schema", {"$ref": "https://example.com/x"}, "example.com"),
     ("json_schema", {"type": "strin"}, "strin"),
-    ("json_schema", False, "nothing fulfils"),
+    ("json_schema", False, "no value fulfils"),
     ("json_schema", {"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
     ("json_schema", "{", "no JSON"),
     ("json_schema", [1], "must be a JSON Schema"),
@@ -205,7 +205,7 @@ UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(("kind", "value", "named"), UNSUPPORTED)
-def test_what_is_not_served_is_refused_by_name(
+def test_unsupported_grammars_are_refused_by_name(
     compiler: GrammarCompiler, kind: GrammarKind, value: Any, named: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(named)) as refusal:
@@ -245,7 +245,7 @@ def test_the_size_of_a_regex_counts_its_repetitions(regex: str, size: int) -> No
     assert expanded_size(regex) == size
 
 
-def test_the_tool_to_blame_is_named() -> None:
+def test_the_tool_that_causes_an_error_is_named() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in "fgh"]
     tools[1]["function"]["parameters"] = {"properties": {"x": {"uniqueItems": True}}}  # type: ignore[index]
     for grammar in (Tools(tools).grammar(), Tools(tools, {"type": "function", "function": {"name": "g"}}).grammar()):
@@ -255,12 +255,12 @@ def test_the_tool_to_blame_is_named() -> None:
 
 
 @pytest.mark.parametrize("tools", [[{}], [{"function": {}}], [3]])
-def test_what_is_no_tool_definition_is_refused(tools: Any) -> None:
+def test_invalid_tool_definitions_are_refused(tools: Any) -> None:
     with pytest.raises(RequestError, match="tool definitions"):
         Tools(tools).grammar()
 
 
-def test_a_grammar_is_compiled_once_and_kept_while_it_is_held(compiler: GrammarCompiler) -> None:
+def test_a_grammar_is_compiled_once_and_cached_while_it_is_in_use(compiler: GrammarCompiler) -> None:
     held = compiler.compile(Grammar.of("regex", "kept"))
     for number in range(70):
         compiler.compile(Grammar.of("regex", f"other{number}"))
@@ -290,7 +290,7 @@ def test_an_answer_ends_where_its_grammar_does(llm: LLM) -> None:
     assert answer(llm, Grammar.of("regex", "abc"), ignore_eos=True) == ("abc", FinishReason.STOP)
 
 
-def test_ignoring_the_end_goes_on_for_as_long_as_the_grammar_does(llm: LLM) -> None:
+def test_ignore_eos_continues_for_as_long_as_the_grammar_allows(llm: LLM) -> None:
     assert answer(llm, Grammar.of("regex", "a*"), ignore_eos=True, max_tokens=30) == ("a" * 30, FinishReason.LENGTH)
     assert answer(llm, Grammar.of("regex", "a{0,4}"), ignore_eos=True) == ("aaaa", FinishReason.STOP)
     for seed in range(6):
@@ -314,7 +314,7 @@ def test_log_probabilities_are_those_of_the_allowed_tokens(llm: LLM) -> None:
     assert torch.tensor([value for _, value in logprobs.top]).exp().sum() == pytest.approx(1)
 
 
-def test_the_engine_answers_as_the_reference_does_whatever_the_company() -> None:
+def test_the_engine_answers_as_the_reference_does_beside_other_requests() -> None:
     grammars = [
         Grammar.of("json_schema", CITY),
         None,
@@ -338,7 +338,7 @@ def test_the_engine_answers_as_the_reference_does_whatever_the_company() -> None
     assert crowded.engine.stats().num_preemptions > 0
 
 
-def test_a_grammar_that_comes_to_a_dead_end_fails_its_own_request_alone(llm: LLM) -> None:
+def test_a_grammar_at_a_dead_end_fails_only_its_own_request(llm: LLM) -> None:
     dead = Grammar.of("lark", 'start: "a" b\nb: "x" b')
     params = [SamplingParams(grammar=dead, max_tokens=5), SamplingParams(max_tokens=5)]
     outputs = llm.generate([prompt()] * 2, params)
@@ -357,7 +357,7 @@ def test_an_engine_refuses_a_grammar_that_is_not_compiled() -> None:
 
 
 @pytest.mark.parametrize("kind", ["yaml", 3])
-def test_a_grammar_of_no_known_kind_is_refused(kind: Any) -> None:
+def test_a_grammar_of_an_unknown_kind_is_refused(kind: Any) -> None:
     with pytest.raises(RequestError, match="kind"):
         Grammar(kind)
     with pytest.raises(RequestError, match="must be a Grammar"):

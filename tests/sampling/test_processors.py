@@ -1,4 +1,4 @@
-"""Processors against their definitions, worked by hand or by plain Python."""
+"""Processors against their definitions, worked out by hand or in plain Python."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_top_p(p: float, want: list[int]) -> None:
     assert kept(processors.apply_top_p(PROBABILITIES.log(), torch.tensor([p]))) == [want]
 
 
-def test_top_p_of_one_keeps_what_rounds_away() -> None:
+def test_top_p_of_one_keeps_tokens_whose_probability_rounds_to_0() -> None:
     logits = torch.full((1, 3000), -60.0)
     logits[0, 7] = 10
     assert len(kept(processors.apply_top_p(logits, torch.tensor([1.0])))[0]) == 3000
@@ -86,7 +86,7 @@ def test_top_p_of_a_large_vocabulary_is_the_smallest_set(p: float) -> None:
         assert len(ids) == int((row >= smallest).sum())
 
 
-def test_ties_leave_the_lower_ids_and_exactly_as_many_as_asked() -> None:
+def test_ties_keep_the_lower_ids_and_exactly_as_many_as_requested() -> None:
     logits = torch.zeros(2, 6)
     logits[1, 4] = 1
     assert kept(processors.apply_top_k(logits, torch.tensor([3, 3]))) == [[0, 1, 2], [0, 1, 4]]

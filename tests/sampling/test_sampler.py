@@ -1,4 +1,4 @@
-"""The sampler: what it draws, how often, and that company does not matter."""
+"""The sampler: what it draws, how often, and that other rows do not matter."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_penalties_come_after_the_bias() -> None:
     assert chi_square(counts, [weight / sum(weights) for weight in weights]) < BOUND[5]
 
 
-def test_draws_do_not_depend_on_company() -> None:
+def test_draws_do_not_depend_on_other_rows() -> None:
     rng = random.Random(0)
     torch.manual_seed(0)
     logits = torch.randn(12, 400) * 3
@@ -105,7 +105,7 @@ def test_draws_do_not_depend_on_company() -> None:
     assert together == alone == reverse
 
 
-def test_neither_reads_nor_moves_the_global_generator() -> None:
+def test_the_global_generator_is_neither_read_nor_advanced() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = sample(LOGITS[None], [make_draw(seed=9)])
@@ -144,13 +144,13 @@ def test_no_logprobs_unless_asked_and_none_best_for_0() -> None:
     assert zero.logprobs.top == ()
 
 
-def test_min_tokens_bans_stops_until_they_are_there() -> None:
+def test_min_tokens_bans_stop_tokens_until_there_are_enough() -> None:
     draws = [make_draw(position, temperature=0, min_tokens=2, stop_ids=(0, 1, 5000)) for position in range(4)]
     assert [each.token_id for each in sample(LOGITS.repeat(4, 1), draws)] == [2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_broken_logits_are_named(value: float) -> None:
+def test_rows_of_non_finite_logits_are_named(value: float) -> None:
     logits = LOGITS.repeat(3, 1)
     logits[1, 2] = value
     with pytest.raises(NonFiniteLogitsError) as caught:

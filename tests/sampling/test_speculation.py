@@ -1,4 +1,4 @@
-"""What is guessed of an answer, and how much of it."""
+"""Drafts: which tokens are guessed, and how many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from ternvl.sampling.speculation import Draft, Lookup, Speculator, Trust
+from ternvl.sampling.speculation import AcceptanceRate, Draft, Lookup, Speculator
 from ternvl.types import ImageSpan, Prompt
 
 
@@ -19,10 +19,10 @@ def find(ids: list[int], limit: int = 4, images: tuple[ImageSpan, ...] = ()) -> 
     ("ids", "found"),
     [
         ([0, 1, 2, 3, 4, 5, 9, 0, 1, 2], (3, 4, 5, 9)),
-        ([0, 1, 2, 3, 8, 0, 1, 2, 4, 8, 0, 1, 2], (4, 8, 0, 1)),  # of equal matches the last
-        ([7, 0, 1, 2, 3, 8, 0, 1, 2, 4, 8, 7, 0, 1, 2], (3, 8, 0, 1)),  # the longest comes before the last
+        ([0, 1, 2, 3, 8, 0, 1, 2, 4, 8, 0, 1, 2], (4, 8, 0, 1)),  # among equal matches the last
+        ([7, 0, 1, 2, 3, 8, 0, 1, 2, 4, 8, 7, 0, 1, 2], (3, 8, 0, 1)),  # the longest match counts, not the last
         ([0, 1, 2, 3, 0, 1, 2], (3, 0, 1, 2)),
-        ([1, 2, 1, 2, 1], (2, 1, 2, 1)),  # a run that repeats itself goes on
+        ([1, 2, 1, 2, 1], (2, 1, 2, 1)),  # a run that repeats itself continues
         ([5, 5, 5, 5], (5, 5, 5, 5)),
         ([0, 1, 2, 3, 4, 1, 2], ()),  # two tokens are no match
         ([0, 1, 2], ()),
@@ -42,7 +42,7 @@ def test_tokens_of_an_image_never_match_and_are_never_guessed() -> None:
     assert find([0, 1, 2, 3, 4, 5, 9, 0, 1, 2], images=(later,)) == (3, 4)
 
 
-def test_an_index_that_grows_finds_what_a_fresh_one_finds() -> None:
+def test_a_growing_index_finds_what_a_new_one_finds() -> None:
     rng = random.Random(0)
     ids = [rng.randrange(4) for _ in range(400)]
     grown = Lookup(())
@@ -50,8 +50,8 @@ def test_an_index_that_grows_finds_what_a_fresh_one_finds() -> None:
         assert grown.find(ids[:stop], 5) == find(ids[:stop], 5)
 
 
-def test_drafts_are_what_a_search_through_all_tokens_finds() -> None:
-    """The longest run among the last 16 places of its last three tokens, at most 8 tokens long."""
+def test_the_index_finds_what_a_full_search_finds() -> None:
+    """The longest match, of at most 8 tokens, among the last 16 occurrences of the last three tokens."""
     rng = random.Random(1)
     ids = [rng.randrange(5) for _ in range(400)]
     for stop in range(3, len(ids)):
@@ -62,7 +62,7 @@ def test_drafts_are_what_a_search_through_all_tokens_finds() -> None:
         assert find(seen, 1) == (() if best is None else (seen[best],))
 
 
-def test_nothing_is_guessed_from_a_stop_token_on_or_without_room() -> None:
+def test_a_draft_ends_before_a_stop_token_and_is_empty_without_room() -> None:
     prompt = Prompt((0, 1, 2, 3, 9, 4, 0, 1, 2))
     assert Speculator(prompt, frozenset({9})).draft(prompt.token_ids, 7, 1).token_ids == (3,)
     assert Speculator(prompt, frozenset({3})).draft(prompt.token_ids, 7, 1).token_ids == ()
@@ -70,42 +70,42 @@ def test_nothing_is_guessed_from_a_stop_token_on_or_without_room() -> None:
     assert Speculator(prompt, frozenset()).draft(prompt.token_ids, -1, 1) == Draft()
 
 
-def test_trust_grows_with_drafts_that_hold() -> None:
-    trust = Trust()
-    lengths = [trust.length(0, 1)]
+def test_the_length_grows_with_accepted_drafts() -> None:
+    rate = AcceptanceRate()
+    lengths = [rate.length(0, 1)]
     for _ in range(5):
-        trust.judge(lengths[-1], lengths[-1], 0, 0.1)
-        lengths.append(trust.length(0, 1))
+        rate.record(lengths[-1], lengths[-1], 0, 0.1)
+        lengths.append(rate.length(0, 1))
     assert lengths[0] == 1
     assert lengths == sorted(lengths)
     assert lengths[-1] > 12
-    trust.judge(0, 7, 0, 0.1)
-    assert 2 < trust.length(0, 1) < lengths[-1], "one failure is no reason to stop"
+    rate.record(0, 7, 0, 0.1)
+    assert 2 < rate.length(0, 1) < lengths[-1], "one rejection does not stop the drafts"
 
 
-def test_the_more_others_a_row_delays_the_likelier_must_it_be() -> None:
-    trust = Trust()
-    trust.judge(3, 3, 0, 0.1)
-    lengths = [trust.length(0, num_rows) for num_rows in (1, 2, 4, 8, 100)]
+def test_drafts_are_shorter_in_steps_of_more_rows() -> None:
+    rate = AcceptanceRate()
+    rate.record(3, 3, 0, 0.1)
+    lengths = [rate.length(0, num_rows) for num_rows in (1, 2, 4, 8, 100)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > 4
     assert lengths[-1] == 1
 
 
-def test_failures_bring_pauses_that_double_until_a_token_holds() -> None:
-    trust, drafted = Trust(), 0
+def test_rejections_bring_pauses_that_double_until_a_token_is_accepted() -> None:
+    rate, drafted = AcceptanceRate(), 0
     starts: list[tuple[int, int]] = []
     for position in range(600):  # an answer that never repeats what came before
-        length = trust.length(position, 1)
+        length = rate.length(position, 1)
         if length:
             starts.append((position, length))
             drafted += length
-            trust.judge(0, length, position + 1, 0.1)
+            rate.record(0, length, position + 1, 0.1)
     gaps = [after[0] - before[0] for before, after in pairwise(starts)]
     assert [gap for gap in gaps if gap > 1] == [17, 33, 65, 129, 129, 129]
     assert [length for _, length in starts[-5:]] == [1] * 5
     assert drafted < 18
-    position = next(position for position in range(600, 1200) if trust.length(position, 1))
+    position = next(position for position in range(600, 1200) if rate.length(position, 1))
     for _ in range(2):
-        trust.judge(1, 1, position, 0.1)
-    assert trust.length(position, 1) > 1
+        rate.record(1, 1, position, 0.1)
+    assert rate.length(position, 1) > 1

@@ -1,4 +1,4 @@
-"""The adapters in the package do what their page says, on the first of the questions that it counts."""
+"""The package's adapters reach the scores of their documentation on the first of its questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE = 20
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_adapter_answers_and_the_base_does_not(
+def test_the_adapter_answers_correctly_and_the_base_does_not(
     name: str, quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -32,7 +32,7 @@ def test_the_adapter_answers_and_the_base_does_not(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_adapter_is_small_and_of_the_recipe(name: str) -> None:
+def test_the_adapter_is_small_and_follows_the_recipe(name: str) -> None:
     found = inspect(HOME / name, str(EMBEDDED))
     options = RECIPES[name].options
     assert found["num_bytes"] < 400_000
@@ -41,7 +41,7 @@ def test_the_adapter_is_small_and_of_the_recipe(name: str) -> None:
     assert sum(row["count"] for row in found["modules"]) == 4 * 7 + 1
 
 
-def test_held_out_scenes_are_of_another_seed(tmp_path: Path) -> None:
+def test_test_scenes_have_another_seed(tmp_path: Path) -> None:
     assert TRAIN_SEED != TEST_SEED
     write_data("inventory", tmp_path, num_train=6, num_test=6)
     rows = [(tmp_path / f"{part}.jsonl").read_text().splitlines() for part in ("train", "test")]

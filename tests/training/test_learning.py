@@ -1,4 +1,4 @@
-"""The parts that learn: attention over a batch, the optimiser, examples and their loss."""
+"""The parts of the training: attention over a batch, the optimiser, examples and their loss."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_orthogonalize_evens_out_singular_values() -> None:
     assert values.max() < 1.4
 
 
-def test_answers_weigh_and_the_rest_hardly_does(encoder: Encoder) -> None:
+def test_answers_have_a_high_weight_and_other_tokens_a_low_one(encoder: Encoder) -> None:
     scene = random_scene(random.Random(1), 2)
     turns = tasks.scene_turns(random.Random(2), scene, 2)
     example = encoder.encode(image_conversation(turns, random.Random(3)), [], 1)
@@ -55,7 +55,7 @@ def test_answers_weigh_and_the_rest_hardly_does(encoder: Encoder) -> None:
     assert example.ids[example.image_start : example.image_start + 17].count(context) == nano.CONFIG.tokens_per_tile
 
 
-def test_a_few_steps_learn_a_batch_by_heart(encoder: Encoder) -> None:
+def test_a_few_steps_memorise_a_batch(encoder: Encoder) -> None:
     rng = random.Random(0)
     model, codebook = nano.build(), Codebook(nano.CONFIG.language.hidden_size)
     scenes = [random_scene(rng, 1 + i % 3) for i in range(6)]
@@ -73,7 +73,7 @@ def test_a_few_steps_learn_a_batch_by_heart(encoder: Encoder) -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_the_embedded_tokenizer_is_the_recipe_s(encoder: Encoder) -> None:
+def test_the_embedded_tokenizer_is_the_trained_one(encoder: Encoder) -> None:
     folder = Path(__file__).resolve().parents[2] / "ternvl/embedded/ternvl-nano"
     shipped = Tokenizer.from_folder(folder)
     text = "Is the red circle above Zorvik? AB7 [[120, 40, 800, 1000]] \n 你好 <ref>x</ref>"

@@ -1,4 +1,4 @@
-"""Scenes are what they say, and questions about them have true answers."""
+"""Scenes have the content that they state, and questions about them have true answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scene_of(seed: int, num_items: int = 4, text: str = "") -> Scene:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_items_stand_apart_inside_the_canvas(seed: int) -> None:
+def test_items_do_not_touch_and_are_inside_the_canvas(seed: int) -> None:
     scene = scene_of(seed, 1 + seed % 5)
     assert len(scene.items) == 1 + seed % 5
     for i, item in enumerate(scene.items):
@@ -38,7 +38,7 @@ def test_the_drawing_shows_the_colors_where_the_items_are(seed: int) -> None:
     assert image.size == (scene.width, scene.height)
     for item in scene.items:
         x, y = item.center
-        if item.shape == "ring":  # its middle is empty: look at the left edge
+        if item.shape == "ring":  # its centre is empty, so the left edge is checked
             x = item.box[0] + 0.08 * (item.box[2] - item.box[0])
         pixel = image.getpixel((round(x * scene.width), round(y * scene.height)))
         assert isinstance(pixel, tuple)
@@ -63,7 +63,7 @@ def test_labels_name_the_cell_of_each_item_and_character() -> None:
 
 
 def items_named(scene: Scene, text: str) -> list[Item]:
-    """The items a question names, in its order."""
+    """The items that a question names, in its order."""
     found = [(text.find(str(item)), item) for item in scene.items if str(item) in text]
     return [item for _, item in sorted(found, key=lambda pair: pair[0])]
 
