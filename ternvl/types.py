@@ -23,9 +23,6 @@ __all__ = [
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all items."""
 
-Progress = Callable[[int, int], None]
-"""Called with the number of items done and the number of all items."""
-
 
 class FinishReason(StrEnum):
     """Why an answer ended."""

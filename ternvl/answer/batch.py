@@ -14,7 +14,7 @@ from ternvl.answer.completion import Fold, RequestOutput
 from ternvl.engine.request import Request
 from ternvl.engine.service import Item, RequestGroup, Service
 from ternvl.errors import OverloadedError, TernvlError
-from ternvl.lora.pool import AdapterPool, Entry
+from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import TokenOutput
 
@@ -30,7 +30,7 @@ class _Choice:
     adapter: str | None
     decoder: ChoiceDecoder
     fold: Fold
-    entry: Entry | None = None
+    entry: RegisteredAdapter | None = None
     group: RequestGroup | None = None
 
 

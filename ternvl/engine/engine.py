@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
@@ -29,6 +28,7 @@ from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
+from ternvl.engine.stats import EngineStats
 from ternvl.errors import EngineError, OverloadedError, RequestError
 from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
@@ -38,36 +38,6 @@ from ternvl.sampling.sampler import Drawn, NonFiniteLogitsError, derive_seed
 from ternvl.types import FinishReason, TokenOutput
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The engine at one moment; what is counted in tokens, tiles, images, steps and preemptions is since its start."""
-
-    num_waiting: int = 0
-    num_running: int = 0
-    num_blocks: int = 0
-    num_free_blocks: int = 0
-    num_cached_blocks: int = 0
-    """Free blocks whose content may still be found by the prefix cache."""
-    num_held_images: int = 0
-    """Images whose features some running request needs."""
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    """Of the prompts that were let in, each time that they were."""
-    num_prefix_hit_tokens: int = 0
-    """Of these, found in the prefix cache."""
-    num_prefill_tokens: int = 0
-    """Computed tokens that brought no further token by themselves."""
-    num_generated_tokens: int = 0
-    num_draft_tokens: int = 0
-    """Guessed and computed by speculation."""
-    num_accepted_tokens: int = 0
-    """Of these, drawn as they were guessed."""
-    num_image_lookups: int = 0
-    num_image_hits: int = 0
-    num_encoded_tiles: int = 0
-    num_preemptions: int = 0
 
 
 class Engine:
@@ -145,11 +115,11 @@ class Engine:
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
             matcher=request.matcher(),
         )
-        self.runner.adopt(request.adapter)
+        self.runner.retain_adapter(request.adapter)
         try:
             self.scheduler.add(sequence)
         except OverloadedError:
-            self.runner.let_go(request.adapter)
+            self.runner.release_adapter(request.adapter)
             raise
         self._sequences[request.id] = sequence
         self._num_added += 1
@@ -206,7 +176,7 @@ class Engine:
 
     def _forget(self, sequence: EngineSequence) -> None:
         del self._sequences[sequence.id]
-        self.runner.let_go(sequence.request.adapter)
+        self.runner.release_adapter(sequence.request.adapter)
 
     def _drop(self, chunks: Iterable[Chunk], error: Exception) -> EngineError:
         ids = tuple(chunk.sequence.id for chunk in chunks)

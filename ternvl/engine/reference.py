@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ternvl.config import EngineConfig
-from ternvl.engine.engine import EngineStats, failure
-from ternvl.engine.request import Request, check_config, check_params, check_prompt
+from ternvl.engine.engine import failure
+from ternvl.engine.request import Request, check_params, check_prompt
+from ternvl.engine.settings import check_config
+from ternvl.engine.stats import EngineStats
 from ternvl.errors import OverloadedError
 from ternvl.lora.bank import Adapter, attach
 from ternvl.model.internvl import InternVL

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ternvl.config import LORA_DTYPES, EngineConfig, ModelConfig
-from ternvl.errors import ConfigError, ContextLengthError, RequestError
+from ternvl.config import ModelConfig
+from ternvl.errors import ContextLengthError, RequestError
 from ternvl.params import SamplingParams
 from ternvl.types import Prompt
 
@@ -45,47 +45,6 @@ class Request:
             message = "params.grammar is not compiled: GrammarCompiler.compile makes the grammar of a Request."
             raise RequestError(message, param="grammar")
         return None
-
-
-_AT_LEAST = {
-    "max_model_len": 1,
-    "max_num_seqs": 1,
-    "max_num_batched_tokens": 1,
-    "max_num_batched_tiles": 1,
-    "block_size": 1,
-    "kv_cache_memory": 1,
-    "image_cache_memory": 0,
-    "num_speculative_tokens": 1,
-    "max_queue": 1,
-    "seed": None,
-    "max_loras": 1,
-    "max_lora_rank": 1,
-}
-SPECULATIONS = ("auto", "ngram", "off")
-KV_CACHE_DTYPES = ("auto", "model", "int8")
-_OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
-
-
-def check_config(config: EngineConfig) -> None:
-    """Raise ConfigError for a setting with which nothing could ever run."""
-    for name, least in _AT_LEAST.items():
-        value = getattr(config, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
-        if least is not None and value < least:
-            raise ConfigError(f"{name} is {value}, but must be at least {least}.")
-    if not isinstance(config.enable_prefix_caching, bool):
-        raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
-    if config.speculation not in SPECULATIONS:
-        raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
-    if config.lora_dtype not in LORA_DTYPES:
-        raise ConfigError(f"lora_dtype is {config.lora_dtype!r}, but must be one of {', '.join(LORA_DTYPES)}.")
-    if config.kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise ConfigError(
-            f"kv_cache_dtype is {config.kv_cache_dtype!r}, but must be one of {', '.join(KV_CACHE_DTYPES)}."
-        )
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

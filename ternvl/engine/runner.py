@@ -82,8 +82,6 @@ class Runner:
             assert self.adapters is not None
             self.adapters.release(adapter)
 
-    adopt, let_go = retain_adapter, release_adapter  # earlier names
-
     def _with_adapters(self, spans: Sequence[Span], num_rows: int) -> AbstractContextManager[None]:
         return self.adapters.active(spans, num_rows) if self.adapters else nullcontext()
 

@@ -16,10 +16,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ternvl.config import EngineConfig
-from ternvl.engine.engine import EngineStats
-from ternvl.engine.pace import Pace
 from ternvl.engine.request import Request
-from ternvl.engine.stats_log import StatsLog
+from ternvl.engine.stats import EngineStats, Pace, StatsLog
 from ternvl.errors import (
     EngineError,
     OverloadedError,

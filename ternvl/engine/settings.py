@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ternvl.config import EngineConfig, LanguageConfig
-from ternvl.engine.request import check_config
+from ternvl.config import LORA_DTYPES, EngineConfig, LanguageConfig
 from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import BLOCK
 from ternvl.model.kv_cache import block_bytes
@@ -18,6 +17,47 @@ from ternvl.model.kv_cache import block_bytes
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_FREE = 4
+
+
+_AT_LEAST = {
+    "max_model_len": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "max_num_batched_tiles": 1,
+    "block_size": 1,
+    "kv_cache_memory": 1,
+    "image_cache_memory": 0,
+    "num_speculative_tokens": 1,
+    "max_queue": 1,
+    "seed": None,
+    "max_loras": 1,
+    "max_lora_rank": 1,
+}
+SPECULATIONS = ("auto", "ngram", "off")
+KV_CACHE_DTYPES = ("auto", "model", "int8")
+_OPTIONAL = frozenset({"max_num_batched_tokens", "max_num_batched_tiles", "kv_cache_memory"})
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raise ConfigError for a setting with which nothing could ever run."""
+    for name, least in _AT_LEAST.items():
+        value = getattr(config, name)
+        if value is None and name in _OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
+        if least is not None and value < least:
+            raise ConfigError(f"{name} is {value}, but must be at least {least}.")
+    if not isinstance(config.enable_prefix_caching, bool):
+        raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
+    if config.speculation not in SPECULATIONS:
+        raise ConfigError(f"speculation is {config.speculation!r}, but must be one of {', '.join(SPECULATIONS)}.")
+    if config.lora_dtype not in LORA_DTYPES:
+        raise ConfigError(f"lora_dtype is {config.lora_dtype!r}, but must be one of {', '.join(LORA_DTYPES)}.")
+    if config.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ConfigError(
+            f"kv_cache_dtype is {config.kv_cache_dtype!r}, but must be one of {', '.join(KV_CACHE_DTYPES)}."
+        )
 
 
 def resolve(

@@ -253,6 +253,3 @@ def check_name(name: str) -> str:
         rule = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
         raise AdapterError(f"The adapter's name is {name[:200]!r}; {rule}.", param="lora_name")
     return name
-
-
-Entry = RegisteredAdapter

@@ -15,7 +15,7 @@ from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
 from ternvl.errors import AdapterError, ConfigError, UnavailableError
 from ternvl.lora.bank import Adapter
-from ternvl.lora.pool import AdapterPool, Entry
+from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.lora.store import AdapterStore
 
 T = TypeVar("T")
@@ -62,11 +62,11 @@ class Adapters:
         `AdapterPool.acquire` raises, and UnavailableError if the adapter was unloaded and its users given up."""
         return self.pool.lease(name, self._loaders)
 
-    async def load(self, name: str, folder: Path) -> Entry:
+    async def load(self, name: str, folder: Path) -> RegisteredAdapter:
         """Let an adapter be chosen; streams go on meanwhile. Raises AdapterError."""
         return await self._in_thread(partial(self._load, name, folder))
 
-    async def upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> Entry:
+    async def upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> RegisteredAdapter:
         """Store an adapter's files for good, and let it be chosen. Raises AdapterError, and ConfigError without a
         folder to store it in."""
         return await self._in_thread(partial(self._upload, name, config, weights))
@@ -85,11 +85,11 @@ class Adapters:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loaders, work)
 
-    def _load(self, name: str, folder: Path) -> Entry:
+    def _load(self, name: str, folder: Path) -> RegisteredAdapter:
         self._check_name(name)
         return self.pool.load(name, folder)
 
-    def _upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> Entry:
+    def _upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> RegisteredAdapter:
         if self._store is None:
             raise ConfigError("lora_dir is not set, so uploads have no place.")
         self._check_name(name)

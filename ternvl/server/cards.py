@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ternvl.lora.pool import AdapterPool, Entry
+from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.server.names import ModelNames
 
 
@@ -28,7 +28,7 @@ class ModelCards:
             return self.of_adapter(self._adapters.known(name))
         return self._card(name, self._created)
 
-    def of_adapter(self, entry: Entry) -> dict[str, Any]:
+    def of_adapter(self, entry: RegisteredAdapter) -> dict[str, Any]:
         """Return an adapter's element; its parent is the model."""
         return self._card(entry.name, entry.created) | {"parent": self._names.served[0]}
 

@@ -14,9 +14,9 @@ import torch
 import uvicorn
 
 from ternvl.config import EngineConfig, ImageLimits, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
-from ternvl.engine.engine import EngineStats
 from ternvl.engine.request import Request
 from ternvl.engine.service import Service
+from ternvl.engine.stats import EngineStats
 from ternvl.errors import TernvlError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from ternvl.config import ServerConfig
 from ternvl.errors import RequestError
 from ternvl.lora.files import CONFIG, WEIGHTS
-from ternvl.lora.pool import Entry
+from ternvl.lora.pool import RegisteredAdapter
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.schema.types import NonEmpty, Schema
@@ -85,7 +85,7 @@ async def upload(request: Request) -> Response:
     return _loaded(request, entry, {})
 
 
-def _loaded(request: Request, entry: Entry, headers: dict[str, str]) -> Response:
+def _loaded(request: Request, entry: RegisteredAdapter, headers: dict[str, str]) -> Response:
     return JSONResponse(serving_of(request).cards.of_adapter(entry), headers=headers)
 
 

@@ -7,94 +7,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import MAX_STOP_STRINGS, Grammar, SamplingParams
 from ternvl.prompt.messages import ImageInput, Message, ToolCall
 from ternvl.sampling.tools import ToolChoice, Tools
+from ternvl.server.protocols.messages_blocks import (
+    AssistantBlock,
+    Base64Source,
+    CacheControl,
+    ImageBlock,
+    TextBlock,
+    Texts,
+    ToolResultBlock,
+    ToolUseBlock,
+    UrlSource,
+    UserBlock,
+)
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
-
-
-class CacheControl(Schema):
-    """Asks to cache the prompt up to here; the server always caches prompts."""
-
-    type: Literal["ephemeral"]
-
-
-class TextBlock(Schema):
-    """A piece of text."""
-
-    type: Literal["text"]
-    text: str
-    cache_control: CacheControl | None = None
-    citations: list[Any] | None = Field(default=None, max_length=0)
-
-
-class Base64Source(Schema):
-    """The bytes of an image."""
-
-    type: Literal["base64"]
-    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
-    data: NonEmpty
-
-
-class UrlSource(Schema):
-    """The address of an image."""
-
-    type: Literal["url"]
-    url: Annotated[str, AfterValidator(uri)]
-
-
-Source = Annotated[
-    Annotated[Base64Source, Tag("@base64")] | Annotated[UrlSource, Tag("@url")], by("type", "base64", "url")
-]
-
-
-class ImageBlock(Schema):
-    """An image in a user message."""
-
-    type: Literal["image"]
-    source: Source
-    cache_control: CacheControl | None = None
-
-
-class ToolUseBlock(Schema):
-    """A call that the model made in an earlier turn."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: NonEmpty
-    input: dict[str, Any]
-    cache_control: CacheControl | None = None
-
-
-Texts = Annotated[
-    Annotated[str, Tag("@string")] | Annotated[list[TextBlock], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
-]
-
-
-class ToolResultBlock(Schema):
-    """The result of a tool call: text. The text of an error is given to the model after "Error: "."""
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: Texts | None = None
-    is_error: bool | None = None
-    cache_control: CacheControl | None = None
-
-
-UserBlock = Annotated[
-    Annotated[TextBlock, Tag("@text")]
-    | Annotated[ImageBlock, Tag("@image")]
-    | Annotated[ToolResultBlock, Tag("@tool_result")],
-    by("type", "text", "image", "tool_result"),
-]
-AssistantBlock = Annotated[
-    Annotated[TextBlock, Tag("@text")] | Annotated[ToolUseBlock, Tag("@tool_use")], by("type", "text", "tool_use")
-]
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse
 
 
 class UserTurn(Schema):

@@ -72,7 +72,7 @@ JsonText = Annotated[
     STRING_OR_OBJECT,
 ]
 """A JSON Schema, or its text."""
-Choices = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
+ChoiceList = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
 
 class StructuredOutputs(Schema):
@@ -81,7 +81,7 @@ class StructuredOutputs(Schema):
     json_schema: JsonText | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = None
-    choice: Choices | None = None
+    choice: ChoiceList | None = None
     grammar: str | None = None
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class FormFields(Schema):
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonText | None = None
     guided_regex: str | None = None
-    guided_choice: Choices | None = None
+    guided_choice: ChoiceList | None = None
     guided_grammar: str | None = None
 
     def to_grammar(self) -> Grammar | None:

@@ -209,7 +209,7 @@ template <typename T>
 struct MadeAdapter {
   Buffer<T> a, b;
   Buffer<float> scales, to;
-  Entry table[2];
+  RegisteredAdapter table[2];
   Job job;
   Added added;
 

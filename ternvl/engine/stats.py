@@ -1,14 +1,76 @@
-"""Writes a line about the engine's recent work to the log."""
+"""The engine's counters, the pace at which requests end, and a line about both in the log."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
 
-from ternvl.engine.engine import EngineStats
+MAX_SECONDS = 60
+"""Longest estimate in seconds; later ends cannot be predicted."""
+
+_WINDOW = 64
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine at one moment. Counts of tokens, tiles, images, steps and preemptions are since its start."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_cached_blocks: int = 0
+    """Free blocks that the prefix cache may still find."""
+    num_held_images: int = 0
+    """Images whose features a running request needs."""
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    """Tokens of prompts, counted each time that a sequence begins to run."""
+    num_prefix_hit_tokens: int = 0
+    """Those of them that were found in the prefix cache."""
+    num_prefill_tokens: int = 0
+    """Tokens that were computed without a token being drawn for each."""
+    num_generated_tokens: int = 0
+    num_draft_tokens: int = 0
+    """Tokens that speculation guessed and the model computed."""
+    num_accepted_tokens: int = 0
+    """Those of them that were drawn as guessed."""
+    num_image_lookups: int = 0
+    num_image_hits: int = 0
+    num_encoded_tiles: int = 0
+    num_preemptions: int = 0
+
+
+class Pace:
+    """Counts the ends of requests since the engine was last idle, the latest 64 of them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds."""
+        self._clock = clock
+        self._ends: deque[float] = deque()
+        self._since = clock()
+
+    def reset(self) -> None:
+        """Forget earlier ends. Called when work begins after a pause, which must not count as slow work."""
+        self._ends.clear()
+        self._since = self._clock()
+
+    def count(self) -> None:
+        """Record that a request has ended."""
+        self._ends.append(self._clock())
+        if len(self._ends) > _WINDOW:
+            self._since = self._ends.popleft()
+
+    def seconds_for(self, num_places: int) -> int:
+        """Return in how many whole seconds `num_places` requests are likely to end, from 1 to MAX_SECONDS."""
+        rate = max(1, len(self._ends)) / max(self._clock() - self._since, 0.001)
+        return min(max(1, ceil(num_places / rate)), MAX_SECONDS)
 
 
 class StatsLog:

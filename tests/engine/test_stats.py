@@ -6,9 +6,7 @@ import logging
 
 import pytest
 
-from ternvl.engine.engine import EngineStats
-from ternvl.engine.pace import MAX_SECONDS, Pace
-from ternvl.engine.stats_log import StatsLog, describe
+from ternvl.engine.stats import MAX_SECONDS, EngineStats, Pace, StatsLog, describe
 
 
 class Clock:
