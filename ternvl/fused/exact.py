@@ -10,7 +10,7 @@ from torch import nn
 
 from ternvl.fused.packed import GELU, PackedLinear, PackedPatches, WideEmbedding
 from ternvl.fused.replace import fuse_language
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.model.internvl import InternVL
 
 
@@ -21,7 +21,7 @@ def prepare(model: InternVL) -> None:
     larger. Matrices and embeddings that are bfloat16 stay so in memory; what they give is float32. Each original is let
     go as soon as it is packed. Without the kernels the whole model becomes float32. The model is on the CPU and frozen.
     """
-    if dispatch.available():
+    if available():
         fuse_language(model)
         _replace(model)
     else:

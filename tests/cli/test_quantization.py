@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ternvl.checkpoint import weights
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.quant.guard import BOUNDS, Format
 from tests.cli.test_cli import run
 from tests.fakes import tiny_tokenizer
@@ -20,7 +20,7 @@ from tests.server.fakes import tiny_model
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnknownAdapterError
 from ternvl.fused.exact import prepare
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.llm import LLM
 from ternvl.lora.bank import LoRALinear
 from ternvl.lora.files import linears
@@ -64,7 +64,7 @@ def adapted(folders: list[Path]) -> list[Request]:
 
 
 def packed_model() -> InternVL:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     model = make_model()
     prepare(model)

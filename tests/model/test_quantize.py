@@ -9,8 +9,7 @@ from ternvl import LLM, SamplingParams
 from ternvl.checkpoint import source
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError, ConfigError
-from ternvl.kernels import dispatch
-from ternvl.kernels.loader import library
+from ternvl.kernels.loader import available, library
 from ternvl.loading import resolve_scheme
 from ternvl.model.internvl import InternVL
 from ternvl.quant import file
@@ -25,7 +24,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
