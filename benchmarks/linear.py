@@ -19,8 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from ternvl.bench import share
-from ternvl.kernels import dispatch
 from ternvl.kernels.loader import library
+from ternvl.kernels.panels import pack
+from ternvl.kernels.product import linear
 
 SHAPES = {  # name: (outputs, inputs, numbers of rows to measure)
     "language q, o": (896, 896, (1, 2, 4, 8, 16, 512)),
@@ -52,11 +53,11 @@ def measure(n: int, k: int, m: int, repeats: int) -> dict[str, float]:
     """Return the median seconds of each implementation; the implementations alternate."""
     x, weight = torch.randn(m, k), torch.randn(n, k).bfloat16()
     wide = weight.float()
-    narrow_panels, wide_panels = dispatch.pack(weight), dispatch.pack(wide)
+    narrow_panels, wide_panels = pack(weight), pack(wide)
     ways: dict[str, Callable[[], object]] = {
         "torch": lambda: F.linear(x, wide),
-        "float32": lambda: dispatch.linear(x, wide_panels, n),
-        "bfloat16": lambda: dispatch.linear(x, narrow_panels, n),
+        "float32": lambda: linear(x, wide_panels, n),
+        "bfloat16": lambda: linear(x, narrow_panels, n),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):

@@ -16,8 +16,7 @@ from ternvl.checkpoint import weights
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
-from ternvl.kernels import dispatch
-from ternvl.kernels.loader import library
+from ternvl.kernels.loader import available, library
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import file
@@ -96,7 +95,7 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
             f"quantization is {quantization!r}, which needs device cpu, dtype auto or float32, and reference False; "
             f"device is {device}, dtype {dtype} and reference {reference}."
         )
-    if quantization != "none" and not dispatch.available():
+    if quantization != "none" and not available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
     return quantization
 

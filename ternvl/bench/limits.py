@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ternvl.errors import ConfigError
-from ternvl.kernels.loader import library
+from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 from ternvl.kernels.memory import allocate, make_huge
-from ternvl.kernels.native import Int, Int64, Library, Pointer
 
 MEMORY_BYTES = 512 * 1024**2
 REPEATS = 7

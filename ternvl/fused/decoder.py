@@ -19,7 +19,8 @@ from ternvl.kernels.decoder import LAYER, NativeDecoder
 from ternvl.kernels.loader import library
 from ternvl.kernels.norm import rms_norm
 from ternvl.kernels.rotary import rotate
-from ternvl.kernels.stage import After, Stage
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_types import After
 from ternvl.model.attention import Attention
 from ternvl.model.kv_cache import PagedAttention
 from ternvl.model.language import Decoder, DecoderLayer, RMSNorm

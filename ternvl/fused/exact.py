@@ -10,7 +10,7 @@ from torch import nn
 
 from ternvl.fused.packed import GELU, PackedLinear, PackedPatches, WideEmbedding
 from ternvl.fused.replace import fuse_language
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.model.internvl import InternVL
 
 
@@ -22,7 +22,7 @@ def prepare(model: InternVL) -> None:
     memory, and their results are float32. Each original is freed as soon as it is packed. Without the kernels the whole
     model is converted to float32. The model must be on the CPU and frozen.
     """
-    if dispatch.available():
+    if available():
         fuse_language(model)
         _replace(model)
     else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ternvl.kernels import dispatch, reference
+from ternvl.kernels import panels, product
 
 
 class PackedLinear(nn.Module):
@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         assert storage in (torch.float32, torch.bfloat16), storage
         self.out_features, self.in_features = weight.shape
-        self.register_buffer("panels", dispatch.pack(weight.detach().to(storage)))
+        self.register_buffer("panels", panels.pack(weight.detach().to(storage)))
         self.register_buffer("bias", None if bias is None else bias.detach().float().contiguous())
 
     @classmethod
@@ -36,11 +36,11 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """A copy of the weights [N, K] in their storage type."""
-        return reference.unpack(self.panels, self.out_features)
+        return panels.unpack(self.panels, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] float32 with any strides -> [..., N] float32."""
-        out = dispatch.linear(x.reshape(-1, self.in_features), self.panels, self.out_features, self.bias)
+        out = product.linear(x.reshape(-1, self.in_features), self.panels, self.out_features, self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
 
@@ -81,4 +81,4 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...] -> [...] in float32."""
-        return dispatch.gelu(x)
+        return product.gelu(x)

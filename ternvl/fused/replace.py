@@ -16,7 +16,8 @@ from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
 from ternvl.fused.packed import WideEmbedding
 from ternvl.fused.stages import stage_of
 from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
-from ternvl.kernels.stage import Format, Stage
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_types import Format
 from ternvl.model.internvl import InternVL
 
 

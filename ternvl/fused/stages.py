@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ternvl.kernels.stage import After, Norm, Stage
-from ternvl.kernels.stage_formats import Layer, pack
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_formats import pack
+from ternvl.kernels.stage_types import After, Layer, Norm
 from ternvl.model.language import RMSNorm
 
 

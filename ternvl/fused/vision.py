@@ -15,8 +15,9 @@ from ternvl.config import VisionConfig
 from ternvl.fused.adapters import FusedModule, Part
 from ternvl.fused.stages import norm_of, stage_of
 from ternvl.kernels.attention_int8 import BLOCK, tile_attention
-from ternvl.kernels.stage import After, Stage
-from ternvl.kernels.stage_formats import Layer, pack
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_formats import pack
+from ternvl.kernels.stage_types import After, Layer
 from ternvl.model.vision import VisionLayer
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.kernels.loader import library
-from ternvl.kernels.native import Int, Int64, Library, Pointer
+from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 
 BLOCK = 16
 """Positions of a block."""

@@ -38,12 +38,17 @@ class BuildError(Exception):
     """The kernels cannot be compiled; the message is one line."""
 
 
+def sources() -> list[Path]:
+    """Return all files that are compiled. Their `#include` lines name headers relative to `SOURCES`."""
+    return sorted(SOURCES.rglob("*.cpp"))
+
+
 @cache
 def digest() -> str:
     """Of the sources and the flags."""
     content = hashlib.sha256(repr((FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
-    for path in sorted(SOURCES.iterdir()):
-        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted((*sources(), *SOURCES.rglob("*.h"))):
+        content.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]
 
 
@@ -78,12 +83,13 @@ def build() -> list[str]:
 
 
 def _start(pool: ThreadPoolExecutor, compiler: Sequence[str], isa: str, scratch: Path) -> list[Future[str]]:
-    return [pool.submit(_compile, compiler, isa, source, scratch) for source in sorted(SOURCES.glob("*.cpp"))]
+    return [pool.submit(_compile, compiler, isa, source, scratch) for source in sources()]
 
 
 def _compile(compiler: Sequence[str], isa: str, source: Path, scratch: Path) -> str:
-    target = scratch / f"{isa}-{source.stem}.o"
-    _run([*compiler, *COMMON_FLAGS, *MORE_FLAGS, *FLAGS[isa], "-c", str(source), "-o", str(target)])
+    target = scratch / "-".join((isa, *source.relative_to(SOURCES).with_suffix(".o").parts))
+    flags = (*COMMON_FLAGS, *MORE_FLAGS, *FLAGS[isa], f"-I{SOURCES}")
+    _run([*compiler, *flags, "-c", str(source), "-o", str(target)])
     return str(target)
 
 

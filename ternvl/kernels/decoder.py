@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ternvl.kernels.loader import Int, Int64, Library, Pointer
 from ternvl.kernels.lora import Adapters, Segments, Targets
-from ternvl.kernels.native import Int, Int64, Library, Pointer
 from ternvl.kernels.stage import Stage
 
 LAYER = ("qkv", "o", "gate_up", "down")

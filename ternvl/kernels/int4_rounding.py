@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GROUP = 32
-"""Inputs that share a scale."""
+from ternvl.kernels.panels import GROUP
+
 _DIVISORS = (-8.0, 7.0, -8.5, 7.5, -9.0, 8.0, -7.5, 8.5)
 _DAMPING = 0.1
 """Of the inputs' second moments, relative to their mean: fewer rows than inputs say little of some directions."""

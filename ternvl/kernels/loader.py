@@ -1,7 +1,7 @@
-"""Finds, loads and checks the compiled kernels: `library()`, None where torch has to serve.
+"""Finds, loads and checks the compiled kernels: `library()` is None where torch has to compute instead.
 
-`TERNVL_KERNELS` chooses: `auto` (default) the best that the CPU has, `torch` none, or `portable`,
-`avx2`, `avx512`, `avx512vnni`.
+The environment variable `TERNVL_KERNELS` chooses: `auto` (the default) takes the best instruction set that the CPU has,
+`torch` takes none, and `portable`, `avx2`, `avx512` or `avx512vnni` take that one.
 """
 
 from __future__ import annotations
@@ -10,23 +10,56 @@ import ctypes
 import logging
 import os
 from functools import cache
+from typing import Any
 
-import torch  # also brings the OpenMP library whose threads the kernels share
+import torch  # also loads the OpenMP library whose threads the kernels share
+from torch import Tensor
+from torch.nn import functional as F
 
 from ternvl.errors import ConfigError
-from ternvl.kernels import build, native
-from ternvl.kernels.native import Library
+from ternvl.kernels import build
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "TERNVL_KERNELS"
 CHOICES = ("auto", "torch", *build.X86_FLAGS)
 
+Pointer, Int, Int64, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+PACK_LINEAR = (Pointer, Int, Int64, Int64, Pointer, Int)
+LINEAR = (Pointer, Int64, Int64, Int64, Pointer, Int, Int64, Pointer, Pointer, Int)
+"""The arguments of the two functions that `load` checks a library with."""
+
+
+class Library:
+    """The compiled kernels of one instruction set."""
+
+    def __init__(self, isa: str) -> None:
+        """Raises OSError if there is no library for the instruction set, or if it cannot be loaded."""
+        path = build.find(isa)
+        if path is None:
+            raise OSError(f"there is no library for {isa}")
+        self.isa = isa
+        self._library = ctypes.CDLL(str(path))
+        self._functions: dict[str, Any] = {}
+
+    def function(self, name: str, *arguments: Any, result: Any = None) -> Any:
+        """Return an exported function, given the types of its arguments. Raises AttributeError for an unknown name."""
+        if name not in self._functions:
+            function = self._library[name]
+            function.argtypes, function.restype = arguments, result
+            self._functions[name] = function
+        return self._functions[name]
+
+
+def available() -> bool:
+    """Return whether the native kernels are used. Raises ConfigError as `library` does."""
+    return library() is not None
+
 
 def library() -> Library | None:
-    """The library that `TERNVL_KERNELS` asks for; None where torch is to compute, by choice or for want of one.
+    """Return the library that `TERNVL_KERNELS` chooses, or None if torch is chosen or no library can be used.
 
-    Raises ConfigError for a value that is unknown or an instruction set that this CPU does not have.
+    Raises ConfigError if the value is unknown or names an instruction set that this CPU does not have.
     """
     choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
@@ -36,7 +69,11 @@ def library() -> Library | None:
 
 @cache
 def load(choice: str) -> Library | None:
-    """The library of an instruction set, "auto" for the CPU's best; tried once. Raises ConfigError as `library`."""
+    """Return the library of an instruction set, or of the CPU's best for "auto".
+
+    Each choice is tried once. If its library cannot be built, loaded or trusted, a warning is logged and the result is
+    None. Raises ConfigError as `library` does.
+    """
     try:
         _build()
         best = _best_isa()
@@ -66,9 +103,18 @@ def _up_to(best: str) -> list[str]:
 
 
 def _check(loaded: Library) -> None:
-    """One small product of whole numbers, which is exact in any order. Raises OSError where it is wrong."""
+    """Compute one small product of whole numbers, which is exact in any order. Raises OSError if it is wrong."""
     weight = torch.arange(-60, 60, dtype=torch.float32).view(20, 6)
     x = torch.arange(42, dtype=torch.float32).view(7, 6)
-    panels = native.pack(loaded, weight)
-    if not torch.equal(native.linear(loaded, x, panels, 20), x @ weight.T):
+    if not torch.equal(_product(loaded, x, weight), x @ weight.T):
         raise OSError(f"the library for {loaded.isa} computes wrong results")
+
+
+def _product(loaded: Library, x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K] and weight [N, K], both contiguous float32 -> [M, N], on one thread."""
+    (m, k), n = x.shape, len(weight)
+    panels, out = F.pad(weight, (0, 0, 0, -n % 16)), x.new_empty(m, n)
+    loaded.function("ternvl_pack_linear", *PACK_LINEAR)(weight.data_ptr(), 4, n, k, panels.data_ptr(), 1)
+    linear = loaded.function("ternvl_linear", *LINEAR)
+    linear(x.data_ptr(), m, k, k, panels.data_ptr(), 4, n, None, out.data_ptr(), 1)
+    return out

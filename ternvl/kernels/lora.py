@@ -4,7 +4,7 @@ it can be, else in plain torch. Within a stage that is part of the stage's own c
 A row's bits follow from its own input and its adapter alone; a row without one is not touched. The arithmetic is told
 in `cpu/lora.cpp`.
 
-Shapes: T rows of x, K inputs, N outputs, R rank; panels as in `reference.py`.
+Shapes: T rows of x, K inputs, N outputs, R rank; panels as in `panels.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.kernels import dispatch, reference
-from ternvl.kernels.loader import library
+from ternvl.kernels import panels
+from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 from ternvl.kernels.memory import allocate, make_huge
-from ternvl.kernels.native import PANEL, Int, Int64, Library, Pointer
+from ternvl.kernels.panels import PANEL
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -56,10 +56,9 @@ class Weights:
         if in_int8:
             (a, a_units), (b, b_units) = _whole(a, 1), _whole(b, 0)
             scales *= a_units * b_units
-            a, b = reference.pack(a), reference.pack_int8(b)[0].view(torch.uint8) ^ 128
+            a, b = panels.pack(a), panels.pack_int8(b)[0].view(torch.uint8) ^ 128
         else:
-            pack = dispatch.pack if a.is_cpu else reference.pack
-            a, b = pack(a), pack(b)
+            a, b = panels.pack(a), panels.pack(b)
         return cls(a, b, F.pad(scales, (0, -rank % PANEL)), rank, num_rows, first)
 
     @property
@@ -74,11 +73,11 @@ class Weights:
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Scaled A [R, K] and B [N, R] as float32."""
-        a = reference.unpack(self.a, self.rank).float() * self.scales[: self.rank, None]
+        a = panels.unpack(self.a, self.rank).float() * self.scales[: self.rank, None]
         if self.b.dtype != torch.uint8:
-            return a, reference.unpack(self.b, self.num_rows).float()
-        b = (self.b ^ 128).view(torch.int8).transpose(1, 2).flatten(2).flatten(0, 1)  # [N, R], both padded
-        return a, b[: self.num_rows, : self.rank].float()
+            return a, panels.unpack(self.b, self.num_rows).float()
+        b = panels.unpack_int8((self.b ^ 128).view(torch.int8), self.rank)
+        return a, b[: self.num_rows].float()
 
     def delta(self) -> Tensor:
         """B A as float32 [N, K]: what merging adds to the module's weight."""

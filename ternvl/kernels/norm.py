@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ternvl.kernels.loader import library
-from ternvl.kernels.native import Float, Int, Int64, Pointer
+from ternvl.kernels.loader import Float, Int, Int64, Pointer, library
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

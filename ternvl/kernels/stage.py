@@ -1,66 +1,29 @@
-"""A stage of the network in one call: norm, product with a matrix, activation, sum.
+"""A stage of the network in one call: norm, product with a matrix, activation and sum.
 
     y = after(norm(x) W^T + bias (+ what adapters add)) (+ residual)
 
-A decoder layer is four stages around its attention. The weights are float32 or bfloat16, exact, or whole numbers of 8
-or 4 bits: then a row of inputs becomes bytes as it comes, and products are summed exactly. `cpu/stage.h` has the
-native side, `reference_stage.py` the same in plain torch.
+A decoder layer is four stages around its attention. The weights are exact (float32 or bfloat16) or whole numbers of 8
+or 4 bits. With whole numbers each row of inputs is quantised to bytes when it arrives, and products are summed exactly.
+The native side is `cpu/stage.h`. The reference multiplies whole numbers in float64, which holds their sums exactly, so
+a row's result does not depend on the other rows there either.
 
-Shapes: M rows, N outputs, K inputs, F outputs after the activation: N / 2 of SwiGLU, whose gates come before its ups.
+Shapes: M rows, N outputs, K inputs, F outputs after the activation: N / 2 for SwiGLU, whose gates precede its ups.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ternvl.kernels import reference_stage
-from ternvl.kernels.loader import library
-from ternvl.kernels.lora import Segments, Targets
-from ternvl.kernels.native import Int, Int64, Library, Pointer
-
-
-class Format(IntEnum):
-    """How weights are stored."""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    INT8 = 2
-    """One scale an output."""
-    INT4 = 3
-    """One scale for each 32 inputs of an output."""
-
-
-class Before(IntEnum):
-    """What is done to a row of inputs."""
-
-    NOTHING = 0
-    RMS_NORM = 1
-    LAYER_NORM = 2
-
-
-class After(IntEnum):
-    """What is done to the outputs."""
-
-    NOTHING = 0
-    GELU = 1
-    """The exact one."""
-    SWIGLU = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """The norm before a product: RMSNorm where there is no bias."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
-
+from ternvl.kernels import panels as packed
+from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
+from ternvl.kernels.lora import Segments, Targets, add_reference
+from ternvl.kernels.panels import GROUP, PANEL
+from ternvl.kernels.stage_types import After, Before, Format, Norm
 
 _POINTERS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 
@@ -76,16 +39,16 @@ class _Description(ctypes.Structure):
 
 
 class Stage(nn.Module):
-    """One stage; frozen. `stage_formats.py` makes it from weights."""
+    """One stage with frozen weights. The functions of `stage_formats.py` make it from a layer."""
 
     panels: Tensor
     scales: Tensor | None
-    """Of INT8: [N], padded to whole panels as `offsets` and `bias` are."""
+    """For INT8: [N], padded to whole panels like `offsets` and `bias`."""
     offsets: Tensor | None
-    """Of INT8: [N] int32, 128 times the sum of an output's weights."""
+    """For INT8: [N] int32, 128 times the sum of an output's weights."""
     bias: Tensor | None
     smoothing: Tensor | None
-    """[K], what inputs are multiplied by before they become bytes; the weights hold its inverse."""
+    """[K], the factors of the inputs before they are quantised; the weights are divided by them."""
     norm_weight: Tensor | None
     norm_bias: Tensor | None
 
@@ -115,38 +78,41 @@ class Stage(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """F."""
+        """Outputs after the activation, F."""
         return self.out_features // 2 if self.after is After.SWIGLU else self.out_features
 
     @cached_property
     def description(self) -> _Description:
-        """What the native side reads. It points into this module's tensors, which stay where they are."""
+        """The stage as the native side reads it. It points into this module's tensors, which must not move."""
         pointers = [None if getattr(self, name) is None else getattr(self, name).data_ptr() for name in _POINTERS]
         sizes = (self.out_features, self.in_features, self.eps)
         return _Description(*pointers, *sizes, self.format, self.before, self.after)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all its tensors."""
+        """The memory of all its tensors."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, adapters: tuple[Targets, Segments] | None = None
     ) -> Tensor:
-        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added. `adapters` are the stage's modules and the rows that
-        have some; rows without have the bits that they have without it."""
+        """x [M, K] float32 -> [M, F]; `residual` [M, F] is added.
+
+        `adapters` are the modules of this stage and the rows that have an adapter. Rows without an adapter are
+        bit-identical whether or not `adapters` is given.
+        """
         loaded = _library_for(x)
         if loaded is None:
-            return reference_stage.stage(self, x, residual, adapters)
+            return stage_reference(self, x, residual, adapters)
         return _run(loaded, self, x, x.new_empty(x.shape[0], self.num_outputs), residual=residual, adapters=adapters)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """The first part alone: rows after the norm, [M, K]."""
+        """Compute the first part alone: x [M, K] after the norm, [M, K]."""
         if self.before is Before.NOTHING:
             return x
         loaded = _library_for(x)
         if loaded is None:
-            return reference_stage.inputs(self, x)
+            return inputs_reference(self, x)
         x, out = _rows(x), x.new_empty(x.shape)
         function = loaded.function("ternvl_stage_inputs", Pointer, Pointer, Int64, Int64, Pointer, Int)
         threads = torch.get_num_threads()
@@ -154,11 +120,82 @@ class Stage(nn.Module):
         return out
 
     def product(self, x: Tensor) -> Tensor:
-        """The second part alone: what `inputs` gave -> all outputs with their bias, [M, N]."""
+        """Compute the second part alone: the result of `inputs` -> all outputs with their bias, [M, N]."""
         loaded = _library_for(x)
         if loaded is None:
-            return reference_stage.product(self, x)
+            return product_reference(self, x)
         return _run(loaded, self, x, x.new_empty(x.shape[0], self.out_features), is_plain=True)
+
+
+def unpack(stage: Stage) -> tuple[Tensor, Tensor | None]:
+    """Return the weights [N, K] as they are stored, and their scales [N, 1] or [N, G], or None for FLOAT32 and
+    BFLOAT16."""
+    if stage.format is Format.INT8:
+        assert stage.scales is not None
+        whole = packed.unpack_int8(stage.panels, stage.in_features)
+        return from_panels(stage, whole), from_panels(stage, stage.scales)[:, None]
+    if stage.format is Format.INT4:
+        whole, scales = packed.unpack_int4(stage.panels, stage.in_features)
+        return from_panels(stage, whole), from_panels(stage, scales).float()
+    return packed.unpack(stage.panels, stage.out_features), None
+
+
+def from_panels(stage: Stage, values: Tensor) -> Tensor:
+    """Rows [padded N, ...] in the order of panels -> [N, ...] in the order of the layer's outputs."""
+    if stage.after is not After.SWIGLU or stage.format in (Format.FLOAT32, Format.BFLOAT16):
+        return values[: stage.out_features]
+    pairs: Tensor = values.unflatten(0, (-1, 2, PANEL)).transpose(0, 1).flatten(1, 2)  # [2, padded F, ...]
+    return pairs[:, : stage.num_outputs].flatten(0, 1)
+
+
+def stage_reference(
+    stage: Stage, x: Tensor, residual: Tensor | None = None, adapters: tuple[Targets, Segments] | None = None
+) -> Tensor:
+    """`Stage.forward` in plain torch."""
+    rows = inputs_reference(stage, x)
+    sums = product_reference(stage, rows)
+    if adapters is not None:
+        targets, segments = adapters
+        add_reference(targets.stages[0], segments, rows, sums)
+    out = _activated(stage, sums)
+    return out if residual is None else residual + out
+
+
+def inputs_reference(stage: Stage, x: Tensor) -> Tensor:
+    """`Stage.inputs` in plain torch."""
+    if stage.norm_weight is None:
+        return x
+    if stage.norm_bias is not None:
+        return F.layer_norm(x, (stage.in_features,), stage.norm_weight, stage.norm_bias, stage.eps)
+    return stage.norm_weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + stage.eps))
+
+
+def product_reference(stage: Stage, x: Tensor) -> Tensor:
+    """`Stage.product` in plain torch."""
+    x = x if stage.smoothing is None else x * stage.smoothing
+    weight, scales = unpack(stage)
+    bias = None if stage.bias is None else from_panels(stage, stage.bias)
+    if scales is None:
+        return F.linear(x, weight.to(x.dtype), bias)
+    largest = x.abs().amax(dim=1, keepdim=True)
+    whole = torch.round(x * torch.where(largest > 0, 127 / largest, 0.0))
+    groups = scales.shape[1]
+    size = GROUP if stage.format is Format.INT4 else stage.in_features
+    padded = F.pad(whole, (0, groups * size - whole.shape[1])).double().view(len(x), groups, size)
+    rows = F.pad(weight, (0, groups * size - weight.shape[1])).double().view(len(weight), groups, size)
+    sums = torch.einsum("mgk,ngk->mng", padded, rows).float() * scales  # [M, N, groups]
+    total = sums.sum(dim=2) * (largest / 127)
+    return total if bias is None else total + bias
+
+
+def _activated(stage: Stage, sums: Tensor) -> Tensor:
+    """[M, N] -> [M, F]."""
+    if stage.after is After.GELU:
+        return F.gelu(sums)
+    if stage.after is After.SWIGLU:
+        gates, ups = sums.chunk(2, dim=1)
+        return F.silu(gates) * ups
+    return sums
 
 
 def _library_for(x: Tensor) -> Library | None:
@@ -166,7 +203,7 @@ def _library_for(x: Tensor) -> Library | None:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with each row's elements side by side."""
+    """x with the elements of each row next to each other."""
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 
 

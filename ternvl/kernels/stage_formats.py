@@ -1,61 +1,40 @@
-"""Weights to stages: packed as they are, or as whole numbers of 8 or 4 bits; and back.
+"""Makes stages of layers: with the weights as they are, or with weights of 8 or 4 bits.
 
-Shapes: N outputs, K inputs, G groups of 32 inputs; panels of 16 outputs.
+Shapes: N outputs, K inputs, R rows.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.kernels import dispatch, int4_rounding, reference
-from ternvl.kernels.int4_rounding import GROUP
-from ternvl.kernels.native import PANEL
-
-if TYPE_CHECKING:
-    from ternvl.kernels.stage import After, Norm, Stage
-
-_INT4_SCALES, _INT4_BYTES = 2 * PANEL, 2 * PANEL + PANEL * GROUP // 2
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What a stage is made from."""
-
-    weight: Tensor
-    """[N, K]; of SwiGLU the gates, then the ups."""
-    bias: Tensor | None
-    norm: Norm | None
-    after: After
+from ternvl.kernels import int4_rounding, panels
+from ternvl.kernels.panels import PANEL
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
 
 def pack(layer: Layer) -> Stage:
-    """The very weights: bfloat16 stays so, all else becomes float32."""
-    from ternvl.kernels.stage import Format, Stage
-
+    """Keep the weights: bfloat16 stays bfloat16, every other type becomes float32."""
     is_short = layer.weight.dtype == torch.bfloat16
     weight = layer.weight.detach() if is_short else layer.weight.detach().float()
-    panels = dispatch.pack(weight)
     bias = None if layer.bias is None else layer.bias.detach().float()
-    return Stage(
-        _size(layer), Format.BFLOAT16 if is_short else Format.FLOAT32, layer.after, panels, bias=bias, norm=_norm(layer)
-    )
+    format = Format.BFLOAT16 if is_short else Format.FLOAT32
+    return Stage(_size(layer), format, layer.after, panels.pack(weight), bias=bias, norm=_norm(layer))
 
 
 def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
-    """Whole numbers from -127 to 127, one scale an output. `smoothing` [K] is what inputs are multiplied by."""
-    from ternvl.kernels.stage import Format, Stage
+    """Round the weights to whole numbers from -127 to 127 with one scale for each output.
 
+    `smoothing` [K] are factors of the inputs, by which the weights are divided first.
+    """
     weight = _smoothed(layer, smoothing)
     scales = weight.abs().amax(dim=1) / 127
     whole = torch.round(weight / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8)
-    panels, offsets = dispatch.pack_int8(_in_panels(layer, whole))
+    packed, offsets = panels.pack_int8(_in_panels(layer, whole))
     return Stage(
-        *(_size(layer), Format.INT8, layer.after, panels),
+        *(_size(layer), Format.INT8, layer.after, packed),
         scales=_in_panels(layer, scales),
         offsets=offsets,
         bias=_bias(layer),
@@ -71,55 +50,30 @@ def pack_int4(
     *,
     compensate: Tensor | None = None,
 ) -> Stage:
-    """Whole numbers from -8 to 7, one scale in bfloat16 for each 32 inputs of an output: of some candidates the one
-    with the least squared error, in which an input counts by its `importance` [K]. With inputs [R, K] to `compensate`
-    for, as they come before smoothing, weights take back each other's errors."""
-    from ternvl.kernels.stage import Format, Stage
+    """Round the weights to whole numbers from -8 to 7 with one bfloat16 scale for each 32 inputs of an output.
 
+    Each scale is the candidate with the least squared error, in which an input is weighted by its `importance` [K].
+    Given sample inputs `compensate` [R, K], before smoothing, later weights compensate for the rounding errors of
+    earlier ones. `smoothing` [K] is as in `pack_int8`.
+    """
     weight = _smoothed(layer, smoothing)
     if compensate is None:
         whole, scales = int4_rounding.nearest(weight, importance)
     else:
         whole, scales = int4_rounding.compensated(weight, compensate if smoothing is None else compensate * smoothing)
-    panels = dispatch.pack_int4(_in_panels(layer, whole), _in_panels(layer, scales))
+    packed = panels.pack_int4(_in_panels(layer, whole), _in_panels(layer, scales))
     return Stage(
-        *(_size(layer), Format.INT4, layer.after, panels),
+        *(_size(layer), Format.INT4, layer.after, packed),
         bias=_bias(layer),
         smoothing=smoothing,
         norm=_norm(layer),
     )
 
 
-def unpack(stage: Stage) -> tuple[Tensor, Tensor | None]:
-    """Weights [N, K] as they are stored, and what 1 stands for: [N, 1] or [N, G]; None where they are not scaled."""
-    name, n, k = stage.format.name, stage.out_features, stage.in_features
-    if name == "INT8":
-        assert stage.scales is not None
-        panels = stage.panels.view(-1, -(-k // 4), PANEL, 4).transpose(1, 2).flatten(2).flatten(0, 1)[:, :k]
-        return from_panels(stage, panels), from_panels(stage, stage.scales)[:, None]
-    if name == "INT4":
-        groups = -(-k // GROUP)
-        panels = stage.panels.view(-1, groups, _INT4_BYTES)
-        scales = panels[..., :_INT4_SCALES].contiguous().view(torch.bfloat16).transpose(1, 2).flatten(0, 1)
-        runs = panels[..., _INT4_SCALES:].reshape(-1, groups, 4, PANEL, 4)  # a run's bytes, output by output
-        both = torch.stack([runs & 15, runs >> 4], dim=4).to(torch.int8) - 8  # [panels, G, runs, 16, half, 4]
-        whole = both.permute(0, 3, 1, 2, 4, 5).flatten(2).flatten(0, 1)[:, :k]
-        return from_panels(stage, whole), from_panels(stage, scales).float()
-    return reference.unpack(stage.panels, n), None
-
-
-def from_panels(stage: Stage, values: Tensor) -> Tensor:
-    """Rows [padded N, ...] in the order of panels -> [N, ...]."""
-    if stage.after.name != "SWIGLU" or stage.format.name in ("FLOAT32", "BFLOAT16"):
-        return values[: stage.out_features]
-    pairs: Tensor = values.unflatten(0, (-1, 2, PANEL)).transpose(0, 1).flatten(1, 2)  # [2, padded F, ...]
-    return pairs[:, : stage.num_outputs].flatten(0, 1)
-
-
 def _in_panels(layer: Layer, values: Tensor) -> Tensor:
-    """Rows [N, ...] in the order of panels, padded with zeros: of SwiGLU gates and ups take turns by panels."""
+    """Rows [N, ...] in the order of panels, padded with zeros. For SwiGLU panels of gates and of ups alternate."""
     pad = (0, 0) * (values.dim() - 1)
-    if layer.after.name != "SWIGLU":
+    if layer.after is not After.SWIGLU:
         return F.pad(values, (*pad, 0, -len(values) % PANEL))
     halves: Tensor = values.unflatten(0, (2, -1))
     halves = F.pad(halves, (*pad, 0, -halves.shape[1] % PANEL))
@@ -142,8 +96,6 @@ def _bias(layer: Layer) -> Tensor | None:
 
 
 def _norm(layer: Layer) -> Norm | None:
-    from ternvl.kernels.stage import Norm
-
     norm = layer.norm
     if norm is None:
         return None

@@ -25,7 +25,8 @@ from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.replace import assemble, caches_in_int8
 from ternvl.kernels.memory import allocate, make_huge_later
-from ternvl.kernels.stage import After, Format, Norm, Stage
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_types import After, Format, Norm
 from ternvl.model.internvl import InternVL
 from ternvl.quant.guard import StageReport, stages, vision_layers
 

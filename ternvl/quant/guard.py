@@ -24,8 +24,9 @@ from ternvl.fused.decoder import FusedDecoder
 from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
-from ternvl.kernels.stage import After, Format, Norm, Stage
-from ternvl.kernels.stage_formats import Layer, from_panels, pack_int4, pack_int8, unpack
+from ternvl.kernels.stage import Stage, from_panels, unpack
+from ternvl.kernels.stage_formats import pack_int4, pack_int8
+from ternvl.kernels.stage_types import After, Format, Layer, Norm
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
 from ternvl.quant.cache_errors import MeasuredAttention

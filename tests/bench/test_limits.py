@@ -11,8 +11,7 @@ import torch
 from ternvl.bench import Limits, measure, share
 from ternvl.cli import main
 from ternvl.errors import ConfigError
-from ternvl.kernels.loader import VARIABLE, library
-from ternvl.kernels.native import Int, Int64, Pointer
+from ternvl.kernels.loader import VARIABLE, Int, Int64, Pointer, library
 
 LIMITS = Limits("avx2", 2, read_bytes_per_s=20e9, int8_ops_per_s=1e12, fp32_ops_per_s=2e11)
 

@@ -12,7 +12,7 @@ import torch
 from ternvl.engine.request import Request
 from ternvl.errors import ConfigError, UnknownAdapterError
 from ternvl.fused.exact import prepare
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.llm import LLM
 from ternvl.lora.bank import LoRALinear
 from ternvl.model.internvl import InternVL
@@ -41,7 +41,7 @@ def adapted(folders: list[Path]) -> list[Request]:
 
 
 def packed_model() -> InternVL:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     model = make_model()
     prepare(model)

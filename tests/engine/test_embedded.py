@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.invariance import alone, differing, engine_of, requests_of, together
 from ternvl import LLM, SamplingParams
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from training.scenes import COLORS, draw, random_scene
 
 
@@ -17,7 +17,7 @@ def llm() -> LLM:
     return LLM()
 
 
-@pytest.mark.skipif(not dispatch.available(), reason="plain torch is exact to the last bits only")
+@pytest.mark.skipif(not available(), reason="plain torch is exact to the last bits only")
 @pytest.mark.parametrize(
     "options",
     [

@@ -18,7 +18,7 @@ from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Reuse
 from ternvl.engine.sequence import Sequence
 from ternvl.errors import ConfigError
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 from ternvl.model.internvl import InternVL
 from ternvl.params import Grammar
 from ternvl.sampling.speculation import Draft
@@ -89,7 +89,7 @@ def answers_of(llm: LLM, requests: list[Request], seed: int, **options: Any) -> 
     return answers, engine
 
 
-@pytest.mark.skipif(not dispatch.available(), reason="plain torch is exact to the last bits only")
+@pytest.mark.skipif(not available(), reason="plain torch is exact to the last bits only")
 def test_no_token_and_no_bit_is_another(llm: LLM) -> None:
     requests = varied(llm, 200, seed=5)
     plain, off = answers_of(llm, requests, 1, speculation="off")

@@ -21,8 +21,8 @@ from ternvl.engine.request import Request
 from ternvl.fused.adapters import FusedModule
 from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer
-from ternvl.kernels import dispatch
 from ternvl.kernels.attention_int8 import tile_attention
+from ternvl.kernels.loader import available
 from ternvl.kernels.stage import Stage
 from ternvl.lora.bank import Adapter, attach
 from ternvl.lora.files import linears, read
@@ -54,7 +54,7 @@ CHECKPOINT = {
 
 @pytest.fixture(autouse=True)
 def kernels() -> None:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
 
 

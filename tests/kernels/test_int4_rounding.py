@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ternvl.kernels.int4_rounding import GROUP, compensated, nearest
+from ternvl.kernels.int4_rounding import compensated, nearest
+from ternvl.kernels.panels import GROUP
 
 
 def inputs(rows: int, k: int) -> torch.Tensor:

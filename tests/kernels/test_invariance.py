@@ -14,9 +14,8 @@ from torch import Tensor
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.fused.exact import prepare
 from ternvl.fused.packed import PackedLinear, WideEmbedding
-from ternvl.kernels import dispatch
-from ternvl.kernels.stage import Stage
-from ternvl.kernels.stage_formats import unpack
+from ternvl.kernels.loader import available
+from ternvl.kernels.stage import Stage, unpack
 from ternvl.model.internvl import InternVL
 
 CASES = [(1, rows) for rows in (1, 2, 3, 5, 7, 8, 9, 16, 17, 33)] + [(2, 1), (2, 7), (2, 33), (3, 33)]
@@ -40,7 +39,7 @@ class Alone:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     before = torch.get_num_threads()
     yield

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ternvl.fused.packed import GELU, PackedLinear, PackedPatches
-from ternvl.kernels import dispatch, reference
+from ternvl.kernels import panels, product
 
 FLOAT32_TOLERANCE = 2e-6  # of the sum of the products' sizes: roundings of a chain of float32
 ACTIVATION_TOLERANCE = 2e-6
@@ -66,7 +66,7 @@ def test_threads_change_no_bit() -> None:
 def test_panels_are_the_references_and_unpack_gives_the_weights(storage: torch.dtype) -> None:
     for n, k in SIZES:
         packed, linear = layer(n, k, storage, bias=False)
-        assert torch.equal(packed.panels, reference.pack(linear.weight))
+        assert torch.equal(packed.panels, panels.pack_reference(linear.weight))
         assert torch.equal(packed.weight, linear.weight)
 
 
@@ -103,4 +103,4 @@ def test_gelu_is_torchs_wherever_an_element_lies() -> None:
     for start, stop in [(1, 2), (3, 20), (7, 40_001), (49_990, 50_003)]:
         assert torch.equal(module(x[start:stop]), y[start:stop])
     assert module(torch.tensor([float("nan")])).isnan().all()
-    assert torch.equal(dispatch.gelu(x[::2]), dispatch.gelu(x)[::2])
+    assert torch.equal(product.gelu(x[::2]), product.gelu(x)[::2])

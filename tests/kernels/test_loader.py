@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ternvl.errors import ConfigError
-from ternvl.kernels import build, dispatch, native
-from ternvl.kernels.loader import library, load
+from ternvl.kernels import build, loader, panels, product
+from ternvl.kernels.loader import available, library, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,12 +42,12 @@ def fake_compiler(folder: Path, script: str) -> str:
 
 
 def serves_torch(caplog: pytest.LogCaptureFixture, reason: str) -> None:
-    assert not dispatch.available()
+    assert not available()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert reason in caplog.text
     x, weight = torch.randn(3, 20), torch.randn(18, 20)
-    assert torch.equal(dispatch.linear(x, dispatch.pack(weight), 18), torch.nn.functional.linear(x, weight))
-    assert not dispatch.available()
+    assert torch.equal(product.linear(x, panels.pack(weight), 18), torch.nn.functional.linear(x, weight))
+    assert not available()
     assert len(caplog.records) == 1, "tried once"
 
 
@@ -81,20 +81,20 @@ def test_a_library_that_computes_wrong_results(
         pytest.skip("there is no compiler")
     load.cache_clear()
     caplog.clear()
-    right = native.linear
-    monkeypatch.setattr(native, "linear", lambda *arguments: right(*arguments) + 1)
+    right = loader._product
+    monkeypatch.setattr(loader, "_product", lambda *arguments: right(*arguments) + 1)
     serves_torch(caplog, "computes wrong results")
 
 
 def test_the_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERNVL_KERNELS", "torch")
-    assert not dispatch.available()
+    assert not available()
     monkeypatch.setenv("TERNVL_KERNELS", "portable")
     loaded = library()
     assert loaded is None or loaded.isa == "portable"
     monkeypatch.setenv("TERNVL_KERNELS", "sse")
     with pytest.raises(ConfigError, match="'sse'; it is one of auto, torch, portable, avx2, avx512"):
-        dispatch.available()
+        available()
 
 
 def test_an_instruction_set_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

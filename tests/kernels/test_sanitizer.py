@@ -52,16 +52,13 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip("the compiler has no sanitizers")
 
     def compile(isa: str, source: Path) -> str:
-        target = folder / f"{isa}-{source.stem}.o"
+        target = folder / f"{isa}-{source.parent.name}-{source.stem}.o"
         done = run([*compiler, *build.FLAGS[isa], f"-I{build.SOURCES}", "-c", str(source), "-o", str(target)])
         assert done.returncode == 0, done.stderr
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {
-            isa: [pool.submit(compile, isa, source) for source in (*sorted(build.SOURCES.glob("*.cpp")), DRIVER)]
-            for isa in isas()
-        }
+        jobs = {isa: [pool.submit(compile, isa, source) for source in (*build.sources(), DRIVER)] for isa in isas()}
         for isa, objects in jobs.items():
             done = run([*compiler, *(job.result() for job in objects), "-o", str(folder / isa)])
             assert done.returncode == 0, done.stderr

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ternvl.kernels import reference_stage, stage_formats
 from ternvl.kernels.lora import Segments, Table, Target, Targets, Weights
-from ternvl.kernels.stage import After, Format, Norm, Stage
-from ternvl.kernels.stage_formats import Layer, pack, pack_int4, pack_int8, unpack
+from ternvl.kernels.panels import GROUP
+from ternvl.kernels.stage import Stage, stage_reference, unpack
+from ternvl.kernels.stage_formats import pack, pack_int4, pack_int8
+from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
@@ -45,7 +46,7 @@ def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: Af
             residual = torch.randn(m, stage.num_outputs)
             y = stage(x, residual)
             is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
-            wanted = reference_stage.stage(stage, x, residual, None)
+            wanted = stage_reference(stage, x, residual, None)
             assert (y - wanted).abs().max() < (FLOAT32 if is_exact else QUANTISED), (n, k, m, stage.format)
             if after is After.NOTHING:
                 assert torch.equal(residual + stage.product(stage.inputs(x)), y)
@@ -91,7 +92,7 @@ def test_what_adapters_add_is_the_references_and_a_rows_own(after: After, storag
             residual = torch.randn(m, stage.num_outputs)
             y = stage(x, residual, (targets, segments))
             is_exact = stage.format in (Format.FLOAT32, Format.BFLOAT16)
-            wanted = reference_stage.stage(stage, x, residual, (targets, segments))
+            wanted = stage_reference(stage, x, residual, (targets, segments))
             limit = (FLOAT32 if is_exact and storage != torch.int8 else QUANTISED) * wanted.abs().max().clamp_min(1)
             assert (y - wanted).abs().max() < limit, (n, k, m, stage.format)
             assert torch.equal(stage(x, residual)[0], y[0])
@@ -122,7 +123,7 @@ def test_panels_are_the_references_and_unpack_to_the_weights(monkeypatch: pytest
 
 
 def grouped(whole: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return whole * scales.repeat_interleave(stage_formats.GROUP, dim=1)[:, : whole.shape[1]]
+    return whole * scales.repeat_interleave(GROUP, dim=1)[:, : whole.shape[1]]
 
 
 def test_threads_change_no_bit() -> None:

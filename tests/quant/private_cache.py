@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ternvl.kernels import dispatch
+from ternvl.kernels.loader import available
 
 
 def private_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """Use a cache below `folder`, and return its folder of quantised models. Skips the test without native kernels."""
-    if not dispatch.available():
+    if not available():
         pytest.skip("there is no compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("HOME", str(folder))

@@ -1,7 +1,7 @@
 // Kernels that others call; each is told of where it is defined.
 #pragma once
 
-#include "lora.h"
+#include "lora/lora.h"
 
 EXPORT void ternvl_stage(const Stage*, const float*, int64_t, int64_t, const Added*, const Adapters*, const float*,
                          float*, int64_t, int, bool);

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "int8.h"
-#include "lora.h"
+#include "lora/lora.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <initializer_list>
 
 #include "buffer.h"
-#include "decoder.h"
+#include "stage/decoder.h"
 #include "kernels.h"
 
 extern "C" {

@@ -14,7 +14,7 @@
 #include <new>
 #include <vector>
 
-#include "attention_tile.h"
+#include "attention/float32_tile.h"
 #include "rows.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // Runs a stage in the format of its weights.
 #include "rows.h"
-#include "stage.h"
+#include "stage/stage.h"
 
 // Of linear.cpp.
 EXPORT void ternvl_linear(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panels, int size, int64_t n,

@@ -2,7 +2,7 @@
 // after the norm. `ternvl/kernels/lora.py` has the same structs.
 #pragma once
 
-#include "stage.h"
+#include "stage/stage.h"
 
 // What one adapter adds to one module. `a` is null where it adds nothing.
 struct Entry {

@@ -1,7 +1,7 @@
 // What a decoder is to the native side; `ternvl/kernels/decoder.py` has the same structs. D head size, T tokens.
 #pragma once
 
-#include "lora.h"
+#include "lora/lora.h"
 
 struct Layer {
   const Stage *qkv, *o, *gate_up, *down;

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention_tile.h"
+#include "attention/float32_tile.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 // with the bits that they have when they are called one by one.
 //
 // T tokens, H query heads, K key heads, D head size.
-#include "decoder.h"
+#include "stage/decoder.h"
 
 #include "kernels.h"
 

@@ -10,7 +10,7 @@
 #include <array>
 #include <utility>
 
-#include "stage.h"
+#include "stage/stage.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 // `offsets`. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
 //
 //     y = fma(float(sum) * scale of the output, scale of the row, bias)
-#include "product.h"
+#include "product/quantised.h"
 
 namespace {
 

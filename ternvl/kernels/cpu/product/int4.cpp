@@ -6,7 +6,7 @@
 // in order:
 //
 //     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
-#include "product.h"
+#include "product/quantised.h"
 
 namespace {
 

@@ -5,11 +5,11 @@
 // of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are whole numbers of 8 bits: then A
 // lies as it does else, B in the panels of digits.h, and A x becomes whole numbers of 16 bits. What a row gets depends
 // neither on the other rows nor on the threads.
-#include "lora.h"
+#include "lora/lora.h"
 
 #include <algorithm>
 
-#include "digits.h"
+#include "lora/digits.h"
 
 namespace {
 
