@@ -18,6 +18,7 @@ from typing import Any
 
 from ternvl.errors import ConfigError, RequestError
 from ternvl.prompt.messages import Message, parse_messages
+from ternvl.sampling.tools import Tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RequestError("tools must be a list of objects.")
-    return tuple(tools)
+    return tuple(Tools(tools).shown)
 
 
 # --- OpenAI's format --------------------------------------------------------------------------------------------------

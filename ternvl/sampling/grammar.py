@@ -14,7 +14,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
-from weakref import WeakValueDictionary
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -93,7 +92,7 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one vocabulary, and caches recent ones and those in use. Thread-safe."""
+    """Compiles grammars for one vocabulary and caches the most recent ones. It is thread-safe."""
 
     def __init__(
         self,
@@ -121,7 +120,6 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._recent: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._alive: WeakValueDictionary[Grammar, CompiledGrammar] = WeakValueDictionary()
 
     def prepare(self) -> LLTokenizer:
         """Return llguidance's tokenizer. The first call reads the vocabulary, up to two seconds for a large one."""
@@ -150,9 +148,9 @@ class GrammarCompiler:
         that are not supported, or allows no text.
         """
         with self._lock:
-            cached = self._alive.get(grammar)
+            cached = self._recent.get(grammar)
             if cached is not None:
-                self._remember(grammar, cached)
+                self._recent.move_to_end(grammar)
                 return cached
         compiled = CompiledGrammar(self._compile(grammar), self)
         with self._lock:
@@ -160,7 +158,7 @@ class GrammarCompiler:
         return compiled
 
     def _remember(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
-        self._alive[grammar] = self._recent[grammar] = compiled
+        self._recent[grammar] = compiled
         self._recent.move_to_end(grammar)
         if len(self._recent) > _MAX_CACHED:
             self._recent.popitem(last=False)

@@ -93,3 +93,8 @@ def _keep_largest(logits: Tensor, counts: Tensor) -> Tensor:
     num_missing = counts[:, None] - above.sum(dim=-1, keepdim=True)
     kept = above | (ties & (ties.cumsum(dim=-1) <= num_missing))
     return logits.masked_fill(~kept, -torch.inf)
+
+
+TRUNCATIONS = {"top_k": apply_top_k, "top_p": apply_top_p, "min_p": apply_min_p}
+"""The processors that keep only some tokens, by sampling parameter, in the order in which they are applied. A row whose
+parameter has its default value is left as it is."""

@@ -26,6 +26,8 @@ from ternvl.params import SamplingParams
 from ternvl.sampling import processors
 from ternvl.types import TokenLogprobs
 
+_DEFAULTS = SamplingParams()
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -173,15 +175,10 @@ def _draw(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Return tokens [R] of rows with a temperature above 0."""
     params = [draw.params for draw in draws]
     logits = processors.apply_temperature(logits, logits.new_tensor([row.temperature for row in params]))
-    logits = _apply_where_given(
-        processors.apply_top_k, logits, [row.top_k if row.top_k > 0 else None for row in params]
-    )
-    logits = _apply_where_given(
-        processors.apply_top_p, logits, [row.top_p if row.top_p < 1 else None for row in params]
-    )
-    logits = _apply_where_given(
-        processors.apply_min_p, logits, [row.min_p if row.min_p > 0 else None for row in params]
-    )
+    for name, apply in processors.TRUNCATIONS.items():
+        default = getattr(_DEFAULTS, name)
+        values = [getattr(row, name) for row in params]
+        logits = _apply_where_given(apply, logits, [None if value == default else value for value in values])
     cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)  # [R, V]
     points = [uniform(draw.seed, len(draw.output_ids)) for draw in draws]
     heights = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]

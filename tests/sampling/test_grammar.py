@@ -260,11 +260,15 @@ def test_invalid_tool_definitions_are_refused(tools: Any) -> None:
         Tools(tools).grammar()
 
 
-def test_a_grammar_is_compiled_once_and_cached_while_it_is_in_use(compiler: GrammarCompiler) -> None:
+def test_recent_grammars_are_compiled_once_and_older_ones_stay_usable(compiler: GrammarCompiler) -> None:
     held = compiler.compile(Grammar.of("regex", "kept"))
-    for number in range(70):
-        compiler.compile(Grammar.of("regex", f"other{number}"))
-    assert compiler.compile(Grammar.of("regex", "kept", param="elsewhere")) is held
+    for count, is_cached in ((30, True), (70, False)):
+        for number in range(count):
+            compiler.compile(Grammar.of("regex", f"other{count}x{number}"))
+        again = compiler.compile(Grammar.of("regex", "kept", param="elsewhere"))
+        assert (again is held) is is_cached
+    (first,) = tiny_tokenizer().encode_text("k")
+    assert first in allowed(compiler, held.matcher())
 
 
 def test_tokens_that_the_tokenizer_lacks_are_never_allowed() -> None:
