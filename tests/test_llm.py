@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,15 @@ from PIL import Image
 import ternvl
 from ternvl import LLM, SamplingParams
 from ternvl.checkpoint import weights
-from ternvl.config import ModelConfig
-from ternvl.errors import CheckpointError, ConfigError, ContextLengthError, EngineError, RequestError
+from ternvl.config import EngineConfig, ModelConfig
+from ternvl.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+    UnknownAdapterError,
+)
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.messages import Message
 from ternvl.types import FinishReason, Prompt
@@ -246,3 +256,94 @@ def test_unknown_device(model: InternVL, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
     with pytest.raises(ConfigError, match="device is 'toaster'"):
         LLM(tmp_path, device="toaster")
+
+
+def test_a_stream_adds_up_to_the_answer(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.9, seed=3, n=2, max_tokens=8, logprobs=1)
+    whole = llm.chat(QUESTION, params)[0]
+    with llm.stream(QUESTION, params) as stream:
+        deltas = list(stream)
+    assert stream.prompt.token_ids == whole.prompt.token_ids
+    assert [each.token_ids for each in stream.output.outputs] == [each.token_ids for each in whole.outputs]
+    assert stream.output.text == whole.text == "".join(each.text for each in deltas if each.index == 0)
+    assert [each.finish_reason for each in deltas if each.finish_reason] == ["length"] * 2
+    prompt = llm.prompt(QUESTION)
+    assert list(llm.stream(prompt, params))[-1].finish_reason == "length"
+    assert llm.stream(QUESTION).prompt.token_ids == prompt.token_ids
+
+
+def test_leaving_a_stream_ends_its_work(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True)
+    with llm.stream(QUESTION, params) as stream:
+        next(stream)
+    assert not llm.engine.has_work
+    assert llm.engine.stats().num_generated_tokens < 1000
+
+    async def leave() -> None:
+        async with await llm.astream(QUESTION, params) as deltas:
+            await anext(deltas)
+
+    asyncio.run(leave())
+    llm.service.wait_for_orders()
+    assert not llm.engine.has_work
+
+
+def test_threads_and_event_loops_share_an_llm(llm: LLM) -> None:
+    questions = [[{"role": "user", "content": f"Question {number}"}] for number in range(6)]
+    expected = [llm.chat(question, GREEDY)[0].token_ids for question in questions]
+
+    async def ask(question: Any) -> tuple[int, ...]:
+        stream = await llm.astream(question, GREEDY)
+        async for _ in stream:
+            pass
+        return stream.output.token_ids
+
+    async def ask_all() -> list[tuple[int, ...]]:
+        return list(await asyncio.gather(*map(ask, questions)))
+
+    def work(number: int) -> list[tuple[int, ...]]:
+        if number % 4 == 0:
+            return asyncio.run(ask_all())
+        if number % 4 == 1:
+            return [output.token_ids for output in llm.chat(questions, GREEDY)]
+        return [llm.chat(question, GREEDY)[0].token_ids for question in questions]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(16))) == [expected] * 16
+    assert not llm.engine.has_work
+
+
+def test_an_error_of_a_stream_comes_before_its_first_delta(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError):
+        llm.stream([{"role": "user", "content": "x " * 2000}])
+    with pytest.raises(UnknownAdapterError, match="'french' is not loaded"):
+        llm.stream(QUESTION, adapter="french")
+    with pytest.raises(RequestError, match="params are one SamplingParams"):
+        llm.stream(QUESTION, {"temperature": 0})  # type: ignore[arg-type]
+
+
+def test_settings_may_be_configurations_or_keywords(model: InternVL) -> None:
+    tokenizer, config = tiny_tokenizer(), EngineConfig(max_num_seqs=3, max_model_len=200)
+    given = LLM.from_parts(model, tokenizer, engine=config).engine.config
+    mixed = LLM.from_parts(model, tokenizer, engine=config, max_num_seqs=5).engine.config
+    assert (given.max_num_seqs, given.max_model_len) == (3, 200)
+    assert (mixed.max_num_seqs, mixed.max_model_len) == (5, 200)
+
+
+def test_an_llm_that_is_dropped_ends_its_thread(model: InternVL) -> None:
+    llm = LLM.from_parts(model, tiny_tokenizer())
+    llm.chat(QUESTION, GREEDY)
+    service = llm.service
+    assert service.is_running
+    del llm
+    gc.collect()
+    assert not service.is_running
+
+
+def test_the_process_ends_while_a_stream_is_open() -> None:
+    code = (
+        "from ternvl import LLM; stream = LLM().stream([{'role': 'user', 'content': 'Name the european capitals'}]);"
+        "print(next(stream).text)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert ended.stderr == ""

@@ -81,9 +81,7 @@ def options_of(body: dict[str, Any]) -> dict[str, Any]:
 
 def from_output(output: RequestOutput) -> list[Choice]:
     return [
-        Choice(
-            each.text, each.reasoning, [(call.name, call.arguments) for call in each.tool_calls], each.finish_reason
-        )
+        Choice(each.text, each.reasoning, [(call.name, call.arguments) for call in each.tool_calls], each.finish_reason)
         for each in output.outputs
     ]
 
@@ -210,7 +208,9 @@ def test_random_asks_have_one_answer_through_every_door() -> None:
 
 
 @pytest.mark.parametrize("text", SCRIPTS)
-@pytest.mark.parametrize("options", [{}, {"stop": ["STOP"]}, {"tools": TOOLS}, {"tools": TOOLS, "stop": ["STOP", "12"]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"stop": ["STOP"]}, {"tools": TOOLS}, {"tools": TOOLS, "stop": ["STOP", "12"]}]
+)
 def test_reasoning_calls_and_stop_strings_are_the_same_through_every_door(text: str, options: dict[str, Any]) -> None:
     llm = scripted_llm(text)
     body = {"messages": [{"role": "user", "content": "Go"}], "n": 2, **options}
