@@ -158,7 +158,7 @@ def value_of(row: Parameter) -> str:
         case Kind.STRINGS:
             return f"string, or up to {MAX_STOP_STRINGS} strings, none of them empty"
         case Kind.TOKEN_IDS:
-            return f"array of up to {MAX_TOKEN_LIST:,} integers"
+            return f"array of {'1' if row.low else 'up'} to {MAX_TOKEN_LIST:,} integers"
         case Kind.BIASES:
             return f"object of up to {MAX_TOKEN_LIST:,} entries: token id to number, {row.low} to {row.high}"
         case Kind.NUMBER | Kind.INTEGER if row.high < 2**31 - 1:
@@ -171,6 +171,8 @@ def value_of(row: Parameter) -> str:
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
     """Return the example of an operation; empty if its answer is a document or if it needs an adapter."""
     if operation.path.endswith("_lora_adapter"):
+        return {}
+    if operation.request and operation.path not in REQUESTS:
         return {}
     if operation.request:
         body = REQUESTS[operation.path]

@@ -5,21 +5,18 @@ The shortest use is `LLM().chat([{"role": "user", "content": "Name the european 
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich import progress as bars
 
-from ternvl.answer.ask import Ask, Input, PreparedAsk, prepare
-from ternvl.answer.batch import Batch
-from ternvl.answer.choice import Choices, Delta, generate, generate_on_thread
-from ternvl.answer.completion import AnswerStream, AsyncAnswerStream, Completion, Fold, RequestOutput
+from ternvl.answer.answerer import Answerer, AnswerStream, AsyncAnswerStream
+from ternvl.answer.ask import Ask
+from ternvl.answer.choice import Delta
+from ternvl.answer.completion import Completion, RequestOutput
 from ternvl.checkpoint import source
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig
 from ternvl.engine.engine import Engine
@@ -126,7 +123,10 @@ class LLM:
         self.service = Service(self.engine)
         """Runs the engine on a thread of its own, which the first request starts."""
         weakref.finalize(self, Service.end, self.service)
-        self._numbers = count()
+
+    @property
+    def _answerer(self) -> Answerer:
+        return Answerer(self.service, self.adapters, self.builder, self.grammars)
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Let requests choose a LoRA adapter by `name`, in place of the adapter that had the name before.
@@ -170,7 +170,7 @@ class LLM:
         several = is_list and bool(messages) and not isinstance(messages[0], Mapping | Message)
         conversations: Any = messages if several else [messages]
         offered = Tools(tools, tool_choice, parallel_tool_calls)
-        return self._answer([parse_messages(each) for each in conversations], params, adapter, offered, progress)
+        return self._answer(conversations, params, adapter, offered, progress)
 
     def generate(
         self,
@@ -205,9 +205,9 @@ class LLM:
         Returns an iterator of `Delta`s as the engine gives them; those of `params.n` answers are mixed and have an
         `index`. The concatenation of the deltas is what `chat` returns. Raises what `chat` raises.
         """
-        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
-        ready = self._prepare(ask)
-        return AnswerStream(self._deltas(ready), _fold(ready))
+        return self._answerer.stream(
+            self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
+        )
 
     async def astream(
         self,
@@ -221,62 +221,39 @@ class LLM:
     ) -> AsyncAnswerStream:
         """`stream` for an event loop, which is never blocked: `async for delta in await llm.astream(messages)`."""
         ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
-        ready = await asyncio.to_thread(self._prepare, ask)
-        return AsyncAnswerStream(self._async_deltas(ready), _fold(ready))
+        return await self._answerer.astream(ask)
 
     def _ask(
         self, given: Conversation | Prompt, params: SamplingParams | None, adapter: str | None, tools: Tools
     ) -> Ask:
-        params = _list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)[0]
+        (params,) = _list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
         if adapter is not None:
             self.adapters.known(adapter)
-        taken: Input = given if isinstance(given, Prompt) else parse_messages(given)
-        return Ask(
-            input=taken, params=params, tools=tools, adapter=adapter, splits_reasoning=not isinstance(given, Prompt)
-        )
-
-    def _prepare(self, ask: Ask) -> PreparedAsk:
-        self.service.start()
-        return prepare(ask, self.builder, self.grammars, max_model_len=self.engine.config.max_model_len)
-
-    def _new_id(self) -> str:
-        return f"llm-{next(self._numbers)}"
-
-    def _deltas(self, ready: PreparedAsk) -> Generator[Delta]:
-        name = ready.ask.adapter
-        with self.adapters.use(name) if name is not None else nullcontext() as adapter:
-            requests = ready.requests(self._new_id(), adapter)
-            choices = Choices.of([(ready, requests)], self.tokenizer, self.service.abort)
-            yield from generate_on_thread(self.service, requests, choices)
-
-    async def _async_deltas(self, ready: PreparedAsk) -> AsyncGenerator[Delta]:
-        async with self.adapters.lease(ready.ask.adapter) as adapter:
-            requests = ready.requests(self._new_id(), adapter)
-            choices = Choices.of([(ready, requests)], self.tokenizer, self.service.abort)
-            async for delta in generate(self.service, requests, choices):
-                yield delta
+        if isinstance(given, Prompt):
+            return Ask(input=given, params=params, tools=tools, adapter=adapter, splits_reasoning=False)
+        return Ask(input=parse_messages(given), params=params, tools=tools, adapter=adapter)
 
     def _answer(
         self,
-        inputs: Sequence[Input],
+        inputs: Sequence[Conversation | Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
         adapter: str | Sequence[str | None] | None,
         tools: Tools,
         progress: bool,
     ) -> list[RequestOutput]:
         settings = self._params_of(inputs, params)
-        adapters = _one_each(adapter, len(inputs), "adapters")
+        adapters = [adapter] * len(inputs) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(adapters) != len(inputs):
+            raise ConfigError(f"There are {len(adapters)} adapters for {len(inputs)} prompts.")
         asks = [
-            self._prepare(self._ask(given, each, name, tools))  # type: ignore[arg-type]
-            for given, each, name in zip(inputs, settings, adapters, strict=True)
+            self._ask(given, each, name, tools) for given, each, name in zip(inputs, settings, adapters, strict=True)
         ]
-        batch = Batch(self.service, self.adapters, self.tokenizer)
         with bars.Progress(disable=not progress) as bar:
             task = bar.add_task("Answering", total=sum(ask.params.n for ask in asks))
-            return batch.run(asks, iter(self._new_id, None), ended=lambda: bar.advance(task))
+            return self._answerer.answer(asks, ended=lambda: bar.advance(task))
 
     def _params_of(
-        self, inputs: Sequence[Input], params: SamplingParams | Sequence[SamplingParams] | None
+        self, inputs: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_params()] * len(inputs)
@@ -304,17 +281,6 @@ def _taking(config: _C, settings: dict[str, Any]) -> _C:
     """A configuration with the settings that are fields of it, which are taken out of `settings`."""
     names = {each.name for each in fields(config)} & settings.keys()
     return replace(config, **{name: settings.pop(name) for name in names})
-
-
-def _fold(ready: PreparedAsk) -> Fold:
-    return Fold(ready.prompt, ready.params.n, with_logprobs=ready.params.logprobs is not None)
-
-
-def _one_each(given: str | Sequence[str | None] | None, size: int, noun: str) -> Sequence[str | None]:
-    values = [given] * size if given is None or isinstance(given, str) else list(given)
-    if len(values) != size:
-        raise ConfigError(f"There are {len(values)} {noun} for {size} prompts.")
-    return values
 
 
 def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:

@@ -7,7 +7,7 @@ about it. Validation here, the fields of the HTTP requests (`server/schema/sampl
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from json import dumps
 from math import inf
@@ -167,12 +167,7 @@ class SamplingParams:
             raise RequestError(message, param="allowed_token_ids")
 
 
-def _row_of(declared: Field[Any]) -> Parameter:
-    row: Parameter = declared.metadata["parameter"]
-    return row
-
-
-PARAMETERS = {declared.name: _row_of(declared) for declared in fields(SamplingParams)}
+PARAMETERS: dict[str, Parameter] = {each.name: each.metadata["parameter"] for each in fields(SamplingParams)}
 """The table: every sampling parameter by its name, in the order of the fields."""
 
 

@@ -51,7 +51,7 @@ class Batch:
 
         Raises the first error of any choice; nothing of the call is then left in the engine.
         """
-        folds = [Fold(ask.prompt, ask.params.n, with_logprobs=ask.params.logprobs is not None) for ask in asks]
+        folds = [Fold(ask) for ask in asks]
         for ask, fold, answer_id in zip(asks, folds, ids, strict=False):
             self._waiting += self._choices(ask, fold, answer_id)
         try:

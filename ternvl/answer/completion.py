@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Self
 
+from ternvl.answer.ask import PreparedAsk
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import ToolCall
@@ -104,11 +103,10 @@ class _Pieces:
 class Fold:
     """Puts the deltas of all choices of one prompt together."""
 
-    def __init__(self, prompt: Prompt, num_choices: int, *, with_logprobs: bool) -> None:
-        """`with_logprobs` says whether log probabilities were asked for."""
-        self.prompt = prompt
-        self._with_logprobs = with_logprobs
-        self._choices = [_Pieces() for _ in range(num_choices)]
+    def __init__(self, ask: PreparedAsk) -> None:
+        self.prompt = ask.prompt
+        self._with_logprobs = ask.params.logprobs is not None
+        self._choices = [_Pieces() for _ in range(ask.params.n)]
 
     def add(self, delta: Delta) -> None:
         """Add the next delta of any choice."""
@@ -120,70 +118,3 @@ class Fold:
             self.prompt,
             [pieces.completion(i, with_logprobs=self._with_logprobs) for i, pieces in enumerate(self._choices)],
         )
-
-
-class AnswerStream(Iterator[Delta]):
-    """An answer as it is generated: an iterator of its deltas.
-
-    Leaving a `with` block, or `close()`, ends the work on an answer that is not wanted any further.
-    """
-
-    def __init__(self, deltas: Generator[Delta], fold: Fold) -> None:
-        self._deltas, self._fold = deltas, fold
-
-    @property
-    def prompt(self) -> Prompt:
-        """What is answered."""
-        return self._fold.prompt
-
-    @property
-    def output(self) -> RequestOutput:
-        """The whole answer, once the iterator has ended."""
-        return self._fold.output()
-
-    def __next__(self) -> Delta:
-        delta = next(self._deltas)
-        self._fold.add(delta)
-        return delta
-
-    def close(self) -> None:
-        """End the work on the answer."""
-        self._deltas.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class AsyncAnswerStream(AsyncIterator[Delta]):
-    """`AnswerStream` for an event loop: `async with`, `async for` and `await aclose()`."""
-
-    def __init__(self, deltas: AsyncGenerator[Delta], fold: Fold) -> None:
-        self._deltas, self._fold = deltas, fold
-
-    @property
-    def prompt(self) -> Prompt:
-        """What is answered."""
-        return self._fold.prompt
-
-    @property
-    def output(self) -> RequestOutput:
-        """The whole answer, once the iterator has ended."""
-        return self._fold.output()
-
-    async def __anext__(self) -> Delta:
-        delta = await anext(self._deltas)
-        self._fold.add(delta)
-        return delta
-
-    async def aclose(self) -> None:
-        """End the work on the answer."""
-        await self._deltas.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
