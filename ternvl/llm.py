@@ -122,11 +122,8 @@ class LLM:
         self.adapters = AdapterPool(model.config, self.engine.config, base=name, device=model.device)
         self.service = Service(self.engine)
         """Runs the engine on a thread of its own, which the first request starts."""
-        weakref.finalize(self, Service.end, self.service)
-
-    @property
-    def _answerer(self) -> Answerer:
-        return Answerer(self.service, self.adapters, self.builder, self.grammars)
+        self._answerer = Answerer(self.service, self.adapters, builder, self.grammars)
+        weakref.finalize(self._answerer, Service.end, self.service)  # streams hold it, even without their LLM
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Let requests choose a LoRA adapter by `name`, in place of the adapter that had the name before.
@@ -205,9 +202,8 @@ class LLM:
         Returns an iterator of `Delta`s as the engine gives them; those of `params.n` answers are mixed and have an
         `index`. The concatenation of the deltas is what `chat` returns. Raises what `chat` raises.
         """
-        return self._answerer.stream(
-            self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
-        )
+        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
+        return self._answerer.stream(ask)
 
     async def astream(
         self,

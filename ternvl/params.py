@@ -62,7 +62,6 @@ class Kind(Enum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     STRINGS = "strings"
-    """One string or several, none of them empty."""
     TOKEN_IDS = "token ids"
     BIASES = "biases"
     """Token ids, each with a number that is added to its logit."""

@@ -133,10 +133,12 @@ class Answerer:
             yield from generate_on_thread(self._service, *self._requests(ready, adapter))
 
     async def _async_deltas(self, ready: PreparedAsk) -> AsyncGenerator[Delta]:
-        async with self._adapters.lease(ready.ask.adapter) as adapter:
-            async with aclosing(generate(self._service, *self._requests(ready, adapter))) as deltas:
-                async for delta in deltas:
-                    yield delta
+        async with (
+            self._adapters.lease(ready.ask.adapter) as adapter,
+            aclosing(generate(self._service, *self._requests(ready, adapter))) as deltas,
+        ):
+            async for delta in deltas:
+                yield delta
 
 
 def _new_id() -> str:

@@ -15,7 +15,6 @@ import uvicorn
 
 from ternvl.config import EngineConfig, ImageLimits, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
 from ternvl.engine.request import Request
-from ternvl.engine.service import Service
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import TernvlError
 from ternvl.llm import LLM
@@ -120,8 +119,7 @@ def scripted_llm(text: str, **options: Any) -> LLM:
     """The tiny model's prompts, a scripted engine's answers."""
     llm = tiny_llm()
     engine = ScriptedEngine(text, **options)
-    llm.engine = engine  # type: ignore[assignment]
-    llm.service = Service(engine)
+    llm.engine = llm.service.engine = engine  # type: ignore[assignment]
     return llm
 
 
