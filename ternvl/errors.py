@@ -76,15 +76,24 @@ class UnknownAdapterError(AdapterError):
 
 
 class ContextLengthError(RequestError):
-    """A prompt that does not fit the context. The message gives text and image tokens apart, and the limit."""
+    """A prompt that is longer than the context. The message gives the tokens of text and of images, and the limit."""
 
     def __init__(
-        self, *, num_text_tokens: int, num_image_tokens: int, max_model_len: int, param: str = "messages"
+        self,
+        *,
+        num_text_tokens: int,
+        max_model_len: int,
+        num_image_tokens: int = 0,
+        param: str = "messages",
+        is_counted: bool = True,
     ) -> None:
+        """Without `is_counted`, the prompt was refused before all of it was tokenised."""
         total = num_text_tokens + num_image_tokens
+        counts = f"{total} tokens ({num_text_tokens} of text, {num_image_tokens} of images)"
+        if not is_counted:
+            counts = f"at least {num_text_tokens} tokens of text"
         super().__init__(
-            f"The prompt has {total} tokens ({num_text_tokens} of text, {num_image_tokens} of images), but the context "
-            f"holds {max_model_len}.",
+            f"The prompt has {counts}, but the context holds {max_model_len}.",
             param=param,
             code="context_length_exceeded",
         )

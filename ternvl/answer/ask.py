@@ -109,21 +109,22 @@ def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_
     """
     params = ask.whole_params
     grammar = None if params.grammar is None else compiler.compile(params.grammar)
-    prompt = build_prompt(ask, builder)
+    prompt = build_prompt(ask, builder, max_tokens=max_model_len)
     check_prompt(prompt, builder.config, max_model_len, path=ask.path)
     return PreparedAsk(ask, params, prompt, grammar)
 
 
-def build_prompt(ask: Ask, builder: PromptBuilder) -> Prompt:
-    """Build an ask's prompt, of any length; blocks while its images are fetched and decoded.
+def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt:
+    """Build an ask's prompt; blocks while its images are fetched and decoded.
 
-    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used.
+    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used, and
+    ContextLengthError for a text that has more than `max_tokens` tokens, before all of it is tokenised.
     """
     match ask.input:
         case Prompt():
             return ask.input
         case str():
-            return Prompt(tuple(builder.tokenizer.encode_text(ask.input)))
+            return builder.encode_text(ask.input, max_tokens=max_tokens, path=ask.path)
         case [int(), *_]:
             return Prompt(tuple(ask.input))  # type: ignore[arg-type]
     return builder.build(
@@ -133,4 +134,5 @@ def build_prompt(ask: Ask, builder: PromptBuilder) -> Prompt:
         continue_final_message=ask.continue_final_message,
         max_dynamic_patch=ask.max_dynamic_patch,
         path=ask.path,
+        max_tokens=max_tokens,
     )

@@ -12,13 +12,13 @@ from typing import Any
 from PIL import Image
 
 from ternvl.config import ImageLimits, ModelConfig
-from ternvl.errors import ImageError, RequestError
+from ternvl.errors import ContextLengthError, ImageError, RequestError
 from ternvl.prompt.fetch import fetch
 from ternvl.prompt.images import check_limits, decode, to_pixel_values, to_rgb
 from ternvl.prompt.messages import Detail, ImageInput, Message
-from ternvl.prompt.template import Piece, render
+from ternvl.prompt.template import ImageSlot, Piece, render
 from ternvl.prompt.tiling import tiles
-from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from ternvl.types import ImageSpan, Prompt
 
 MAX_DYNAMIC_PATCH = 64
@@ -57,13 +57,16 @@ class PromptBuilder:
         continue_final_message: bool = False,
         max_dynamic_patch: int | None = None,
         path: str = "messages",
+        max_tokens: int | None = None,
     ) -> Prompt:
         """Return the conversation as the model takes it.
 
         With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
         detail "low" becomes one tile, others up to `max_dynamic_patch` (by default the builder's) and a thumbnail.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
-        written, ImageError for an image that cannot be fetched or decoded or that is over a limit.
+        written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
+        ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
+        before any image is fetched.
         """
         max_num = self.max_dynamic_patch if max_dynamic_patch is None else _in_range(max_dynamic_patch)
         self._check(messages, path)
@@ -76,13 +79,30 @@ class PromptBuilder:
             continue_final_message=continue_final_message,
         )
         _check_characters(pieces, path)
+        encoded = self._encode(pieces, max_tokens, path)
         tiled = self._tile_all(messages, max_num)
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
-        token_ids = self.tokenizer.encode(pieces, counts)
+        token_ids = self.tokenizer.place_images(encoded, counts)
         if not tiled:
             return Prompt(tuple(token_ids))
         pixel_values = to_pixel_values([tile for cut in tiled for tile in cut])
         return Prompt(tuple(token_ids), self._spans(token_ids, tiled), pixel_values)
+
+    def _encode(self, pieces: Sequence[Piece], max_tokens: int | None, path: str) -> list[list[int] | ImageSlot]:
+        try:
+            return self.tokenizer.encode_pieces(pieces, limit=max_tokens)
+        except TextTooLongError as error:
+            raise _too_long(error, max_tokens, path) from None
+
+    def encode_text(self, text: str, *, max_tokens: int | None = None, path: str = "prompt") -> Prompt:
+        """Return a prompt of plain text, in which control tokens are characters.
+
+        Raises ContextLengthError, which names `path`, as soon as it is known to have more than `max_tokens` tokens.
+        """
+        try:
+            return Prompt(tuple(self.tokenizer.encode_text(text, limit=max_tokens)))
+        except TextTooLongError as error:
+            raise _too_long(error, max_tokens, path) from None
 
     def _check(self, messages: Sequence[Message], path: str) -> None:
         if not messages:
@@ -146,6 +166,12 @@ class PromptBuilder:
             spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), _digest(cut)))
             first_tile += len(cut)
         return tuple(spans)
+
+
+def _too_long(error: TextTooLongError, max_tokens: int | None, path: str) -> ContextLengthError:
+    return ContextLengthError(
+        num_text_tokens=error.num_tokens, max_model_len=max_tokens or 0, param=path, is_counted=False
+    )
 
 
 def _path(message: Message, index: int) -> str:

@@ -7,14 +7,15 @@ have a meaning in a question or an answer (grounding and tool-call tags), as in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from ternvl.errors import CheckpointError
 from ternvl.prompt import slow_tokenizer
-from ternvl.prompt.template import IM_END, Control, Piece
+from ternvl.prompt.template import IM_END, Control, ImageSlot, Piece
 
 IMG, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 END_OF_TEXT = "<|endoftext|>"
@@ -38,6 +39,44 @@ def _without_added_tokens(full: FastTokenizer) -> FastTokenizer:
         if (value := getattr(full, part)) is not None:
             setattr(plain, part, value)
     return plain
+
+
+class TextTooLongError(Exception):
+    """A text with more tokens than were allowed. `num_tokens` is how many it has at least."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(f"the text has at least {num_tokens} tokens")
+        self.num_tokens = num_tokens
+
+
+_PIECE, _LONGEST_PIECE = 32_768, 262_144
+"""Characters after which a long text is cut, and after which it is cut at any place."""
+_MAX_COMPOSED = 4
+"""The most characters that Unicode's composition makes one of."""
+_WORD_END = re.compile(r"[A-Za-z0-9](?= [A-Za-z])")
+
+
+def _cut(text: str, *, always: bool) -> Iterator[tuple[str, bool]]:
+    """Yield the pieces of a text, and for each whether the cut behind it changes no token, being between two words.
+
+    A text without such a place for _LONGEST_PIECE characters is cut anywhere if `always`, otherwise not at all.
+    """
+    start = 0
+    while len(text) - start > _PIECE:
+        end, is_safe = _next_cut(text, start)
+        if not is_safe and not always:
+            break
+        yield text[start:end], is_safe
+        start = end
+    yield text[start:], True
+
+
+def _next_cut(text: str, start: int) -> tuple[int, bool]:
+    found = _WORD_END.search(text, start + _PIECE, start + _LONGEST_PIECE)
+    if found:
+        return found.end(), True
+    end = start + _LONGEST_PIECE
+    return (end, False) if end < len(text) else (len(text), True)
 
 
 class Tokenizer:
@@ -88,34 +127,85 @@ class Tokenizer:
             raise CheckpointError(f"{self._name} has no token {token}, which InternVL3's template needs.")
         return int(token_id)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Return the ids of a text, in which control tokens are plain characters."""
-        parts = self._tag_pattern.split(text) if self._tag_pattern else [text]
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self.full.get_vocab()))
+
+    def encode_text(self, text: str, *, limit: int | None = None) -> list[int]:
+        """Return the ids of a text, in which control tokens are plain characters.
+
+        Raises TextTooLongError as soon as the text is known to have more than `limit` tokens. Python's lock is not held
+        while the library works.
+        """
+        if limit is not None and len(text) > _MAX_COMPOSED * limit * self.longest_token:
+            raise TextTooLongError(limit + 1)
         ids: list[int] = []
-        for part in parts:
-            tag = self._tags.get(part)
-            ids += [tag] if tag is not None else self._plain.encode(part, add_special_tokens=False).ids
+        start = 0
+        for tag in self._tag_pattern.finditer(text) if self._tag_pattern else ():
+            self._extend(ids, text[start : tag.start()], limit)
+            ids.append(self._tags[tag[0]])
+            start = tag.end()
+        self._extend(ids, text[start:] if start else text, limit)
+        return ids
+
+    def _extend(self, ids: list[int], text: str, limit: int | None) -> None:
+        """Append the ids of a text without tags, piece by piece."""
+        before, is_exact = len(ids), True
+        for piece, is_safe in _cut(text, always=limit is not None) if self._is_cuttable else [(text, True)]:
+            ids += self._ids(piece)
+            is_exact &= is_safe
+            if limit is not None and len(ids) > limit:
+                raise TextTooLongError(len(ids))
+        if not is_exact:  # rare: few tokens for so long a text without a place to cut it
+            ids[before:] = self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids) if text else []
+
+    @cached_property
+    def _is_cuttable(self) -> bool:
+        """Whether a word after a space is always a piece of its own, as byte-level tokenizers have it."""
+        splitter = self._plain.pre_tokenizer
+        return splitter is not None and [at for _, at in splitter.pre_tokenize_str("ab cd")] == [(0, 2), (2, 5)]
+
+    def encode_pieces(self, pieces: Iterable[Piece], *, limit: int | None = None) -> list[list[int] | ImageSlot]:
+        """Return the ids of a rendered conversation, with its image slots where they stand.
+
+        Text between two control tokens is encoded as one string, as in the official code. Raises TextTooLongError as
+        soon as the ids are known to be more than `limit`.
+        """
+        encoded: list[list[int] | ImageSlot] = [[]]
+        run: list[str] = []
+        num_tokens = 0
+        for piece in [*pieces, None]:
+            if isinstance(piece, str):
+                run.append(piece)
+                continue
+            ids = self.encode_text("".join(run), limit=None if limit is None else limit - num_tokens)
+            run = []
+            if isinstance(piece, Control):
+                ids.append(self.control_id(piece.token))
+            num_tokens += len(ids)
+            encoded[-1] += ids  # type: ignore[operator]
+            if isinstance(piece, ImageSlot):
+                encoded += [piece, []]
+        return encoded
+
+    def place_images(self, encoded: Iterable[list[int] | ImageSlot], image_token_counts: Iterable[int]) -> list[int]:
+        """Return what `encode_pieces` gave with image slot i as `image_token_counts[i]` context tokens."""
+        counts = iter(image_token_counts)
+        ids: list[int] = []
+        for part in encoded:
+            if isinstance(part, ImageSlot):
+                ids += [self.img_id, *[self.context_id] * next(counts), self.img_end_id]
+            else:
+                ids += part
         return ids
 
     def encode(self, pieces: Iterable[Piece], image_token_counts: Iterable[int] = ()) -> list[int]:
-        """Return the ids of a rendered conversation. Image slot i becomes `image_token_counts[i]` context tokens.
-
-        Text between two control tokens is encoded as one string, as in the official code.
-        """
-        counts = iter(image_token_counts)
-        ids: list[int] = []
-        run = ""
-        for piece in pieces:
-            if isinstance(piece, str):
-                run += piece
-                continue
-            ids += self.encode_text(run)
-            run = ""
-            if isinstance(piece, Control):
-                ids.append(self.control_id(piece.token))
-            else:
-                ids += [self.img_id, *[self.context_id] * next(counts), self.img_end_id]
-        return ids + self.encode_text(run)
+        """Return the ids of a rendered conversation. Image slot i becomes `image_token_counts[i]` context tokens."""
+        return self.place_images(self.encode_pieces(pieces), image_token_counts)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of ids without hidden tokens. Bytes that are not valid UTF-8 become U+FFFD."""

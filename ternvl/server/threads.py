@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _COMPILERS = 2
 """Grammars that are compiled at the same time. Further grammars wait, and delay nothing else."""
 
+_COUNTED_CONTEXTS = 8
+
 _SETTLED = 1.0
 """Seconds after the start at which the vocabulary is read for grammars; earlier it would slow the start down."""
 
@@ -58,16 +60,19 @@ class Threads:
         if params.grammar is not None:
             compiling = partial(self._llm.grammars.compile, params.grammar)
             grammar = await _in_thread(self._compilers, compiling, deadline)
-        prompt = await self.build_prompt(ask, deadline=deadline)
-        check_prompt(prompt, self._llm.config, self._llm.engine.config.max_model_len, path=ask.path)
+        limit = self._llm.engine.config.max_model_len
+        prompt = await self.build_prompt(ask, max_tokens=limit, deadline=deadline)
+        check_prompt(prompt, self._llm.config, limit, path=ask.path)
         return PreparedAsk(ask, params, prompt, grammar)
 
-    async def build_prompt(self, ask: Ask, *, deadline: float | None = None) -> Prompt:
+    async def build_prompt(self, ask: Ask, *, max_tokens: int | None = None, deadline: float | None = None) -> Prompt:
         """Do what `ternvl.answer.ask.build_prompt` does, and raise RequestTimeoutError past the deadline.
 
+        By default a text may have as many tokens as eight contexts hold, so that clients can count what does not fit.
         Prompts with images have threads of their own, so that text never waits for other requests' downloads.
         """
-        building = partial(build_prompt, ask, self._llm.builder)
+        limit = _COUNTED_CONTEXTS * self._llm.engine.config.max_model_len
+        building = partial(build_prompt, ask, self._llm.builder, max_tokens=limit if max_tokens is None else max_tokens)
         return await _in_thread(self._builders if ask.has_images else None, building, deadline)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from ternvl.errors import CheckpointError
 from ternvl.prompt.template import Control, ImageSlot
-from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from tests.fakes import tiny_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/internvl3-tokenizer"
@@ -116,3 +118,48 @@ def test_a_checkpoint_s_truncation_and_padding_are_ignored() -> None:
     spec["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
                        "pad_type_id": 0, "pad_token": "!"}  # fmt: skip
     assert Tokenizer(json.dumps(spec)).encode_text("one two three") == TOKENIZER.encode_text("one two three")
+
+
+class CountedTokenizer(Tokenizer):
+    """Counts the characters that are encoded."""
+
+    num_characters = 0
+
+    def _ids(self, text: str) -> list[int]:
+        self.num_characters += len(text)
+        return super()._ids(text)
+
+
+def long_texts() -> list[str]:
+    rng = random.Random(3)
+    words = ["word", "it's", "x", "12", "—", "上海", "don't", "A", "\n"]
+    mixed = [
+        "".join(rng.choice("abcdefg ABC 0123 \n\t'é上<>.,-_=  ") for _ in range(size)) for size in (40_000, 150_000)
+    ]
+    return [*mixed, " ".join(rng.choice(words) for _ in range(40_000)), "x " * 50_000 + "<box>" + "a b " * 30_000]
+
+
+@pytest.mark.parametrize("text", long_texts())
+def test_a_long_text_is_cut_without_changing_a_token(text: str) -> None:
+    parts = re.split("(<box>)", text)
+    (box,) = TOKENIZER.encode_text("<box>")
+    whole = [
+        TOKENIZER._plain.encode(part, add_special_tokens=False).ids if part != "<box>" else [box] for part in parts
+    ]
+    assert TOKENIZER.encode_text(text) == [token_id for ids in whole for token_id in ids]
+    assert TOKENIZER.encode_text(text, limit=10**7) == TOKENIZER.encode_text(text)
+
+
+@pytest.mark.parametrize("text", ["hello world " * 500_000, "a" * 6_000_000, "上" * 6_000_000, "<box>" * 1_200_000])
+def test_a_text_over_the_limit_is_given_up_early(text: str) -> None:
+    tokenizer = CountedTokenizer(TOKENIZER.full.to_str())
+    with pytest.raises(TextTooLongError) as error:
+        tokenizer.encode_text(text, limit=1000)
+    assert error.value.num_tokens > 1000
+    assert tokenizer.num_characters <= 262_144
+
+
+def test_a_run_without_a_place_to_cut_keeps_its_tokens() -> None:
+    text = "=" * 700_000
+    whole = TOKENIZER._plain.encode(text, add_special_tokens=False).ids
+    assert TOKENIZER.encode_text(text, limit=10**6) == TOKENIZER.encode_text(text) == whole
