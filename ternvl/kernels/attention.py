@@ -19,6 +19,33 @@ from torch.nn import functional as F
 from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 
 
+class Problem(ctypes.Structure):
+    """One call of attention: `Problem` of `cpu/attention/attention.h`. It points into tensors but does not keep them."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("q", "out", "tables", "query_starts", "lengths")),
+        *((name, Int64) for name in ("q_stride", "out_stride", "table_width")),
+        *((name, Int64) for name in ("num_sequences", "num_blocks", "num_tokens")),
+        *((name, ctypes.c_int32) for name in ("heads", "key_heads", "head_size", "block_size")),
+    )
+
+    @classmethod
+    def of(
+        cls, q: Tensor, out: Tensor, tables: Tensor, starts: Tensor, lengths: Tensor,
+        num_blocks: int, key_heads: int, block_size: int,
+    ) -> Problem:  # fmt: skip
+        """q and out are [T, H, D] with the heads of a token next to each other; the others are contiguous int32."""
+        num_tokens, heads, head_size = q.shape
+        num_sequences, width = tables.shape
+        assert heads % key_heads == 0
+        assert lengths.shape[0] == num_sequences == starts.shape[0] - 1
+        return cls(
+            *(each.data_ptr() for each in (q, out, tables, starts, lengths)),
+            *(q.stride(0), out.stride(0), width, num_sequences, num_blocks, num_tokens),
+            *(heads, key_heads, head_size, block_size),
+        )
+
+
 def paged_attention(
     q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor
 ) -> Tensor:
@@ -86,23 +113,13 @@ def _library_for(x: Tensor, cache: Tensor) -> Library | None:
 def _paged_attention(
     library: Library, q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, starts: Tensor, lengths: Tensor
 ) -> Tensor:
-    num_tokens, heads, head_size = q.shape
-    num_blocks, key_heads, block_size = _cache_shape(keys, values, head_size)
-    num_sequences, width = block_tables.shape
-    assert heads % key_heads == 0
-    assert lengths.shape[0] == num_sequences == starts.shape[0] - 1
-    q, out = _rows(q), torch.empty(num_tokens, heads, head_size)
+    cache = _cache_shape(keys, values, q.shape[2])
+    q, out = token_rows(q), torch.empty(q.shape)
     block_tables, starts, lengths = (x.int().contiguous() for x in (block_tables, starts, lengths))
-    function = library.function("ternvl_paged_attention", *PAGED_ATTENTION, result=ctypes.c_bool)
-    is_sound = function(
-        *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr(), block_tables.data_ptr(), width),
-        *(starts.data_ptr(), lengths.data_ptr(), num_sequences, num_blocks, num_tokens, heads, key_heads, head_size),
-        *(block_size, out.data_ptr(), torch.get_num_threads()),
-    )
-    if not is_sound:
-        raise IndexError(
-            f"a sequence's queries, length or blocks are not within {num_tokens} rows and {num_blocks} blocks"
-        )
+    problem = Problem.of(q, out, block_tables, starts, lengths, *cache)
+    function = library.function("ternvl_paged_attention", Pointer, Pointer, Pointer, Int, result=ctypes.c_bool)
+    if not function(ctypes.addressof(problem), keys.data_ptr(), values.data_ptr(), torch.get_num_threads()):
+        raise IndexError(f"a sequence's queries, length or blocks are not within {len(q)} rows and {cache[0]} blocks")
     return out
 
 
@@ -110,8 +127,8 @@ def _write(library: Library, keys: Tensor, values: Tensor, slots: Tensor, k: Ten
     num_tokens, _, head_size = k.shape
     num_blocks, key_heads, block_size = _cache_shape(keys, values, head_size)
     assert k.shape == v.shape == (slots.shape[0], key_heads, head_size)
-    k, v, slots = _rows(k), _rows(v), slots.long().contiguous()
-    function = library.function("ternvl_write_kv", *WRITE_KV, result=ctypes.c_bool)
+    k, v, slots = token_rows(k), token_rows(v), slots.long().contiguous()
+    function = library.function("ternvl_write_kv", *_WRITE_KV, result=ctypes.c_bool)
     is_sound = function(
         *(keys.data_ptr(), values.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
         *(num_tokens, num_blocks, key_heads, head_size, block_size, torch.get_num_threads()),
@@ -120,19 +137,14 @@ def _write(library: Library, keys: Tensor, values: Tensor, slots: Tensor, k: Ten
         raise IndexError(f"a slot is not within {num_blocks} blocks of {block_size}")
 
 
-PAGED_ATTENTION = (
-    *(Pointer, Int64, Pointer, Pointer, Pointer, Int64),
-    *(Pointer, Pointer, Int64, Int64, Int64, Int, Int, Int),
-    *(Int, Pointer, Int),
-)
-WRITE_KV = (
+_WRITE_KV = (
     *(Pointer, Pointer, Pointer, Pointer, Int64, Pointer, Int64),
     *(Int64, Int64, Int, Int, Int, Int),
 )
 
 
 def _cache_shape(keys: Tensor, values: Tensor, head_size: int) -> tuple[int, int, int]:
-    """B, K and block size of a sound cache."""
+    """Return B, K and the block size of a cache, and check its tensors."""
     num_blocks, key_heads, block_size, size = values.shape
     assert (num_blocks, key_heads, head_size, block_size) == keys.shape
     assert size == head_size
@@ -142,6 +154,6 @@ def _cache_shape(keys: Tensor, values: Tensor, head_size: int) -> tuple[int, int
     return num_blocks, key_heads, block_size
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x [T, heads, D] with each token's heads one after the other; tokens may lie apart."""
+def token_rows(x: Tensor) -> Tensor:
+    """Return x [T, heads, D] with the heads of each token next to each other. Tokens may be apart."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ternvl.kernels.attention import Problem, token_rows
 from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 
 BLOCK = 16
@@ -38,18 +39,12 @@ def attention_int8(
     loaded = _library_for(q)
     if loaded is None:
         return attention_int8_reference(q, cache, block_tables, query_starts, lengths, causal=causal)
-    num_tokens, heads, size = q.shape
-    q = q if q.stride()[1:] == (size, 1) else q.contiguous()
+    q, out = token_rows(q), q.new_empty(q.shape)
     tables, starts, lengths = (x.int().contiguous() for x in (block_tables, query_starts, lengths))
-    out = q.new_empty(num_tokens, heads, size)
-    function = loaded.function("ternvl_attention_int8", *_ATTENTION, result=ctypes.c_bool)
-    is_sound = function(
-        *(q.data_ptr(), q.stride(0), cache.data_ptr(), tables.data_ptr(), tables.shape[1], starts.data_ptr()),
-        *(lengths.data_ptr(), len(lengths), cache.shape[0], num_tokens, heads, cache.shape[1], size, causal),
-        *(out.data_ptr(), torch.get_num_threads()),
-    )
-    if not is_sound:
-        raise IndexError(f"a sequence is not within {num_tokens} rows and {cache.shape[0]} blocks")
+    problem = Problem.of(q, out, tables, starts, lengths, cache.shape[0], cache.shape[1], BLOCK)
+    function = loaded.function("ternvl_attention_int8", Pointer, Pointer, ctypes.c_bool, Int, result=ctypes.c_bool)
+    if not function(ctypes.addressof(problem), cache.data_ptr(), causal, torch.get_num_threads()):
+        raise IndexError(f"a sequence is not within {len(q)} rows and {cache.shape[0]} blocks")
     return out
 
 
@@ -60,8 +55,7 @@ def write_int8(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
     if loaded is None:
         return write_int8_reference(cache, slots, k, v)
     num_tokens, heads, size = k.shape
-    k, v = (x if x.stride()[1:] == (size, 1) else x.contiguous() for x in (k, v))
-    slots = slots.long().contiguous()
+    k, v, slots = token_rows(k), token_rows(v), slots.long().contiguous()
     function = loaded.function("ternvl_write_kv_int8", *_WRITE, result=ctypes.c_bool)
     is_sound = function(
         *(cache.data_ptr(), slots.data_ptr(), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
@@ -157,9 +151,4 @@ def _library_for(x: Tensor) -> Library | None:
     return library() if x.is_cpu and x.dtype == torch.float32 and x.shape[-1] % 16 == 0 else None
 
 
-_ATTENTION = (
-    *(Pointer, Int64, Pointer, Pointer, Int64, Pointer),
-    *(Pointer, Int64, Int64, Int64, Int, Int, Int, ctypes.c_bool),
-    *(Pointer, Int),
-)
 _WRITE = (*(Pointer, Pointer, Pointer, Int64, Pointer, Int64), *(Int64, Int64, Int, Int, Int))

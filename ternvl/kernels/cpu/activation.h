@@ -1,4 +1,4 @@
-// SiLU and exact GELU of a vector.
+// SiLU and the exact GELU of a vector.
 #pragma once
 
 #include <initializer_list>
@@ -7,9 +7,8 @@
 
 namespace {
 
-typedef int32_t IVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
-
-// e^x to about one unit in the last place: x = n ln 2 + r, the Taylor series of e^r to r^7, n put into the exponent.
+// e^x, accurate to about one unit in the last place: with x = n ln 2 + r, the Taylor series of e^r up to r^7, with n
+// added to the exponent.
 inline Vec exponential(Vec x) {
   const Vec lowest = broadcast(-87.3f), highest = broadcast(88.3f), rounder = broadcast(12582912.0f);  // 1.5 * 2^23
   x = x < lowest ? lowest : x > highest ? highest : x;
@@ -23,7 +22,8 @@ inline Vec exponential(Vec x) {
 
 inline Vec silu(Vec x) { return x / (1.0f + exponential(-x)); }
 
-// x Phi(x), the normal distribution's upper tail by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7 of erf).
+// x Phi(x); the upper tail of the normal distribution follows Abramowitz and Stegun 7.1.26, whose erf has an absolute
+// error of 1.5e-7.
 inline Vec gelu(Vec x) {
   const Vec size = x < 0 ? -x : x;
   const Vec t = 1.0f / fma(size, broadcast(0.3275911f * 0.70710678f), broadcast(1.0f));

@@ -1,10 +1,10 @@
-// Sums of products of bytes, four to a lane, which are exact in every instruction set and in any order.
+// Sums of products of bytes, four to a lane. They are exact in every instruction set and in any order.
 //
-// `dot(sum, u, s)` adds u[4i] s[4i] + .. + u[4i+3] s[4i+3] to lane i; u is unsigned, s signed. An operand is loaded as
-// `Unsigned` or `Signed` once and used many times: without VNNI, that is where its bytes become 16-bit numbers.
+// `dot(sum, u, s)` adds u[4i] s[4i] + .. + u[4i+3] s[4i+3] to lane i; u is unsigned, s is signed. An operand becomes
+// `Unsigned` or `Signed` once and is used many times: without VNNI this widens its bytes to 16 bits.
 #pragma once
 
-#include "activation.h"
+#include "simd.h"
 
 namespace {
 
@@ -80,7 +80,7 @@ inline IVec broadcast(int32_t value) { return value - IVec{}; }
 // The same four bytes in each lane.
 inline IVec broadcast_bytes(const void* from) { return broadcast(*static_cast<const UnalignedInt*>(from)); }
 
-// The lowest byte of each lane.
+// Stores the lowest byte of each lane.
 inline void store_bytes(void* to, IVec value) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)value));
@@ -105,7 +105,7 @@ inline int32_t total_of(const uint8_t* bytes, int64_t count) {
 
 inline Vec to_float(IVec value) { return __builtin_convertvector(value, Vec); }
 
-// To the nearest whole number, of two the even one; sizes below 2^22.
+// The nearest whole number, or the even one of two equally near, for |value| < 2^22.
 inline IVec round(Vec value) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23
   return (IVec)(value + magic) - 0x4B400000;

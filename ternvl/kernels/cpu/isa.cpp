@@ -1,6 +1,7 @@
-// Which instruction set this CPU, and its operating system, can run: what the loader asks of the portable library.
-#include "simd.h"
+// The instruction sets that this CPU and its operating system support. The loader asks the portable library.
+#include "kernels.h"
 
+// The name of the best instruction set.
 EXPORT const char* ternvl_best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,28 +1,29 @@
-// The largest element of each row, and where it is first.
+// The largest element of each row, and its first position.
 #include <algorithm>
 
+#include "kernels.h"
 #include "simd.h"
 
 namespace {
 
 constexpr int64_t RUN = 1024;
 
-// Of what is compared to find a NaN, too: it counts as larger than all.
+// Whether a is larger than b, where NaN counts as larger than every number.
 inline bool is_above(float a, float b) { return a > b || (a != a && b == b); }
 
-// The largest of a run; NaN where there is one.
+// The largest element of a run, or NaN if the run holds NaN.
 float largest_of(const float* x, int64_t size) {
   int64_t i = 0;
   float best = x[0];
   if (size >= W) {
-    Vec most = load(x), sum_of_zeros = most * 0.0f;  // is NaN where an element is NaN or infinite
+    Vec most = load(x), sum_of_zeros = most * 0.0f;  // becomes NaN if an element is NaN or infinite
     for (i = W; i + W <= size; i += W) {
       const Vec v = load(x + i);
       most = v > most ? v : most;
       sum_of_zeros += v * 0.0f;
     }
     best = max(most);
-    if (sum(sum_of_zeros) != 0.0f) i = 0, best = x[0];  // rare: one by one
+    if (sum(sum_of_zeros) != 0.0f) i = 0, best = x[0];  // rare: compare one by one
   }
   for (; i < size; ++i)
     if (is_above(x[i], best)) best = x[i];
@@ -31,8 +32,8 @@ float largest_of(const float* x, int64_t size) {
 
 }  // namespace
 
-// x [rows, size], rows `stride` apart -> of each row the largest and its index; of equal ones the first. NaN is larger
-// than all.
+// x [rows, size], with rows `stride` apart -> the largest element of each row and its index, the first of equal ones. NaN
+// counts as larger than every number.
 EXPORT void ternvl_largest(const float* x, int64_t rows, int64_t size, int64_t stride, float* values, int64_t* indices,
                            int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && rows > 1)

@@ -1,10 +1,12 @@
-// What this machine can do at most, for benchmarks to be measured against: reading memory once from end to end, and
-// multiply-adds whose operands never leave the registers.
+// The limits of this machine, with which benchmarks are compared: reading memory once from end to end, and multiply-adds
+// whose operands stay in registers.
+#include "kernels.h"
 #include "simd.h"
+#include "work.h"
 
 namespace {
 
-constexpr int CHAINS = 12;  // independent accumulators: more than latency times ports, fewer than AVX2's 16 registers
+constexpr int CHAINS = 12;  // independent accumulators: more than latency times ports, but fewer than the 16 registers of AVX2
 
 #if defined(__AVX512VNNI__)
 typedef __m512i Int8Vec;
@@ -24,7 +26,7 @@ constexpr int INT8_OPS = 2 * 8;
 inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return sum + a * b; }
 #endif
 
-// The compiler may not know what `value` holds after this, so that it can neither drop nor shorten a chain.
+// Hides the value from the compiler, so that it can neither drop nor shorten a chain.
 #if defined(__x86_64__)
 #define KEEP(value) asm volatile("" : "+x"(value))
 #elif defined(__aarch64__)
@@ -72,23 +74,23 @@ double peak(int64_t steps, int num_threads) {
 
 }  // namespace
 
-// Multiplications and additions of 8-bit integers that `steps` steps on each thread made.
+// Computes `steps` steps on each thread; returns the number of multiplications and additions of 8-bit integers.
 EXPORT double ternvl_peak_int8(int64_t steps, int num_threads) { return peak<Int8>(steps, num_threads); }
 
-// The same of float32.
+// As `ternvl_peak_int8`, for float32.
 EXPORT double ternvl_peak_fp32(int64_t steps, int num_threads) { return peak<Fp32>(steps, num_threads); }
 
-// Reads `size` floats, each thread a run of its own; the result is their sum.
+// Reads `size` floats, with one run for each thread, and returns their sum.
 EXPORT double ternvl_read(const float* from, int64_t size, int num_threads) {
   double total = 0;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1) reduction(+ : total)
   {
-    const int64_t first = size * thread_index() / team_size(), last = size * (thread_index() + 1) / team_size();
+    const auto [first, last] = part({0, size}, thread_index(), team_size());
     Vec sums[8] = {};
     int64_t i = first;
     for (; i + 8 * W <= last; i += 8 * W)
       for (int lane = 0; lane < 8; ++lane) {
-        // Into the second cache: the first has too few places for what is on its way.
+        // Into the second-level cache, because the first level can track only a few lines on their way.
         if (lane * W % 16 == 0) __builtin_prefetch(from + i + lane * W + 1024, 0, 2);
         sums[lane] += load(from + i + lane * W);
       }

@@ -1,8 +1,8 @@
-// Rotary positions, arXiv 2104.09864, in place: the halves of a head are rotated by the token's angles.
-#include "simd.h"
+// Rotary positions, arXiv 2104.09864, in place: the two halves of a head are rotated by the angles of its token.
+#include "kernels.h"
 
-// x [T, heads, d] with tokens `stride` apart; cos and sin [T, d], whose halves are equal. The roundings are those of
-// x * cos + (-second, first) * sin.
+// x [T, heads, d] with tokens `stride` apart; cos and sin [T, d], whose two halves are equal. It rounds as
+// x * cos + (-second, first) * sin does.
 EXPORT void ternvl_rotate(float* x, int64_t stride, const float* cos, const float* sin, int64_t num_tokens, int heads,
                           int d, int num_threads) {
   const int half = d / 2;

@@ -1,7 +1,7 @@
-// Vectors of W floats, so that one source is right for every instruction set that it is compiled for.
+// Vectors of W floats or of W 32-bit integers, so that one source serves every instruction set.
 //
-// Multiply-adds are explicit (`fma`) and the compiler may not contract others (-ffp-contract=off), so an element is
-// one and the same chain of roundings in whatever kernel, tile or tail it is computed.
+// Multiply-adds are explicit (`fma`) and the compiler may not contract others (-ffp-contract=off). So an element is the
+// same chain of roundings in every kernel, tile and tail that computes it.
 #pragma once
 
 #include <cstddef>
@@ -13,12 +13,6 @@
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 #if defined(__AVX512F__)
 #define TERNVL_VECTOR_BYTES 64
@@ -33,6 +27,7 @@ namespace {
 constexpr int W = TERNVL_VECTOR_BYTES / 4;
 
 typedef float Vec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
+typedef int32_t IVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
 typedef uint32_t UVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
 typedef uint16_t HalfVec __attribute__((vector_size(TERNVL_VECTOR_BYTES / 2), aligned(2)));
 typedef float UnalignedVec __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(4), may_alias));
@@ -41,7 +36,7 @@ inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec
 
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
-inline Vec broadcast(float value) { return value - Vec{}; }  // - 0 keeps every value, -0 too, so it costs nothing
+inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x, also for -0, so it costs nothing
 
 // bfloat16 is the upper half of a float32: widening is exact.
 inline Vec load(const uint16_t* from) {
@@ -70,7 +65,7 @@ inline Vec load(const int8_t* from) {
 #endif
 }
 
-// a * b + c, rounded once where the instruction set has it and else twice, the same in every lane.
+// a * b + c, rounded once if the instruction set has a fused multiply-add, otherwise twice; every lane alike.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -83,7 +78,7 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// The sum of the lanes, halves first: a fixed tree.
+// The sum of the lanes in a fixed order: the two halves are added until one lane is left.
 inline float sum(Vec value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(value);
@@ -100,22 +95,6 @@ inline float max(Vec value) {
   float best = value[0];
   for (int i = 1; i < W; ++i) best = value[i] > best ? value[i] : best;
   return best;
-}
-
-inline int thread_index() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-inline int team_size() {
-#if defined(_OPENMP)
-  return omp_get_num_threads();
-#else
-  return 1;
-#endif
 }
 
 }  // namespace

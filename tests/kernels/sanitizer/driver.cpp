@@ -7,21 +7,11 @@
 #include <initializer_list>
 
 #include "buffer.h"
-#include "stage/decoder.h"
+#include "attention/attention.h"
 #include "kernels.h"
-
-extern "C" {
-void ternvl_gelu(const float*, float*, int64_t, int);
-void ternvl_pack_linear(const void*, int, int64_t, int64_t, void*, int);
-void ternvl_linear(const float*, int64_t, int64_t, int64_t, const void*, int, int64_t, const float*, float*, int);
-void ternvl_pack_int8(const int8_t*, int64_t, int64_t, int8_t*, int32_t*, int);
-void ternvl_pack_int4(const int8_t*, const uint16_t*, int64_t, int64_t, uint8_t*, int);
-void ternvl_stage_inputs(const Stage*, const float*, int64_t, int64_t, float*, int);
-void ternvl_tile_attention(const float*, int64_t, int64_t, int, int, float*, int);
-double ternvl_read(const float*, int64_t, int);
-
-bool ternvl_decode(const Decoder*, const Cache*, const Step*, const AddedToDecoder*, float*, int);
-}
+#include "lora/lora.h"
+#include "stage/decoder.h"
+#include "stage/stage.h"
 
 namespace {
 
@@ -153,6 +143,11 @@ struct Sequences {
     for (int64_t i = 0; i < length; ++i) slots[i] = tables[i / block_size] * block_size + i % block_size;
     slots[length] = 0;
   }
+
+  Problem problem(const float* q, int64_t stride, float* out, int heads, int key_heads, int d) const {
+    return {q,     out, tables.data(), starts.data(), lengths.data(), stride, int64_t(heads) * d,
+            width, 2,   blocks,        tokens,        heads,          key_heads, d, int(block_size)};
+  }
 };
 
 void attention(int64_t length, int64_t queries, int key_heads, int group, int d, int block_size, int threads) {
@@ -166,10 +161,8 @@ void attention(int64_t length, int64_t queries, int key_heads, int group, int d,
   require(ternvl_write_kv(keys.data(), values.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
                           length + 1, s.blocks, key_heads, d, block_size, threads),
           "keys and values were not written");
-  require(ternvl_paged_attention(q.data(), stride, keys.data(), values.data(), s.tables.data(), s.width,
-                                 s.starts.data(), s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d,
-                                 block_size, out.data(), threads),
-          "nothing was attended to");
+  const Problem problem = s.problem(q.data(), stride, out.data(), heads, key_heads, d);
+  require(ternvl_paged_attention(&problem, keys.data(), values.data(), threads), "nothing was attended to");
   s.slots[0] = s.blocks * block_size;
   require(!ternvl_write_kv(keys.data(), values.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
                            length + 1, s.blocks, key_heads, d, block_size, threads),
@@ -187,15 +180,10 @@ void attention_int8(int64_t length, int64_t queries, int key_heads, int group, i
   require(ternvl_write_kv_int8(cache.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
                                length + 1, s.blocks, key_heads, d, threads),
           "keys and values were not written in 8 bits");
-  require(ternvl_attention_int8(q.data(), stride, cache.data(), s.tables.data(), s.width, s.starts.data(),
-                                s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d, causal, out.data(),
-                                threads),
-          "nothing was attended to in 8 bits");
+  const Problem problem = s.problem(q.data(), stride, out.data(), heads, key_heads, d);
+  require(ternvl_attention_int8(&problem, cache.data(), causal, threads), "nothing was attended to in 8 bits");
   s.tables[0] = int32_t(s.blocks);
-  require(!ternvl_attention_int8(q.data(), stride, cache.data(), s.tables.data(), s.width, s.starts.data(),
-                                 s.lengths.data(), 2, s.blocks, s.tokens, heads, key_heads, d, causal, out.data(),
-                                 threads),
-          "a block that is not there was read");
+  require(!ternvl_attention_int8(&problem, cache.data(), causal, threads), "a block that does not exist was read");
 }
 
 void tile_attention(int64_t tiles, int64_t length, int heads, int d, int threads) {

@@ -1,48 +1,33 @@
-// Attention over keys and values in blocks, read where they lie.
+// Attention over keys and values of float32 in blocks, read where they are.
 //
-// A row is one query of one head; the G heads that share a key head are rows side by side, so a key is read once for
-// all of them. Softmax runs online over tiles of TILE positions, aligned to absolute positions, and is started anew at
-// every PARTITION positions; partitions are merged in order. A score is one chain of multiply-adds over d, a sum of
-// weighted values one chain over the positions of a tile, a sum of weights one chain in each of LANES lanes. So a
-// row's arithmetic follows from its position alone, and not from how rows are cut into chunks, items and threads.
-// What a row may not see is never multiplied, not by zero either.
-
+// Softmax starts again at every PARTITION positions; partitions are merged in order. A score is one chain of
+// multiply-adds over d, a sum of weighted values one chain over the positions of a tile, and a sum of weights one chain
+// in each of LANES lanes. So a row's arithmetic depends on its position alone, and not on how rows are cut into chunks,
+// items and threads. Positions that a row may not see are not multiplied at all, not even by zero.
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "attention/float32_tile.h"
+#include "kernels.h"
+#include "work.h"
 
 namespace {
 
 constexpr int PARTITION = 16 * TILE;
 constexpr int ROWS_OF_ITEM = 96;
 
-struct Problem {
-  const float *q, *keys, *values;
-  float* out;
-  const int32_t *tables, *query_starts, *lengths;
-  int64_t q_stride, table_width, num_sequences, num_blocks, num_tokens;
-  int heads, key_heads, head_size, block_size;
+struct FloatProblem : Problem {
+  const float *keys, *values;  // [blocks, key heads, D, block size] and [blocks, key heads, block size, D]
 
-  int group() const { return heads / key_heads; }
   int width() const { return (head_size + LANES - 1) / LANES * LANES; }  // of a row of sums
   bool in_place() const { return block_size % LANES == 0 && head_size % LANES == 0; }
 };
 
-// Queries of one sequence that attend over one key head in one go.
-struct Item {
-  const int32_t* table;
-  int64_t first_row;  // of q and out
-  int key_head, num_queries, position;  // of its first query
+int num_partitions(const Item& item) { return (item.end() + PARTITION - 1) / PARTITION; }
 
-  int end() const { return position + num_queries; }
-  int num_partitions() const { return (end() + PARTITION - 1) / PARTITION; }
-};
-
-// What online softmax knows of each row: maximum, sum of weights in LANES parts, sums of weighted values.
+// The state of online softmax for each row: the maximum, the sum of weights in LANES parts, and the weighted sums.
 struct State {
   float *max, *weights, *sums;
 
@@ -76,8 +61,8 @@ struct Scratch {
         total(partial.max + State::size(rows, width), rows) {}
 };
 
-// Where `count` positions from `start` on lie; copied into order where a block does not hold whole vectors.
-Tile locate(const Problem& problem, const Item& item, int start, int count, Scratch& scratch) {
+// Finds `count` positions from `start` on. They are copied into order if blocks do not hold whole vectors.
+Tile locate(const FloatProblem& problem, const Item& item, int start, int count, Scratch& scratch) {
   Tile tile;
   const int size = problem.block_size, d = problem.head_size, width = problem.width();
   tile.key_stride = problem.in_place() ? size : TILE;
@@ -99,7 +84,7 @@ Tile locate(const Problem& problem, const Item& item, int start, int count, Scra
   return tile;
 }
 
-void attend_tile(const Problem& problem, const Item& item, int start, const Tile& tile, const Tile& next,
+void attend_tile(const FloatProblem& problem, const Item& item, int start, const Tile& tile, const Tile& next,
                  Scratch& scratch, State& state) {
   const int group = problem.group(), d = problem.head_size, width = problem.width();
   const int count = std::min(TILE, item.end() - start);
@@ -129,19 +114,19 @@ void attend_tile(const Problem& problem, const Item& item, int start, const Tile
   weigh_rows(query * group, (item.num_queries - query) * group, TILE);
 }
 
-// The item's queries, one row after the other, in units in which a weight is a power of two.
-void load_queries(const Problem& problem, const Item& item, Scratch& scratch) {
-  const int group = problem.group(), d = problem.head_size;
-  const float scale = 1.4426950408889634 / std::sqrt(double(d));
-  for (int i = 0; i < item.num_queries; ++i) {
-    const float* from = problem.q + (item.first_row + i) * problem.q_stride + int64_t(item.key_head) * group * d;
-    std::transform(from, from + group * d, scratch.q + i * group * d, [&](float x) { return x * scale; });
+// Copies the item's queries, one row after the other, scaled so that a weight is a power of two.
+void load_queries(const FloatProblem& problem, const Item& item, Scratch& scratch) {
+  const int d = problem.head_size;
+  const float scale = score_scale(d);
+  for (int row = 0; row < item.num_queries * problem.group(); ++row) {
+    const float* from = query_of(problem, item, row);
+    std::transform(from, from + d, scratch.q + row * d, [&](float x) { return x * scale; });
   }
   if (!problem.in_place()) std::fill_n(scratch.values, TILE * problem.width(), 0.0f);
   if (!problem.in_place()) std::fill_n(scratch.keys, TILE * d, 0.0f);
 }
 
-void attend_partition(const Problem& problem, const Item& item, int partition, Scratch& scratch, State& state) {
+void attend_partition(const FloatProblem& problem, const Item& item, int partition, Scratch& scratch, State& state) {
   const int end = std::min((partition + 1) * PARTITION, item.end());
   state.clear(item.num_queries * problem.group(), problem.width());
   const auto tile_at = [&](int start) { return locate(problem, item, start, std::min(TILE, end - start), scratch); };
@@ -159,7 +144,7 @@ void attend_partition(const Problem& problem, const Item& item, int partition, S
 }
 
 // Adds a partition to the total of those before it.
-void merge(const Problem& problem, const Item& item, int partition, const State& partial, State& total) {
+void merge(const FloatProblem& problem, const Item& item, int partition, const State& partial, State& total) {
   const int group = problem.group(), width = problem.width();
   const auto add = [](float* sum, float factor, const float* more, float factor_of_more, int n) {
     for (int i = 0; i < n; i += W)
@@ -175,47 +160,12 @@ void merge(const Problem& problem, const Item& item, int partition, const State&
   }
 }
 
-void finish(const Problem& problem, const Item& item, const State& total) {
-  const int group = problem.group(), d = problem.head_size, width = problem.width();
-  for (int row = 0; row < item.num_queries * group; ++row) {
-    Vec weights{};
-    for (int n = 0; n < N; ++n) weights += load(total.weights + row * LANES + n * W);
-    const float weight = sum(weights);
-    const int64_t head = (item.first_row + row / group) * problem.heads + item.key_head * group + row % group;
-    // A zero's sign may tell how rows were cut; adding 0 makes it positive.
-    for (int i = 0; i < d; ++i) problem.out[head * d + i] = total.sums[row * width + i] / weight + 0.0f;
-  }
+void finish(const FloatProblem& problem, const Item& item, const State& total) {
+  for (int row = 0; row < item.num_queries * problem.group(); ++row)
+    store_result(problem, item, row, total.weights + row * LANES, total.sums + row * problem.width());
 }
 
-std::vector<Item> items_of(const Problem& problem) {
-  std::vector<Item> items;
-  const int most = std::max(1, ROWS_OF_ITEM / problem.group());
-  for (int64_t s = 0; s < problem.num_sequences; ++s) {
-    const int64_t start = problem.query_starts[s];
-    const int n = problem.query_starts[s + 1] - start;
-    for (int first = 0; first < n; first += most)
-      for (int head = 0; head < problem.key_heads; ++head)
-        items.push_back({problem.tables + s * problem.table_width, start + first, head, std::min(most, n - first),
-                         problem.lengths[s] - n + first});
-  }
-  return items;
-}
-
-// Whether sequences own all rows of q, and their positions lie in blocks that are there.
-bool is_sound(const Problem& problem) {
-  const int32_t* starts = problem.query_starts;
-  if (starts[0] != 0 || starts[problem.num_sequences] != problem.num_tokens) return false;
-  for (int64_t s = 0; s < problem.num_sequences; ++s) {
-    const int n = starts[s + 1] - starts[s], length = problem.lengths[s];
-    const int64_t used = (int64_t(length) + problem.block_size - 1) / problem.block_size;
-    if (n < 0 || n > length || used > problem.table_width) return false;
-    const int32_t* table = problem.tables + s * problem.table_width;
-    if (!std::all_of(table, table + used, [&](int32_t block) { return block >= 0 && block < problem.num_blocks; }))
-      return false;
-  }
-  return true;
-}
-
+// Floats at a multiple of 64 bytes.
 class Memory {
  public:
   explicit Memory(int64_t floats) : memory_(new float[floats + LANES]) {}
@@ -229,10 +179,9 @@ class Memory {
   std::unique_ptr<float[]> memory_;
 };
 
-
 // Runs work(i, scratch) for i in [0, n) on at most `threads` threads.
 template <typename Work>
-void in_parallel(const Problem& problem, int64_t n, int64_t rows, int threads, Work work) {
+void in_parallel(const FloatProblem& problem, int64_t n, int64_t rows, int threads, Work work) {
   const int team = std::max<int64_t>(1, std::min<int64_t>(threads, n));
   const int64_t size = (Scratch::size(rows, problem.head_size, problem.width()) + LANES - 1) / LANES * LANES;
   const Memory memory(team * size);
@@ -244,12 +193,12 @@ void in_parallel(const Problem& problem, int64_t n, int64_t rows, int threads, W
   }
 }
 
-void attend_items(const Problem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
+void attend_items(const FloatProblem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
   in_parallel(problem, items.size(), rows, threads, [&](int64_t i, Scratch& scratch) {
     const Item& item = items[i];
     load_queries(problem, item, scratch);
     scratch.total.clear(rows, problem.width());
-    for (int partition = 0; partition < item.num_partitions(); ++partition) {
+    for (int partition = 0; partition < num_partitions(item); ++partition) {
       attend_partition(problem, item, partition, scratch, scratch.partial);
       merge(problem, item, partition, scratch.partial, scratch.total);
     }
@@ -257,11 +206,11 @@ void attend_items(const Problem& problem, const std::vector<Item>& items, int64_
   });
 }
 
-// For few items with a long past: their partitions are shared among the threads, and merged in the same order.
-void attend_partitions(const Problem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
+// For few items with a long past: threads share the partitions, which are then merged in the same order.
+void attend_partitions(const FloatProblem& problem, const std::vector<Item>& items, int64_t rows, int threads) {
   std::vector<std::pair<const Item*, int>> units;
   for (const Item& item : items)
-    for (int partition = 0; partition < item.num_partitions(); ++partition) units.push_back({&item, partition});
+    for (int partition = 0; partition < num_partitions(item); ++partition) units.push_back({&item, partition});
   const int64_t size = (State::size(rows, problem.width()) + LANES - 1) / LANES * LANES;
   const Memory memory(units.size() * size);
   in_parallel(problem, units.size(), rows, threads, [&](int64_t i, Scratch& scratch) {
@@ -275,30 +224,24 @@ void attend_partitions(const Problem& problem, const std::vector<Item>& items, i
     const auto [item, partition] = units[i];
     if (partition == 0) total.clear(rows, problem.width());
     merge(problem, *item, partition, State(memory.at(i * size), rows), total);
-    if (partition + 1 == item->num_partitions()) finish(problem, *item, total);
+    if (partition + 1 == num_partitions(*item)) finish(problem, *item, total);
   }
 }
 
 }  // namespace
 
-// Returns whether the tables and lengths were sound; nothing is computed where they are not.
-EXPORT bool ternvl_paged_attention(const float* q, int64_t q_stride, const float* keys, const float* values,
-                                   const int32_t* tables, int64_t table_width, const int32_t* query_starts,
-                                   const int32_t* lengths, int64_t num_sequences, int64_t num_blocks, int64_t num_tokens,
-                                   int heads, int key_heads, int head_size, int block_size, float* out,
-                                   int threads) {
-  const Problem problem{q,        keys,        values,        out,        tables,     query_starts, lengths,
-                        q_stride, table_width, num_sequences, num_blocks, num_tokens, heads,        key_heads,
-                        head_size, block_size};
-  if (!is_sound(problem)) return false;
-  const std::vector<Item> items = items_of(problem);
+// Returns whether the tables and lengths are sound; nothing is computed if they are not.
+EXPORT bool ternvl_paged_attention(const Problem* call, const float* keys, const float* values, int num_threads) {
+  if (!is_sound(*call)) return false;
+  const FloatProblem problem{*call, keys, values};
+  const std::vector<Item> items = items_of(problem, ROWS_OF_ITEM);
   int64_t rows = 0, partitions = 0;
   for (const Item& item : items) {
     rows = std::max<int64_t>(rows, item.num_queries * problem.group());
-    partitions += item.num_partitions();
+    partitions += num_partitions(item);
   }
   const int64_t num_items = items.size();
-  const bool is_split = num_items < threads && num_items < partitions;
-  (is_split ? attend_partitions : attend_items)(problem, items, rows, threads);
+  const bool is_split = num_items < num_threads && num_items < partitions;
+  (is_split ? attend_partitions : attend_items)(problem, items, rows, num_threads);
   return true;
 }

@@ -1,17 +1,16 @@
-// Writing to the paged cache of keys and values.
-
+// Writes keys and values of float32 into a cache of blocks.
 #include <algorithm>
 
-#include "simd.h"
+#include "kernels.h"
 
-// Puts k and v [T, K, D] at slots [T]. Returns whether all slots are there; nothing is written where they are not.
+// Writes k and v [T, key heads, D] to slots [T]. Returns whether all slots exist; nothing is written if one does not.
 EXPORT bool ternvl_write_kv(float* keys, float* values, const int64_t* slots, const float* k, int64_t k_stride,
                             const float* v, int64_t v_stride, int64_t num_tokens, int64_t num_blocks, int key_heads,
-                            int head_size, int block_size, int threads) {
+                            int head_size, int block_size, int num_threads) {
   const int64_t num_slots = num_blocks * block_size, size = int64_t(block_size) * head_size;
   if (!std::all_of(slots, slots + num_tokens, [&](int64_t slot) { return slot >= 0 && slot < num_slots; }))
     return false;
-  const int team = num_tokens < 64 ? 1 : threads;
+  const int team = num_tokens < 64 ? 1 : num_threads;
 #pragma omp parallel for num_threads(team)
   for (int64_t t = 0; t < num_tokens; ++t)
     for (int head = 0; head < key_heads; ++head) {

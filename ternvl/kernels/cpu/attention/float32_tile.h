@@ -1,43 +1,25 @@
-// The parts of paged attention that know of rows and tiles alone: scores, weights and weighted sums.
+// The arithmetic of attention over float32 within a tile: scores, weights and weighted sums.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <utility>
 
-#include "simd.h"
+#include "attention/attention.h"
 
 namespace {
 
-constexpr int LANES = 16;  // keys side by side; the width of panels of values, too
-constexpr int N = LANES / W;
-constexpr int TILE = 64;
 constexpr int GROUPS = TILE / LANES;
-constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;  // as many rows of N sums as the registers hold
+constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;  // as many rows of N sums as fit into the registers
 
-// Keys [D, stride] and values [LANES, width] of each LANES positions.
+// Keys [D, key_stride] and values [LANES, width] of each group of LANES positions.
 struct Tile {
   const float *keys[GROUPS], *values[GROUPS];
   int64_t key_stride;
 };
 
-// 2 ** x for x <= 0, exact for whole numbers; the relative error is below 1.5e-7, results below 2 ** -125 are 0.
-inline Vec exp2(Vec x) {
-  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2 ** 23: the sum's last bits are the nearest whole number
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);
-  Vec y = broadcast(1.5353362e-4f);
-  for (float c : {1.3398875e-3f, 9.6184369e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.9314718e-1f, 1.0f})
-    y = fma(y, f, broadcast(c));
-  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
-  return x < broadcast(-125.0f) ? Vec{} : scaled;
-}
-
-inline float exp2(float x) { return exp2(broadcast(x))[0]; }
-
-// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE]. The next keys are on their way
-// meanwhile: the processor does not foresee in which block they are.
+// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE]. The next keys are prefetched, because
+// the processor cannot foresee in which block they are.
 template <int R>
 void score(const float* q, int d, const float* keys, const float* next_keys, int64_t stride, float* scores) {
   Vec sum[R][N] = {};
@@ -58,7 +40,8 @@ void score(const float* q, int d, const float* keys, const float* next_keys, int
     for (int n = 0; n < N; ++n) store(scores + r * TILE + n * W, sum[r][n]);
 }
 
-// R rows' sums of values: rescaled by their factors, then weights [R, TILE] times the first `count` values added.
+// The weighted sums of values of R rows: multiplies them by the rows' factors, then adds weights [R, TILE] times the
+// first `count` values.
 template <int R>
 void weigh(const float* weights, const Tile& tile, const Tile& next, int count, const float* factors, float* sums,
            int width) {
@@ -104,7 +87,7 @@ constexpr auto weighs_of(std::integer_sequence<int, R...>) {
 constexpr auto SCORE = scores_of(std::make_integer_sequence<int, ROWS>());
 constexpr auto WEIGH = weighs_of(std::make_integer_sequence<int, ROWS>());
 
-// Calls work(first, count) for runs of at most ROWS rows, as even as can be.
+// Calls work(first, count) for runs of at most ROWS rows, of sizes as equal as possible.
 template <typename Work>
 void by_rows(int rows, Work work) {
   for (int done = 0; done < rows;) {
@@ -114,17 +97,11 @@ void by_rows(int rows, Work work) {
   }
 }
 
-// A row's first `count` scores become weights; returns the factor for what was summed before.
+// Turns a row's first `count` scores into weights; returns the factor of what was summed before.
 float soften(float* scores, int count, float* max, float* weights) {
   const int vectors = (count + LANES - 1) / LANES * N;
-  std::fill(scores + count, scores + vectors * W, -INFINITY);
-  Vec top = load(scores);
-  for (int i = 1; i < vectors; ++i) {
-    const Vec x = load(scores + i * W);
-    top = x > top ? x : top;
-  }
   const float before = *max;
-  *max = std::max(before, ::max(top));
+  *max = std::max(before, largest_score(scores, count));
   const float factor = exp2(before - *max);
   Vec sum[N];
   for (int n = 0; n < N; ++n) sum[n] = load(weights + n * W) * factor;

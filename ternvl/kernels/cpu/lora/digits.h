@@ -1,22 +1,24 @@
 // A row of floats as whole numbers of 16 bits, and their exact products with bytes.
 //
-// A number is 256 high + low, both signed bytes, so that it is multiplied by bytes with `dot` (int8.h); the other
-// operand is unsigned there, a signed byte plus 128, which is taken off again.
+// A number is 256 high + low, both signed bytes, so that `dot` (int8.h) can multiply it by bytes. The other operand of
+// `dot` is unsigned: a signed byte plus 128, for which 128 times the sum of the digits is subtracted at the end.
 #pragma once
 
+#include "product/panels.h"
 #include "rows.h"
 
 struct Digits {
   int8_t *high, *low;  // [k], up to a multiple of W with zeros
   int32_t high_total, low_total;
-  float size;  // what 1 stands for
+  float scale;
 };
 
 namespace {
 
 inline int64_t digits_bytes(int64_t k) { return 2 * ((k + W - 1) / W * W); }
 
-// What is no number makes `size` none, so that it shows in every product. `memory` has digits_bytes(k).
+// Quantises a row. If it holds NaN or infinity, `scale` is not finite, and so are all products. `memory` has
+// digits_bytes(k) bytes.
 inline Digits digits_of(const float* x, int64_t k, int8_t* memory) {
   constexpr float MOST = 127 * 256 + 127;
   const float largest = largest_size(x, k);
@@ -33,9 +35,9 @@ inline Digits digits_of(const float* x, int64_t k, int8_t* memory) {
   return digits;
 }
 
-// A row times a panel [ceil(k / 4)][NR][4] of bytes, each 128 more than it stands for.
+// A row times a panel [ceil(k / 4)][NR][4] of bytes, each 128 above its value.
 inline void multiply(const Digits& digits, int64_t steps, const uint8_t* panel, Vec (&result)[NV]) {
-  constexpr int CHAINS = 2;  // of sums for each digit, to hide a product's latency
+  constexpr int CHAINS = 2;  // chains of sums for each digit, which hide the latency of a product
   IVec high[NV][CHAINS] = {}, low[NV][CHAINS] = {};
   const auto add = [&](int64_t step, int chain) __attribute__((always_inline)) {
     const Signed h(broadcast_bytes(digits.high + 4 * step)), l(broadcast_bytes(digits.low + 4 * step));
@@ -56,7 +58,7 @@ inline void multiply(const Digits& digits, int64_t steps, const uint8_t* panel, 
   for (int v = 0; v < NV; ++v) {
     const IVec highs = high[v][0] + high[v][1] - 128 * digits.high_total;
     const IVec lows = low[v][0] + low[v][1] - 128 * digits.low_total;
-    result[v] = fma(to_float(highs), broadcast(256.0f), to_float(lows)) * broadcast(digits.size);
+    result[v] = fma(to_float(highs), broadcast(256.0f), to_float(lows)) * broadcast(digits.scale);
   }
 }
 

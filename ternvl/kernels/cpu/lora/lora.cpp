@@ -1,21 +1,22 @@
-// The two thin products of LoRA, for rows that each have an adapter or none; `lora.h` has what it is told.
+// The two thin products of LoRA, for rows that each have an adapter or none.
 //
-// A [rank, k] and B [rows, rank] lie in panels of 16 outputs (linear.cpp): [ceil(rank / 16)][k][16] and
-// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x and one of B h are CHAINS chains
-// of fma each, input i in chain i mod CHAINS, added up in a fixed order. Or they are whole numbers of 8 bits: then A
-// lies as it does else, B in the panels of digits.h, and A x becomes whole numbers of 16 bits. What a row gets depends
-// neither on the other rows nor on the threads.
+// A [rank, k] and B [rows, rank] are in panels of 16 outputs (product/linear.cpp): [ceil(rank / 16)][k][16] and
+// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x, and of B h, is CHAINS chains of
+// fma, with input i in chain i mod CHAINS, added up in a fixed order. Alternatively both are whole numbers of 8 bits: A
+// in the same panels, B in those of digits.h, and A x is quantised to 16 bits. What a row receives depends neither on the
+// other rows nor on the threads.
 #include "lora/lora.h"
 
 #include <algorithm>
 
+#include "kernels.h"
 #include "lora/digits.h"
 
 namespace {
 
 constexpr int CHAINS = 4;
 
-// Inputs i .. i + CHAINS - 1, as far as there are any: one for each chain.
+// Adds inputs i .. i + CHAINS - 1, one to each chain. With WHOLE all of them are below k.
 template <bool WHOLE, typename T>
 inline void multiply_some(const float* x, int64_t i, int64_t k, const T* panel, Vec (&sums)[CHAINS][NV]) {
 #pragma GCC unroll 4
@@ -26,7 +27,7 @@ inline void multiply_some(const float* x, int64_t i, int64_t k, const T* panel, 
         sums[c][v] = fma(broadcast(x[i + c]), load(panel + (i + c) * NR + v * W), sums[c][v]);
 }
 
-// x [k] times a panel [k][NR] -> `result` [NR]. With FAR what is next is asked for from memory.
+// x [k] times a panel [k][NR] -> `result` [NR]. With FAR the next weights are prefetched from memory.
 template <bool FAR, typename T>
 inline void multiply(const float* x, int64_t k, const T* panel, Vec (&result)[NV]) {
   Vec sums[CHAINS][NV] = {};
@@ -49,7 +50,7 @@ inline void shrink_panel(const Entry& entry, const float* x, int64_t k, int64_t 
   multiply<true>(x, k, reinterpret_cast<const float*>(panel), result);
 }
 
-// `hidden` [rank], or for bytes its digits, times panel `index` of B.
+// `hidden` [rank], or its digits if B is whole numbers, times panel `index` of B.
 inline void expand_panel(const Entry& entry, const float* hidden, const Digits& digits, int64_t index,
                          Vec (&result)[NV]) {
   const int64_t rank = entry.rank, steps = (rank + 3) / 4;
@@ -59,7 +60,7 @@ inline void expand_panel(const Entry& entry, const float* hidden, const Digits& 
   multiply<false>(hidden, rank, reinterpret_cast<const float*>(panel), result);
 }
 
-// The first `count` of a panel's sums, times what their outputs are scaled by.
+// Multiplies the first `count` sums of a panel by the factors of their outputs.
 inline void scale(const float* scales, int64_t count, Vec (&sums)[NV]) {
   for (int v = 0; v < NV && v * W < count; ++v)
     sums[v] *= load_some(scales + v * W, int(std::min<int64_t>(W, count - v * W)));
@@ -110,7 +111,7 @@ void Adding::shrink(int64_t row, const float* x) const {
 }
 
 void Adding::get(int64_t row, Range columns, float* out) const {
-  int64_t done = columns.first;  // modules, and parts of them, come in the order of their columns
+  int64_t done = columns.first;  // modules, and the parts of a module, are in the order of their columns
   for (int64_t j = 0; j < added_.num_jobs; ++j) {
     const Entry entry = entries_[place(row, j)];
     const Digits digits = digits_[place(row, j)];
@@ -140,12 +141,13 @@ void Adding::get(int64_t row, Range columns, float* out) const {
   std::fill(out + (done - columns.first), out + columns.size(), -0.0f);
 }
 
-// Adds to the outputs `out` of modules that are no stages. x [m, k] has rows `ldx` apart, those of `out` are `ldo` apart.
+// Adds to the outputs `out` [m, n] of modules that are not stages. Rows of x [m, k] are `ldx` apart, those of `out` are
+// `ldo` apart.
 EXPORT void ternvl_lora_add(const Added* added, const Adapters* adapters, const float* x, int64_t m, int64_t ldx,
                             int64_t k, float* out, int64_t n, int64_t ldo, int num_threads) {
   static thread_local Adding adding;
   if (!adding.plan(*added, *adapters, m, k)) return;
-  const Adding& shared = adding;  // the caller's, in its threads, too
+  const Adding& shared = adding;  // thread_local: the team must use the caller's
   constexpr int64_t COLUMNS = 256;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {

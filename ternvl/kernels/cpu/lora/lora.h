@@ -1,27 +1,28 @@
-// What adapters add to the outputs of a stage, before its activation: B (scales * A x) for the rows x that have one,
-// after the norm. `ternvl/kernels/lora.py` has the same structs.
+// What adapters add to the outputs of a stage, before its activation: B (scales * A x) for each row x, after the norm,
+// that has an adapter. `ternvl/kernels/lora.py` mirrors the structs `Entry` to `Adapters`.
 #pragma once
 
-#include "stage/stage.h"
+#include <cstdint>
 
-// What one adapter adds to one module. `a` is null where it adds nothing.
+#include "work.h"
+
+// The weights of one adapter for one module. `a` is null if the adapter adds nothing to it.
 struct Entry {
   const void* a;
   const void* b;
   const float* scales;  // [rank], padded to whole panels
-  int64_t size;         // of an element: 1 (whole numbers; B in panels of digits.h), 2 or 4 bytes
+  int64_t size;         // bytes of an element: 1 (whole numbers, with B in the panels of digits.h), 2 or 4
   int64_t rank;
-  int64_t rows;         // of B
-  int64_t first;        // output of the module that row 0 of B adds to
+  int64_t rows;         // rows of B
+  int64_t first;        // the output of the module that row 0 of B adds to
 };
 
-// One module: its entries by slot, the column of the stage's outputs where its own begin, and null or what each of its
-// outputs is multiplied by.
+// One module that adapters may change.
 struct Job {
-  const Entry* table;
+  const Entry* table;   // [slots]
   int64_t slots;
-  int64_t column;
-  const float* scales;
+  int64_t column;       // where the module's outputs begin among those of the stage
+  const float* scales;  // the factor of what is added to each of its outputs, or null
 };
 
 // The modules of a stage.
@@ -30,7 +31,7 @@ struct Added {
   int64_t num_jobs;
 };
 
-// Rows start * unit .. stop * unit have the adapter of a slot. Segments do not overlap.
+// Rows start * unit to stop * unit use the adapter in a slot. Segments do not overlap.
 struct Segment {
   int64_t slot, start, stop;
 };
@@ -42,14 +43,15 @@ struct Adapters {
 
 struct Digits;  // digits.h
 
-// One call's. Its threads share it: all rows are shrunk before any is got.
+// What adapters add in one call. The threads of the call share it: `get` is called only after `shrink` has been called
+// for all rows.
 class Adding {
  public:
-  // Whether anything is added at all; memory is this object's and only grows. Rows are 0 .. m.
+  // Prepares a call with m rows of k inputs. Returns whether anything is added at all.
   bool plan(const Added& added, const Adapters& adapters, int64_t m, int64_t k);
-  // Keeps scales * A x of a row x [K].
+  // Computes and keeps scales * A x of a row x [K].
   void shrink(int64_t row, const float* x) const;
-  // What is added to the row's columns -> out [columns]: -0 where nothing is, to which anything may be added.
+  // Stores in `out` what is added to these columns of a row. It is -0 where nothing is added, which changes no bit.
   void get(int64_t row, Range columns, float* out) const;
   // Whether anything is added to the row.
   bool has(int64_t row) const {
@@ -63,9 +65,9 @@ class Adding {
 
   Added added_{};
   int64_t k_ = 0;
-  int64_t width_ = 0;         // of a row's numbers for one job: the largest rank, padded
-  Entry* entries_ = nullptr;  // [rows, jobs]: copies, which lie together, while tables are all over the memory
+  int64_t width_ = 0;         // the largest rank, padded to whole panels
+  Entry* entries_ = nullptr;  // [rows, jobs]: copies next to each other, because the tables are spread over memory
   float* hidden_ = nullptr;   // [rows, jobs, width]: scales * A x, or its digits
-  Digits* digits_ = nullptr;  // [rows, jobs], of bytes
+  Digits* digits_ = nullptr;  // [rows, jobs], for whole numbers
   Workspace memory_;
 };

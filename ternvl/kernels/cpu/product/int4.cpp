@@ -1,11 +1,12 @@
-// Stages whose weights are whole numbers from -8 to 7, one scale for each 32 inputs of an output.
+// Stages whose weights are whole numbers from -8 to 7 with one scale for each group of 32 inputs of an output.
 //
 // A group of a panel of 16 outputs is 16 scales in bfloat16 and four runs of 64 bytes. Byte 4 c + i of run j holds input
-// 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper, each 8 above its value, which the sum of the
-// row's inputs takes off again. Inputs become signed bytes row by row. Sums within a group are exact; groups are added
-// in order:
+// 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper half, each 8 above its value; 8 times the sum
+// of the row's inputs is subtracted for that. Rows of inputs are quantised to signed bytes. Sums within a group are
+// exact; groups are added in order:
 //
 //     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
+#include "kernels.h"
 #include "product/quantised.h"
 
 namespace {
@@ -20,6 +21,7 @@ constexpr int MR = 2;
 constexpr int MR = 1;
 #endif
 
+// R rows by P panels.
 template <int R, int P>
 void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const Stage& stage = finish.stage;

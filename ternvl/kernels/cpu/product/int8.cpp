@@ -1,10 +1,11 @@
-// Stages whose weights are bytes, one scale an output, and whose inputs become bytes row by row as they come.
+// Stages whose weights are bytes with one scale for each output, and whose rows of inputs are quantised to bytes.
 //
-// Weights lie in panels of 16 outputs, [ceil(N / 16)][ceil(K / 4)][16][4], so that a vector holds four inputs of each
-// output. Inputs are stored as unsigned, 128 above their value; what that adds to each sum is taken off at the end,
-// `offsets`. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
+// Weights are in panels of 16 outputs, [ceil(N / 16)][ceil(K / 4)][16][4], so that a vector holds four inputs of each
+// output. Inputs are stored unsigned, 128 above their value; that adds `offsets` to each sum, which is subtracted at the
+// end. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
 //
 //     y = fma(float(sum) * scale of the output, scale of the row, bias)
+#include "kernels.h"
 #include "product/quantised.h"
 
 namespace {
@@ -16,9 +17,9 @@ constexpr int MR = 3;
 #else
 constexpr int MR = 2;
 #endif
-constexpr int CHAINS = 8;  // of sums, to hide a product's latency
+constexpr int CHAINS = 8;  // independent chains of sums, which hide the latency of a product
 
-// R rows by P panels. U sums share a chain's work where there are few chains.
+// R rows by P panels. Where that makes few chains, each is split into U sums.
 template <int R, int P, int U>
 void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
   const Stage& stage = finish.stage;
@@ -80,7 +81,7 @@ constexpr auto PAIRS = tiles_of<2>(std::make_integer_sequence<int, MR>());
 
 void int8_stage(const Stage& stage, const Call& call) { run_stage(stage, call, 128, 4, false, SINGLE, PAIRS); }
 
-// Whole numbers [n, k] -> panels and offsets; what is beyond n and k is 0.
+// Whole numbers [n, k] -> panels, padded with zeros, and offsets.
 EXPORT void ternvl_pack_int8(const int8_t* weight, int64_t n, int64_t k, int8_t* panels, int32_t* offsets,
                              int num_threads) {
   const int64_t steps = (k + 3) / 4;

@@ -1,20 +1,22 @@
-// y = x W^T + b over weights that were packed once.
+// y = x W^T + b over packed weights.
 //
 // Panels are 16 columns of W^T: [ceil(N / 16)][K][16], the last padded with zeros, as float32 or as the bits of
-// bfloat16. An element is the chain fma(x[k], w[k], sum) over k = 0 .. K-1 from 0, then + bias, whatever M, the tile
-// or the thread: blocks of k go on from the partial sum, which float32 memory keeps exactly. So a row's result does not
-// depend on the other rows.
+// bfloat16. An element is the chain fma(x[k], w[k], sum) over k = 0 .. K-1 from 0, then + bias, for every M, tile and
+// thread: a block of inputs continues from the partial sum of the previous block, which float32 memory keeps exactly. So
+// a row's result does not depend on the other rows.
 //
 // Names: M rows, N columns, K inputs; a tile is R rows by P panels; KC, MC as in Goto's matrix product.
 #include <algorithm>
 #include <array>
 #include <utility>
 
-#include "stage/stage.h"
+#include "kernels.h"
+#include "product/panels.h"
+#include "work.h"
 
 namespace {
 
-constexpr int KC = 320;      // inputs of a block: a panel's slab of it and a tile's rows lie in the L1 cache
+constexpr int KC = 320;  // inputs of a block, so that a panel's slab of it and a tile's rows fit into the L1 cache
 
 #if defined(__AVX512F__)
 constexpr int MR = 14, ACCUMULATORS = 28, MC = 168;
@@ -26,13 +28,13 @@ constexpr int MR = 6, ACCUMULATORS = 24, MC = 144;
 constexpr int MR = 2, ACCUMULATORS = 8, MC = 96;
 #endif
 
-// Panels of a tile of R rows: as many as the registers hold; 8 chains of sums already hide the latency.
+// Panels of a tile of R rows: as many as the registers hold, but 8 chains of sums are enough to hide the latency.
 constexpr int width_of(int rows) {
   return std::max(1, std::min(ACCUMULATORS / (rows * NV), std::max(8 / NV, ACCUMULATORS / (MR * NV))));
 }
 
 constexpr int GROUP = width_of(MR);
-constexpr int FEW = 2;  // blocks of rows for which widening weights again costs less than storing them wide
+constexpr int FEW = 2;  // with at most so many blocks of rows, widening weights again costs less than storing them wide
 
 // Accumulates `depth` inputs into a tile of c: a is packed [depth][R], panels lie `stride` elements apart.
 template <int R, int P, typename B>
@@ -103,7 +105,7 @@ struct Product {
 
   const B* panel(int64_t index) const { return panels + index * k * NR; }
 
-  // One tile of y; a panel that y ends in goes by way of memory of its own.
+  // One tile of y. Where y ends within a panel, the tile is computed in scratch memory.
   template <typename T>
   void run(Tile<T> tile, int rows, int width, const float* a, const T* b, ptrdiff_t stride, Range depth, int64_t row,
            int64_t column) const {
@@ -119,7 +121,7 @@ struct Product {
     for (int r = 0; r < rows; ++r) std::copy_n(edge + r * width, columns, c + r * ldy);
   }
 
-  // Rows of x as a tile reads them: [depth][rows].
+  // Copies rows of x into the order in which a tile reads them: [depth][rows].
   void pack(Range rows, Range depth, float* out) const {
     const int64_t count = rows.size();
     for (int64_t r = 0; r < count; ++r) {
@@ -128,8 +130,8 @@ struct Product {
     }
   }
 
-  // A few blocks of rows: weights are widened in registers. They come from memory while the first block's sums are
-  // made, in one long run; the others find them in the cache.
+  // A few blocks of rows: weights are widened in registers. The first block reads them from memory in one long run; the
+  // other blocks find them in the cache.
   void few_rows(Range rows, int64_t blocks, Range columns, Range depth, const float* a) const {
     const int wide = blocks == 1 ? width_of(int(rows.size())) : GROUP;
     const auto& tiles = blocks == 1 ? WIDEST<B> : GROUPED<B>;
@@ -147,7 +149,7 @@ struct Product {
     }
   }
 
-  // More rows: weights are widened once for all of them, to a slab in the L1 cache.
+  // More blocks of rows: weights are widened once for all of them, into a slab in the L1 cache.
   void many_rows(Range rows, int64_t blocks, Range columns, Range depth, const float* a) const {
     alignas(64) float slab[GROUP * KC * NR];
     const int64_t size = depth.size() * NR;
@@ -174,7 +176,7 @@ struct Product {
     for (int64_t m = 0; m < parts; ++m) {
       const Range some = part(rows, m, parts);
       const int64_t blocks = (some.size() + MR - 1) / MR;
-      const int64_t most = blocks <= FEW ? MC * KC / (blocks * MR) : KC;  // few rows: weights are read in long runs
+      const int64_t most = blocks <= FEW ? MC * KC / (blocks * MR) : KC;  // with few rows, weights are read in long runs
       const int64_t depths = (k + most - 1) / most;
       for (int64_t d = 0; d < depths; ++d) {
         const Range depth = part({0, k}, d, depths);
@@ -190,7 +192,7 @@ struct Product {
     }
   }
 
-  // Threads take panels, or rows where there are few panels.
+  // Threads share the panels, or the rows if there are few panels.
   void compute(int64_t m, int num_threads) const {
     const Range rows{0, m}, columns{0, (n + NR - 1) / NR};
     const bool by_rows = columns.size() < 4 * num_threads && m >= MR * num_threads;
@@ -212,7 +214,7 @@ void pack_panels(const B* weight, int64_t n, int64_t k, B* panels, int num_threa
     B* to = panels + p * k * NR;
     const int64_t columns = std::min<int64_t>(NR, n - p * NR);
     std::fill_n(to, columns < NR ? k * NR : 0, B(0));
-    for (int64_t from = 0; from < k; from += 64)  // in pieces whose cache lines stay until they are filled
+    for (int64_t from = 0; from < k; from += 64)  // in pieces, so that a cache line stays in the cache until it is filled
       for (int64_t c = 0; c < columns; ++c)
         for (int64_t i = from; i < std::min(k, from + 64); ++i) to[i * NR + c] = weight[(p * NR + c) * k + i];
   }

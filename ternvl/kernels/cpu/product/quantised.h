@@ -1,18 +1,21 @@
-// What products of bytes share: rows that become bytes, tiles shared among threads, and the way from sums to y.
+// The parts that the products of int8.cpp and int4.cpp share: rows quantised to bytes, tiles shared among threads, and
+// what is done to the sums of a tile.
 #pragma once
 
+#include <algorithm>
 #include <array>
-#include <new>
 #include <utility>
 
-#include "rows.h"
+#include "activation.h"
+#include "stage/prepare.h"
+#include "work.h"
 
 namespace {
 
 // The rows of x as bytes: blocks of R <= `most` rows, each [ceil(K / 4)][R][4].
 struct Rows {
   uint8_t* bytes;
-  float* scales;    // [M], what 1 stands for
+  float* scales;    // [M]
   int32_t* totals;  // [M][groups] sums of bytes, or null
   int64_t m, steps, most, group;
 
@@ -21,16 +24,16 @@ struct Rows {
   int64_t num_groups() const { return steps * 4 / group; }
 };
 
-// What adapters add to some panels of all rows of a call. It is made for a few panels at a time, which stay in cache.
+// What adapters add to a few panels of all rows of a call: few enough to stay in the cache.
 struct AddedPanels {
   const Stage& stage;
   const Call& call;
   Range panels;
-  float* sums;  // [M][panels][NR]; of SWIGLU the panels of gates come before those of ups
+  float* sums;  // [M][panels][NR]; for SWIGLU the panels of gates precede those of ups
 
   static int64_t floats(const Call& call, int64_t panels) { return call.m * panels * NR; }
 
-  // With SWIGLU panels of gates and ups take turns: here are whole pairs of them.
+  // For SWIGLU panels of gates and ups alternate; `panels` holds whole pairs of them.
   int parts() const { return stage.after == SWIGLU ? 2 : 1; }
   int64_t width() const { return panels.size() / parts() * NR; }
   Range columns(int part) const {
@@ -50,21 +53,21 @@ struct AddedPanels {
   }
 };
 
-// A panel's vectors of one row, before and after the activation, to y.
+// Completes the sums of a tile: adds, applies the activation and stores the result in y.
 struct Finish {
   const Stage& stage;
   const Call& call;
   const AddedPanels* added;  // or null
 
-  // What `count` rows from `row` on will be added to is asked for before their sums are made.
+  // Prefetches the residuals of `count` rows from `row` on, before their sums are computed.
   void expect(int64_t row, int count, int64_t panel, int panels) const {
     if (!call.residual) return;
     for (int r = 0; r < count; ++r)
       for (int p = 0; p < panels; ++p) __builtin_prefetch(call.residual + (row + r) * call.ldy + (panel + p) * NR);
   }
 
-  // `values` are `count` rows' P panels from `panel` on. Not inlined: there are dozens of tiles, and this is the least of
-  // their work. All rows at once, so that one need not wait for another's exponentials.
+  // `values` are P panels of `count` rows, from `panel` on. It is not inlined, because there are dozens of tiles and this
+  // is a small part of their work. It handles all rows together, so that their exponentials overlap.
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int count, int64_t panel, Vec* values) const {
     constexpr int ROW = P * NV;
@@ -86,11 +89,12 @@ struct Finish {
         const Vec* from = values + r * ROW + p * NV;
         if (stage.after != SWIGLU)
           put(row + r, index * NR, from, stage.n);
-        else  // gates and ups take turns
+        else  // gates and ups alternate
           put(row + r, index % 2 * half + index / 2 * NR, from, index % 2 ? stage.n : half);
       }
   }
 
+  // Stores one panel of one row from `column` on; the row has n outputs there.
   void put(int64_t row, int64_t column, const Vec* values, int64_t n) const {
     float* to = call.y + row * call.ldy + column;
     const float* residual = call.residual ? call.residual + row * call.ldy + column : nullptr;
@@ -107,10 +111,10 @@ struct Finish {
 
 using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
 
-// Bytes of a thread's own memory: a row, and the bytes of as many as a block has.
+// The bytes of scratch memory of a thread: one row of floats, and the bytes of the rows of a block.
 inline int64_t scratch_bytes(const Rows& rows) { return rows.steps * 4 * (4 + rows.most) + 128; }
 
-// The bytes of some rows.
+// Quantises the rows of `own`.
 void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int zero, Range own, char* scratch) {
   const int64_t size = rows.steps * 4;
   float* floats = reinterpret_cast<float*>(scratch);
@@ -132,17 +136,17 @@ void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int z
   }
 }
 
-// The whole stage: rows become bytes, then threads take pairs of panels. `group` is what inputs are padded to; `single`
-// and `pairs` are the tiles over one panel and two, by their number of rows.
+// The whole stage: rows are quantised, then threads take pairs of panels. Inputs are padded to a multiple of `group`;
+// `single` and `pairs` are the tiles over one and over two panels, by their number of rows.
 template <size_t MOST>
 void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bool has_totals,
                const std::array<Tile, MOST>& single, const std::array<Tile, MOST>& pairs) {
   static thread_local Workspace workspace;
-  const auto rounded = [](int64_t size) { return (size + 63) / 64 * 64; };
   const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
   const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m), totals = rounded(4 * call.m * groups);
   const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
-  // Threads may be disturbed, so that shares are dealt out as they go; where there are many rows each takes long.
+  // Shares are handed out while threads run, because other programs may slow one of them down. They are smaller where
+  // many rows make each share take long.
   const int64_t units = std::min<int64_t>(num_pairs, (call.m > FEW_ROWS ? 64 : 8) * call.num_threads);
   const auto panels_of_unit = [&](int64_t unit) -> Range {
     const Range pairs = part({0, num_pairs}, unit, units);

@@ -1,39 +1,42 @@
-// All layers of a decoder in one call: the stages, rotary positions and attention of this folder one after the other, so
-// with the bits that they have when they are called one by one.
+// All layers of a decoder in one call. It calls stages, rotary positions and attention one after the other, so the bits
+// are the same as when Python calls them one by one.
 //
-// T tokens, H query heads, K key heads, D head size.
+// Names: T tokens, H query heads, K key heads, D head size.
 #include "stage/decoder.h"
 
+#include "attention/attention.h"
 #include "kernels.h"
+#include "stage/stage.h"
+#include "work.h"
 
 namespace {
 
-// Writes the step's keys and values, then attends: qkv [T, H + 2 K, D] -> out [T, H, D].
+// Writes the keys and values of the step, then attends: qkv [T, H + 2 K, D] -> out [T, H, D]. Returns whether all slots
+// and blocks exist.
 bool attend(const Decoder& decoder, const Cache& cache, const Step& step, int64_t layer, const float* qkv, float* out,
             int threads) {
   const int heads = decoder.heads, key_heads = decoder.key_heads, d = decoder.d;
   const int64_t stride = int64_t(heads + 2 * key_heads) * d, offset = layer * cache.layer_size;
   const float *k = qkv + int64_t(heads) * d, *v = k + int64_t(key_heads) * d;
+  const int block_size = cache.block_size;
+  const Problem problem{qkv, out, step.tables, step.query_starts, step.lengths, stride, int64_t(heads) * d,
+                        step.table_width, step.num_sequences, cache.num_blocks, step.num_tokens, heads, key_heads, d,
+                        block_size};
   if (cache.bytes) {
     uint8_t* bytes = cache.bytes + offset;
     return ternvl_write_kv_int8(bytes, step.slots, k, stride, v, stride, step.num_tokens, cache.num_blocks, key_heads,
                                 d, threads) &&
-           ternvl_attention_int8(qkv, stride, bytes, step.tables, step.table_width, step.query_starts, step.lengths,
-                                 step.num_sequences, cache.num_blocks, step.num_tokens, heads, key_heads, d, true, out,
-                                 threads);
+           ternvl_attention_int8(&problem, bytes, true, threads);
   }
   float *keys = cache.keys + offset, *values = cache.values + offset;
   return ternvl_write_kv(keys, values, step.slots, k, stride, v, stride, step.num_tokens, cache.num_blocks, key_heads,
-                         d, cache.block_size, threads) &&
-         ternvl_paged_attention(qkv, stride, keys, values, step.tables, step.table_width, step.query_starts,
-                                step.lengths, step.num_sequences, cache.num_blocks, step.num_tokens, heads, key_heads,
-                                d, cache.block_size, out, threads);
+                         d, block_size, threads) &&
+         ternvl_paged_attention(&problem, keys, values, threads);
 }
 
 }  // namespace
 
-// x [T, hidden size] in place; `added` may be null. Returns false where a slot, a table or a length is not within the
-// cache.
+// x [T, hidden size] in place; `added` may be null. Returns whether all slots and blocks are within the cache.
 EXPORT bool ternvl_decode(const Decoder* decoder, const Cache* cache, const Step* step, const AddedToDecoder* added,
                           float* x, int threads) {
   static thread_local Workspace workspace;

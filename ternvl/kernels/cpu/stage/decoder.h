@@ -1,7 +1,11 @@
-// What a decoder is to the native side; `ternvl/kernels/decoder.py` has the same structs. D head size, T tokens.
+// A decoder, its cache, one step, and what adapters add in it. `ternvl/kernels/decoder.py` mirrors the structs.
+//
+// Names: D head size, T tokens, S sequences.
 #pragma once
 
 #include "lora/lora.h"
+
+struct Stage;  // stage/stage.h
 
 struct Layer {
   const Stage *qkv, *o, *gate_up, *down;
@@ -13,25 +17,25 @@ struct Decoder {
   int32_t heads, key_heads, d;
 };
 
-// Of all layers one after the other: `keys` and `values`, or both in `bytes`.
+// The cache of all layers, one layer after the other: either `keys` and `values`, or both in `bytes`.
 struct Cache {
   float *keys, *values;
   uint8_t* bytes;
-  int64_t layer_size;  // elements of a layer in each of them
+  int64_t layer_size;  // elements of a layer in each tensor
   int64_t num_blocks;
   int32_t block_size;
 };
 
 struct Step {
   const int64_t* slots;         // [T]
-  const int32_t* tables;        // [sequences, table_width]
-  const int32_t* query_starts;  // [sequences + 1]
-  const int32_t* lengths;       // [sequences]
+  const int32_t* tables;        // [S, table_width]
+  const int32_t* query_starts;  // [S + 1]
+  const int32_t* lengths;       // [S]
   const float *cos, *sin;       // [T, D]
   int64_t num_tokens, num_sequences, table_width;
 };
 
-// What adapters add in this step.
+// The modules of a layer that adapters may change.
 struct AddedToLayer {
   Added qkv, o, gate_up, down;
 };

@@ -1,14 +1,13 @@
 // Runs a stage in the format of its weights.
-#include "rows.h"
 #include "stage/stage.h"
 
-// Of linear.cpp.
-EXPORT void ternvl_linear(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panels, int size, int64_t n,
-                          const float* bias, float* y, int num_threads);
+#include "activation.h"
+#include "kernels.h"
+#include "stage/prepare.h"
 
 namespace {
 
-// Row `index` of y from all its outputs, before sums and activation. `added` [N] is scratch, where adapters add.
+// Computes row `index` of y from the outputs of its product. `added` [N] is scratch memory, or null without adapters.
 void finish_row(const Stage& stage, const Call& call, int64_t index, const float* outputs, float* added) {
   const int64_t n = stage.after == SWIGLU ? stage.n / 2 : stage.n;
   const float* residual = call.residual ? call.residual + index * call.ldy : nullptr;
@@ -27,7 +26,7 @@ void finish_row(const Stage& stage, const Call& call, int64_t index, const float
   });
 }
 
-// Weights that are not quantised: norm, product and activation one after the other. Gates come before all ups.
+// A stage whose weights are not quantised: norm, product and activation one after the other. All gates precede the ups.
 void float_stage(const Stage& stage, const Call& call) {
   static thread_local Workspace workspace;
   const bool is_prepared = (stage.before != NO_NORM && !call.is_plain) || stage.smoothing;
@@ -51,9 +50,9 @@ void float_stage(const Stage& stage, const Call& call) {
 
 }  // namespace
 
-// x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart, to which `residual` is added if there is one;
-// it may be y. `added` and `adapters` are what adapters add to the outputs before the activation, or null. `is_plain`
-// runs the product alone: x is normed, y [m, n] has all outputs, of SWIGLU gates before ups.
+// x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart. `residual` is added if it is not null, and may
+// be y. `added` and `adapters` are the modules of the stage and the rows that have adapters, or null. `is_plain` runs the
+// product alone: x is normed already, and y [m, n] receives all outputs, for SWIGLU gates before ups.
 EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t ldx, const Added* added,
                          const Adapters* adapters, const float* residual, float* y, int64_t ldy, int num_threads,
                          bool is_plain) {
@@ -66,14 +65,7 @@ EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t 
   float_stage(*stage, call);
 }
 
-// Root-mean-square norm of rows [m, k].
-EXPORT void ternvl_rms_norm(const float* x, int64_t m, int64_t k, const float* weight, float eps, float* out,
-                            int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
-  for (int64_t i = 0; i < m; ++i) rms_norm(x + i * k, weight, eps, k, out + i * k);
-}
-
-// What comes before the product alone: x [m, k] normed -> out [m, k]. There is a norm.
+// The norm of a stage alone: x [m, k] -> out [m, k]. The stage must have a norm.
 EXPORT void ternvl_stage_inputs(const Stage* stage, const float* x, int64_t m, int64_t ldx, float* out,
                                 int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && m > 8)
