@@ -2,8 +2,7 @@
 
 If `TERNVL_BASE_URL` is set (such as http://127.0.0.1:8000/v1), the server there answers; `TERNVL_API_KEY` is its key.
 Otherwise this process answers: at the first request it loads the model of `TERNVL_MODEL` (a folder or a name on the
-hub; by default the embedded model), and it runs the server's own application. All three variables are read at every
-call.
+hub; by default the embedded one), and runs the server's own application. All variables are read at every call.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ class Azion:
         async def run(model: str, request: Mapping[str, Any]) -> Any:
             """Answer a Chat Completions request. Its `model` is the first argument.
 
-            Returns the answer as a dictionary, or an AzionStream for a request with `"stream": True`. Raises AzionError
-            if the request fails, ConfigError if TERNVL_BASE_URL is not a URL, and CheckpointError if TERNVL_MODEL
-            cannot be loaded.
+            Returns the answer as a dictionary, or an AzionStream if the request has `"stream": True`. Raises AzionError
+            for a failure, ConfigError for an invalid TERNVL_BASE_URL, CheckpointError for an invalid TERNVL_MODEL.
             """
             body = _encoded(model, request)
             exchange = _exchange(await _client(), body)
@@ -226,11 +224,11 @@ def _answer(response: httpx.Response, content: bytes) -> dict[str, Any]:
         body = None
     if response.is_success and isinstance(body, dict):
         return body
+    status = response.status_code
     if not response.is_success and _is_error(body):
-        raise AzionError(response.status_code, cast("dict[str, Any]", body))
-    status = response.status_code if response.is_error else 502
-    message = f"The server answered with status {response.status_code}, but its body is neither an answer nor an error."
-    raise _failure(status, message)
+        raise AzionError(status, cast("dict[str, Any]", body))
+    message = f"The server answered with status {status}, but its body is neither an answer nor an error."
+    raise _failure(status if response.is_error else 502, message)
 
 
 def _is_error(body: object) -> bool:
