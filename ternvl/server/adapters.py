@@ -88,7 +88,7 @@ class AdapterService:
         entry = self.pool.unload(name, give_up=give_up)
         num_users, adapter = entry.num_users, entry.adapter
         if give_up and adapter is not None:
-            self._service.give_up_if(lambda request: request.adapter is adapter, _gone(name))
+            self._service.abort_if(lambda request: request.adapter is adapter, _gone(name))
         while entry.num_users:
             await asyncio.sleep(_POLL_SECONDS)
         return num_users
