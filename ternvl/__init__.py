@@ -14,7 +14,7 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`LLM` on first use: it brings torch, which takes seconds to import."""
+    """Import `LLM` at its first use, because it imports torch, which takes seconds."""
     if name == "LLM":
         from ternvl.llm import LLM
 

@@ -1,4 +1,4 @@
-"""`python -m ternvl` is `ternvl`."""
+"""`python -m ternvl` runs the command `ternvl`."""
 
 from ternvl.cli import main
 

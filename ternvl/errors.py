@@ -1,19 +1,19 @@
-"""Every error ternvl raises for a user, in one tree. Each message names the thing, the value and the rule.
+"""Every error that ternvl raises for a user, in one tree. Each message names the thing, the value and the rule.
 
 TernvlError
-├── ConfigError            a setting that cannot be
+├── ConfigError            an invalid setting
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
-├── DataError              a file of training data with lines that cannot be learned from
-├── RequestError           a request that cannot be served as it is (HTTP 400); has `param` and `code`
+├── DataError              a file of training data with invalid lines
+├── RequestError           an invalid request (HTTP 400); has `param` and `code`
 │   ├── ImageError         an image that cannot be fetched, decoded or accepted
 │   ├── AdapterError       a LoRA adapter that cannot be loaded
-│   │   └── UnknownAdapterError  an adapter that is not there (HTTP 404)
+│   │   └── UnknownAdapterError  an adapter that is not loaded (HTTP 404)
 │   └── ContextLengthError a prompt (and answer) longer than the context
 ├── OverloadedError        the queue is full (HTTP 429)
-├── UnavailableError       draining or not ready (HTTP 503)
-├── RequestTimeoutError    the answer took longer than a request may (HTTP 504)
-├── EngineError            the engine failed; the request is not to blame (HTTP 500)
-└── AzionError             an answer of `Azion.AI.run` that is no success; has `status` and `body`
+├── UnavailableError       the server is draining or not ready (HTTP 503)
+├── RequestTimeoutError    the answer took longer than the server allows (HTTP 504)
+├── EngineError            the engine failed; the request is not the cause (HTTP 500)
+└── AzionError             a failure of `Azion.AI.run`; has `status` and `body`
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 
 
 class TernvlError(Exception):
-    """Base of all errors of the package. `str(error)` is a sentence for the user."""
+    """The base of all errors of the package. `str(error)` is a sentence for the user."""
 
 
 class ConfigError(TernvlError):
-    """A setting of the model or the engine that cannot be."""
+    """An invalid setting of the model, the engine or the server."""
 
 
 class CheckpointError(TernvlError):
@@ -34,7 +34,7 @@ class CheckpointError(TernvlError):
 
 
 class DataError(TernvlError):
-    """A file of training data with bad lines. `problems` are (line number, what is wrong with it), all of them."""
+    """A file of training data with invalid lines. `problems` has a line number and a description for each of them."""
 
     def __init__(self, message: str, problems: tuple[tuple[int, str], ...]) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class DataError(TernvlError):
 
 
 class RequestError(TernvlError):
-    """A request that breaks a rule. `param` is the offending field, `code` a machine-readable name."""
+    """An invalid request. `param` is the field that breaks a rule, `code` a machine-readable name."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -69,14 +69,14 @@ class AdapterError(RequestError):
 
 
 class UnknownAdapterError(AdapterError):
-    """An adapter that is not loaded, or is not any more."""
+    """An adapter that is not loaded, or has been unloaded."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, code="model_not_found", param=param)
 
 
 class ContextLengthError(RequestError):
-    """A prompt that is longer than the context. The message gives the tokens of text and of images, and the limit."""
+    """A prompt that does not fit the context. The message has the numbers of text and image tokens, and the limit."""
 
     def __init__(
         self,
@@ -112,16 +112,16 @@ class UnavailableError(TernvlError):
 
 
 class RequestTimeoutError(TernvlError):
-    """An answer that took longer than a request may; it is no longer worked on."""
+    """An answer that took longer than the server allows. It has been stopped."""
 
-    def __init__(self, message: str = "The request took longer than this server allows, and was given up.") -> None:
+    def __init__(self, message: str = "The request took longer than this server allows and was stopped.") -> None:
         super().__init__(message)
 
 
 class EngineError(TernvlError):
-    """The engine failed while it worked on requests; it has dropped them (`request_ids`) and serves on.
+    """A failure of the engine during a step. It has dropped the requests `request_ids` and serves the others.
 
-    `cause` is the error of those requests where they are to blame after all.
+    `cause` is the error that the dropped requests end with if they caused the failure themselves.
     """
 
     def __init__(self, message: str, *, request_ids: tuple[str, ...] = (), cause: RequestError | None = None) -> None:
@@ -131,10 +131,10 @@ class EngineError(TernvlError):
 
 
 class AzionError(TernvlError):
-    """An answer that is no success.
+    """A failure of `Azion.AI.run`.
 
-    `status` is the HTTP status: the server's; 502 where no server could be reached or its answer broke off; 500 where
-    the failure came within a stream. `body` is the protocol's: `{"error": {"message", "type", "param", "code"}}`.
+    `status` is the server's HTTP status; 502 if no server could be reached or its answer broke off; 500 if the failure
+    occurred within a stream. `body` has the protocol's shape: `{"error": {"message", "type", "param", "code"}}`.
     """
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
-"""The form of a tool call in the model's text, Qwen2.5's: the template shows it, the grammar allows it alone, and the
-parser finds it again."""
+"""The form of a tool call in the model's text, which is Qwen2.5's.
+
+The chat template describes this form to the model, the tools' grammar allows no other, and the parser reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import json
 START, END = "<tool_call>", "</tool_call>"
 
 TAIL = "}\n" + END
-"""What stands behind the arguments."""
+"""The text after the arguments of a call."""
 
 
 def head(name: str) -> str:
-    """What stands before the arguments of a call of the function `name`."""
+    """Return the text before the arguments of a call of the function `name`."""
     return f'{START}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '

@@ -1,4 +1,4 @@
-"""`Azion.AI.run`, over a server or in this process."""
+"""`Azion.AI.run`: requests to a model, which a server or this process answers."""
 
 from ternvl.azion.run import Azion, AzionError, AzionStream, EventDecoder
 

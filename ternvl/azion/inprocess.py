@@ -1,7 +1,7 @@
-"""An ASGI application as a transport of httpx: the server's own answers, without a network.
+"""A transport of httpx that calls an ASGI application in this process, without a network.
 
-The application lives on one thread with one event loop, whatever loops its callers come and go with. httpx's own
-`ASGITransport` gathers a whole answer before it hands out the first byte; here a stream streams.
+The application runs on a thread of its own with one event loop, which its callers' threads and loops share. Unlike
+httpx's own `ASGITransport`, which collects a whole answer before it returns the first byte, it streams.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ _Message = MutableMapping[str, Any]
 
 
 class InProcessTransport(httpx.AsyncBaseTransport):
-    """Runs one application until `close`, or until the interpreter exits. Safe to share between threads and loops."""
+    """Runs one application until `close` or the interpreter's exit. Threads and event loops may share it."""
 
     def __init__(self, app: Any) -> None:
-        """Start `app`, a Starlette application. Raises what its start-up raises."""
+        """Start `app`, a Starlette application. Raises the errors of its start-up."""
         self._app = app
-        self._running: dict[asyncio.Task[None], _Exchange] = {}  # the application's loop's own
+        self._running: dict[asyncio.Task[None], _Exchange] = {}  # used on the application's loop only
         self._stop = asyncio.Event()
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._work, name="ternvl-app", daemon=True)
         self._thread.start()
         self._loop.result()
-        # `atexit` comes too late: by then no executor takes work, and shutting down needs one. An engine that is still
-        # computing while the interpreter goes away would crash it.
+        # `atexit` would be too late: executors refuse work by then, and the shut-down needs one. An engine that still
+        # computes while the interpreter exits would crash it.
         threading._register_atexit(self.close)  # type: ignore[attr-defined]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The application's answer, from its first byte on. Closing the response tells it that the client has left."""
+        """Return the application's response, whose body is a stream. Closing it disconnects the client.
+
+        Raises httpx.ConnectError if the application has been closed.
+        """
         loop = self._loop.result()
         exchange = _Exchange(request, await request.aread(), loop)
         try:
@@ -53,7 +56,10 @@ class InProcessTransport(httpx.AsyncBaseTransport):
         return httpx.Response(start["status"], headers=start.get("headers", []), stream=exchange)
 
     def close(self) -> None:
-        """Break off what still runs, shut the application down and wait for its end. Blocks; may be called again."""
+        """End the requests that still run, shut the application down and wait until it has ended.
+
+        It blocks, and may be called more than once.
+        """
         if self._thread.is_alive():
             self._loop.result().call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -63,7 +69,7 @@ class InProcessTransport(httpx.AsyncBaseTransport):
             asyncio.run(self._serve())
         except Exception as error:
             if self._loop.done():
-                logger.exception("The application failed while it was shut down.")
+                logger.exception("The application failed during its shut-down.")
             else:
                 self._loop.set_exception(error)
 
@@ -86,16 +92,16 @@ class _Exchange(httpx.AsyncByteStream):
 
     def __init__(self, request: httpx.Request, body: bytes, app_loop: asyncio.AbstractEventLoop) -> None:
         self.gone = asyncio.Event()
-        """On the application's loop: the caller has left."""
+        """Set on the application's loop once the caller has left."""
         self._request = request
         self._body: bytes | None = body
         self._caller = asyncio.get_running_loop()
         self._app_loop = app_loop
-        # Without a bound: the engine does not wait for readers either, and one answer is small.
+        # Unbounded, because the engine does not wait for readers either, and one answer is small.
         self._messages: asyncio.Queue[_Message | None] = asyncio.Queue()
 
     async def answer(self, app: Any) -> None:
-        """On the application's loop: the application's whole work on this request."""
+        """Run the application on this request, on the application's event loop."""
         try:
             await app(self._scope(), self._receive, self._send)
         except Exception:
@@ -137,14 +143,14 @@ class _Exchange(httpx.AsyncByteStream):
             self.gone.set()
 
     async def start(self) -> _Message:
-        """On the caller's loop, as what follows: status and headers."""
+        """Return the message with status and headers. Like the methods below, it runs on the caller's event loop."""
         message = await self._messages.get()
         if message is None:
             raise httpx.RemoteProtocolError("the application gave no answer", request=self._request)
         return message
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body's pieces as the application sends them."""
+        """Yield the pieces of the body as the application sends them."""
         is_open = True
         while is_open:
             message = await self._messages.get()
@@ -154,7 +160,7 @@ class _Exchange(httpx.AsyncByteStream):
             yield message.get("body", b"")
 
     async def aclose(self) -> None:
-        """Tell the application that nobody listens any more, and wake whoever still reads."""
+        """Disconnect from the application, and wake the readers that still wait."""
         self._messages.put_nowait(None)
         with suppress(RuntimeError):  # the application's loop has been closed
             self._app_loop.call_soon_threadsafe(self.gone.set)

@@ -1,8 +1,8 @@
 """`Azion.AI.run`, the platform's binding: `answer = await Azion.AI.run(model, request)`.
 
-With `TERNVL_BASE_URL` (such as http://127.0.0.1:8000/v1) set, a server answers; `TERNVL_API_KEY` is its key. Otherwise
-this process does: it loads the model that `TERNVL_MODEL` names, a folder or a name on the hub, or the embedded one, at
-the first request, and asks the server's own application. All three are read at every call.
+If `TERNVL_BASE_URL` is set (such as http://127.0.0.1:8000/v1), the server there answers; `TERNVL_API_KEY` is its key.
+Otherwise this process answers: at the first request it loads the model of `TERNVL_MODEL` (a folder or a name on the
+hub; by default the embedded one), and runs the server's own application. All variables are read at every call.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from ternvl.errors import AzionError, ConfigError
 
 __all__ = ["Azion", "AzionError", "AzionStream"]
 
-_TIMEOUT = httpx.Timeout(None, connect=10.0)  # a long answer, or a long queue, is no failure
+_TIMEOUT = httpx.Timeout(None, connect=10.0)  # long answers and long queues are not failures
 
 
 class Azion:
-    """The platform's name space."""
+    """The platform's namespace."""
 
     class AI:
-        """Models."""
+        """The models of the platform."""
 
         @staticmethod
         async def run(model: str, request: Mapping[str, Any]) -> Any:
-            """Answer a Chat Completions request, which needs no `model`: the first argument is.
+            """Answer a Chat Completions request. Its `model` is the first argument.
 
-            Returns the answer as a dictionary, or an AzionStream where the request says `"stream": True`. Raises
-            AzionError where the answer is no success; ConfigError for a TERNVL_BASE_URL that is no URL, and
-            CheckpointError for a TERNVL_MODEL that cannot be loaded.
+            Returns the answer as a dictionary, or an AzionStream if the request has `"stream": True`. Raises AzionError
+            for a failure, ConfigError for an invalid TERNVL_BASE_URL, CheckpointError for an invalid TERNVL_MODEL.
             """
             body = _encoded(model, request)
             exchange = _exchange(await _client(), body)
@@ -54,14 +53,14 @@ class Azion:
 
 
 class AzionStream:
-    """A streamed answer: an async iterator of its chunks, as dictionaries, or through `bytes` the events themselves.
+    """A streamed answer: an async iterator of its chunks as dictionaries, or with `bytes` of its events as bytes.
 
-    It can be read once, in one of both ways. Leaving the loop, `aclose`, the end of an `async with`, and dropping the
-    stream all end the answer where it is computed.
+    It can be read once, in one of the two ways. Leaving the loop, calling `aclose`, leaving an `async with` block and
+    dropping the stream all end the computation of the answer.
     """
 
     def __init__(self, exchange: AsyncGenerator[httpx.Response], response: httpx.Response) -> None:
-        self._exchange = exchange  # closed by the event loop where this object is dropped
+        self._exchange = exchange  # the event loop closes it if this object is dropped
         self._pieces = _pieces(response)
         self._chunks = _chunks(self._pieces)
         self._is_closed = False
@@ -73,7 +72,7 @@ class AzionStream:
         await self.aclose()
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any]]:
-        """Raises AzionError for a failure within the stream, and for a stream that breaks off."""
+        """Yield the chunks. Raises AzionError for a failure within the stream and for a stream that breaks off."""
         async with self:
             while (chunk := await anext(self, None)) is not None:
                 yield chunk
@@ -84,29 +83,32 @@ class AzionStream:
         try:
             return await anext(self._chunks)
         except BaseException as error:
-            if self._is_closed and isinstance(error, AzionError):  # `aclose`, while this was waiting
+            if self._is_closed and isinstance(error, AzionError):  # `aclose` was called meanwhile
                 raise StopAsyncIteration from None
             await self.aclose()
             raise
 
     async def bytes(self) -> AsyncGenerator[bytes]:
-        """The server-sent events as they come, cut anywhere: the body of a `text/event-stream` response.
+        """Yield the body of a `text/event-stream` response as it arrives. A piece may end within an event.
 
-        Raises AzionError for a stream that breaks off; a failure of the model is an event like the others.
+        Raises AzionError for a stream that breaks off; a failure of the model is an event of the stream.
         """
         async with self:
             while not self._is_closed and (piece := await anext(self._pieces, None)) is not None:
                 yield piece
 
     async def aclose(self) -> None:
-        """End the answer, whether it has been read to its end or not."""
+        """Close the stream. An answer that has not been read to its end is stopped."""
         if not self._is_closed:
             self._is_closed = True
             await self._exchange.aclose()
 
 
 class EventDecoder:
-    """Server-sent events out of bytes that are cut anywhere, with any line ends the standard allows."""
+    """Decodes server-sent events from pieces of bytes, which may end within an event.
+
+    It accepts all line ends of the standard.
+    """
 
     def __init__(self) -> None:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
@@ -115,7 +117,7 @@ class EventDecoder:
         self._data: list[str] = []
 
     def decode(self, piece: bytes) -> Iterator[str]:
-        """The data of the events that end in this piece."""
+        """Yield the data of the events that end in this piece."""
         *lines, self._line = (self._line + self._newlines.decode(piece)).split("\n")
         for line in lines:
             field, _, value = line.partition(":")
@@ -128,7 +130,7 @@ class EventDecoder:
 
 def _encoded(model: str, request: Mapping[str, Any]) -> bytes:
     if not isinstance(request, Mapping):
-        raise _failure(400, f"The request is a value of type {type(request).__name__}; it must be a mapping.")
+        raise _failure(400, f"The request is a value of type {type(request).__name__}, but must be a mapping.")
     try:
         return json.dumps({**request, "model": model}, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -136,7 +138,7 @@ def _encoded(model: str, request: Mapping[str, Any]) -> bytes:
 
 
 async def _client() -> httpx.AsyncClient:
-    """A client for one request: connections belong to one event loop, and nobody says when that ends."""
+    """Return a client for one request. It is not kept, because connections belong to one event loop, which may end."""
     base_url = os.environ.get("TERNVL_BASE_URL")
     if not base_url:
         transport = await asyncio.to_thread(_local, os.environ.get("TERNVL_MODEL") or None)
@@ -151,7 +153,7 @@ def _url(text: str) -> httpx.URL:
         url = httpx.URL(text)
         if url.scheme in ("http", "https") and url.host:
             return url
-    raise ConfigError(f"TERNVL_BASE_URL is {text!r}, which is no http or https URL.")
+    raise ConfigError(f"TERNVL_BASE_URL is {text!r}, but must be an http or https URL.")
 
 
 @cache
@@ -164,7 +166,7 @@ _loaded: dict[str | None, InProcessTransport] = {}
 
 
 def _local(model: str | None) -> InProcessTransport:
-    """The application of a model, loaded once in this process. Blocks."""
+    """Return the application of a model, which is loaded once in this process. It blocks meanwhile."""
     with _lock:
         if model not in _loaded:
             from ternvl.config import ServerConfig
@@ -176,7 +178,7 @@ def _local(model: str | None) -> InProcessTransport:
 
 
 async def _exchange(client: httpx.AsyncClient, body: bytes) -> AsyncGenerator[httpx.Response]:
-    """The response, once, open until the generator is closed; an event loop also closes generators that are dropped."""
+    """Yield the response, which stays open until this generator is closed or dropped."""
     with _broken_connections():
         async with (
             client,
@@ -215,17 +217,18 @@ def _chunk(data: str) -> dict[str, Any]:
 
 
 def _answer(response: httpx.Response, content: bytes) -> dict[str, Any]:
-    """The body of a success. Raises AzionError for everything else."""
+    """Return the body of a successful response. Raises AzionError for any other response."""
     try:
         body = json.loads(content)
     except ValueError:
         body = None
     if response.is_success and isinstance(body, dict):
         return body
+    status = response.status_code
     if not response.is_success and _is_error(body):
-        raise AzionError(response.status_code, cast("dict[str, Any]", body))
-    status = response.status_code if response.is_error else 502
-    raise _failure(status, f"The server answered with status {response.status_code} and no body of the protocol.")
+        raise AzionError(status, cast("dict[str, Any]", body))
+    message = f"The server answered with status {status}, but its body is neither an answer nor an error."
+    raise _failure(status if response.is_error else 502, message)
 
 
 def _is_error(body: object) -> bool:
@@ -234,7 +237,7 @@ def _is_error(body: object) -> bool:
 
 @contextmanager
 def _broken_connections() -> Iterator[None]:
-    """What goes wrong on the way as an AzionError."""
+    """Turn errors of the connection into AzionErrors."""
     try:
         yield
     except httpx.RequestError as error:

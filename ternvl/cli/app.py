@@ -1,11 +1,11 @@
-"""The commands. What is slow to import is imported by the command that needs it."""
+"""The commands. Each command imports the slow modules that it needs itself, so that the others start quickly."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,9 +14,9 @@ import typer
 from ternvl import __version__
 from ternvl.cli.bench import bench
 from ternvl.cli.finetune import finetune, lora
-from ternvl.cli.flags import with_flags
+from ternvl.cli.flags import Model, ModelOption, with_flags
 from ternvl.cli.quantization import quantize, verify
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, setting
 from ternvl.errors import TernvlError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ternvl",
-    help="InternVL3 on your own machine: chat about images, or serve them over the OpenAI protocol.",
-    epilog="Begin with: [bold]ternvl run 'What is in this image?' --image photo.jpg[/bold]",
+    help="InternVL3 on your own machine: chat about images in the terminal, or serve the model over OpenAI's protocol.",
+    epilog="Start with: [bold]ternvl run 'What is in this image?' --image photo.jpg[/bold]",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -37,34 +37,27 @@ app.add_typer(bench, name="bench")
 app.command(epilog="Example: [bold]ternvl quantize OpenGVLab/InternVL3-1B --quantization int4[/bold]")(quantize)
 app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples[/bold]")(verify)
 
-_MODEL_HELP = (
-    "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; "
-    "without it the small embedded model."
-)
-Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default=False)]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", exists=True, dir_okay=False, readable=True, help="An image file (repeatable)."),
 ]
-
 
 _LOADING = LoadingConfig(quantization="auto")
 
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """How answers are drawn."""
+    """How answers are drawn. The fields are flags of the command line."""
 
-    max_tokens: int = field(default=1024, metadata={"help": "Tokens an answer may have."})
-    temperature: float | None = field(
-        default=None, metadata={"help": "0 always takes the likeliest token; by default as the checkpoint says."}
+    max_tokens: int = setting(1024, "The most tokens of an answer.")
+    temperature: float | None = setting(
+        None, "The sampling temperature; 0 always takes the likeliest token; by default the checkpoint's value."
     )
-    seed: int | None = field(default=None, metadata={"help": "Makes answers repeatable."})
+    seed: int | None = setting(None, "The seed of the answers, which makes them repeatable.")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(f"ternvl {__version__}")
         raise typer.Exit
@@ -80,11 +73,11 @@ def serve(
     engine: EngineConfig,
     images: ImageLimits,
 ) -> None:
-    """Serve a model over the OpenAI protocol: POST /v1/chat/completions."""
+    """Serve a model over HTTP with the protocols of OpenAI and Anthropic."""
     import gc
     import logging
 
-    gc.disable()  # what is made at start stays: looking through it again and again takes a tenth of the start
+    gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
     from ternvl.engine.engine import Engine
     from ternvl.server import bind, run
 
@@ -105,7 +98,7 @@ def serve(
 def chat(
     model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig = _LOADING
 ) -> None:
-    """Talk with a model in the terminal; /help lists what can be typed."""
+    """Talk with a model in the terminal; /help lists the commands of a conversation."""
     from ternvl.cli.console import ConsoleChat, talk
 
     conversation = ConsoleChat(_load(model, loading), _params(answers))
@@ -117,7 +110,7 @@ def chat(
 @app.command(epilog="Example: [bold]ternvl run 'What is written here?' --image sign.png --temperature 0[/bold]")
 @with_flags
 def run(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
     image: Images = None,
     model: ModelOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
@@ -143,7 +136,7 @@ app.add_typer(lora, name="lora")
 
 @app.command()
 def models() -> None:
-    """List models: the embedded one, those already downloaded, and those the hub offers."""
+    """List the embedded model, the downloaded models and the models on the hub."""
     from ternvl.cli.models import print_models
 
     print_models()
@@ -169,7 +162,7 @@ def _load(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command. What goes wrong is one line on standard error: status 2 for wrong usage, else 1."""
+    """Run a command and exit. An error is one line on standard error; its status is 2 for wrong usage, otherwise 1."""
     try:
         code = app(arguments, prog_name="ternvl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -185,13 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _explain(error: Exception) -> int:
-    """Prints one line and gives the exit status."""
-    usage = getattr(error, "format_message", None)  # of typer's own errors, whose classes moved between its versions
+    """Print one line, and return the exit status."""
+    usage = getattr(error, "format_message", None)  # typer's own errors, whose classes differ between its versions
     if usage is not None:
         return _print_error(f"{usage().rstrip('.')}. Try 'ternvl --help'.", 2)
     if isinstance(error, TernvlError):
         return _print_error(str(error), 1)
-    return _print_error(f"{type(error).__name__}: {error} (TERNVL_TRACEBACK=1 shows where)", 1)
+    return _print_error(f"{type(error).__name__}: {error} (set TERNVL_TRACEBACK=1 for the traceback)", 1)
 
 
 def _print_error(message: str, code: int) -> int:

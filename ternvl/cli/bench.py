@@ -1,4 +1,4 @@
-"""`ternvl bench`: what this machine can do at most, and ternvl beside its peers."""
+"""`ternvl bench`: the limits of this machine, and a comparison of ternvl with its peers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ import typer
 import ternvl
 from ternvl.errors import ConfigError
 
-bench = typer.Typer(help="Measure: the machine's limits, and ternvl beside its peers.", no_args_is_help=True)
+bench = typer.Typer(help="Measure the limits of this machine, or compare ternvl with its peers.", no_args_is_help=True)
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @bench.command()
 def limits(
     threads: Annotated[
-        int | None, typer.Option("--threads", help="By default as many as the model computes with.", show_default=False)
+        int | None,
+        typer.Option(
+            "--threads", help="The number of threads; by default the number that the model uses.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """What this machine can do at most: reading memory, products of 8-bit integers and of float32.
+    """Measure how fast this machine reads memory and multiplies 8-bit integers and float32 numbers.
 
     The last line is JSON.
     """
@@ -36,14 +39,14 @@ def limits(
 
 @bench.command(context_settings=_FORWARD, add_help_option=False)
 def peers(context: typer.Context) -> None:
-    """ternvl beside OpenVINO, llama.cpp and transformers on the same work; --help tells the options.
+    """Compare ternvl with OpenVINO, llama.cpp and transformers on the same work; --help lists the options.
 
-    It needs the source tree, where benchmarks/peers/ lies, and the environments that
-    `python -m benchmarks.peers.install` makes.
+    It needs the source tree, which has benchmarks/peers/, and the environments that
+    `python -m benchmarks.peers.install` creates.
     """
     root = Path(ternvl.__file__).parents[1]
     if not (root / "benchmarks" / "peers" / "__main__.py").is_file():
-        raise ConfigError("The peers' benchmark is not part of an installed package: run it in the source tree.")
+        raise ConfigError("The comparison with peers is not part of the installed package; run it in the source tree.")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     code = importlib.import_module("benchmarks.peers.__main__").main(context.args)

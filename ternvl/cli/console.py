@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ternvl.errors import RequestError, TernvlError
-from ternvl.llm import LLM, RequestOutput
+from ternvl.llm import LLM, Delta, RequestOutput
 
 HELP = """\
 /image PATH   attach an image to your next message
@@ -20,13 +20,13 @@ HELP = """\
 
 
 class ConsoleChat:
-    """The turns so far, and the images that go with the next one."""
+    """A conversation with a model: the turns so far, and the images of the next message."""
 
     def __init__(self, llm: LLM, params: dict[str, Any]) -> None:
         """`params` are the fields of `SamplingParams` in which the answers differ from the checkpoint's defaults."""
         self.llm = llm
         self.last: RequestOutput | None = None
-        """The last question's prompt with its answer."""
+        """The prompt of the last question, with its answer."""
         self._params = replace(llm.default_params(), **params)
         self._messages: list[dict[str, Any]] = []
         self._images: list[str] = []
@@ -45,22 +45,33 @@ class ConsoleChat:
         self._images.clear()
 
     def ask(self, text: str) -> Iterator[str]:
-        """Yield pieces of the answer as they are generated, its reasoning first. A turn that is cut short is forgotten.
+        """Yield pieces of the answer as they are generated: its reasoning, if any, then an empty line, then its text.
 
-        Raises what `LLM.stream` raises.
+        A turn that is not read to its end is forgotten. Raises what `LLM.stream` raises.
         """
         images = [{"type": "image_url", "image_url": {"url": url}} for url in self._images]
         self._images = []
         turn = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
         with self.llm.stream([*self._messages, turn], self._params) as deltas:
-            for delta in deltas:
-                yield delta.reasoning + delta.text
+            yield from _pieces(deltas)
             self.last = deltas.output
         self._messages += [turn, {"role": "assistant", "content": self.last.text}]
 
 
+def _pieces(deltas: Iterable[Delta]) -> Iterator[str]:
+    """Yield reasoning and text, with an empty line between them."""
+    reasoning = ""
+    for delta in deltas:
+        reasoning += delta.reasoning
+        gap = ""
+        if reasoning and delta.text:
+            num_newlines = len(reasoning) - len(reasoning.rstrip("\n"))
+            reasoning, gap = "", "\n" * (2 - num_newlines)
+        yield delta.reasoning + gap + delta.text
+
+
 def answer(chat: ConsoleChat, question: str, *, as_json: bool) -> None:
-    """Print one answer: as it is generated, or with its token counts as one JSON object."""
+    """Print an answer as it is generated, or as a JSON object with its token counts."""
     if not as_json:
         _show(chat.ask(question))
         return
@@ -80,7 +91,7 @@ def answer(chat: ConsoleChat, question: str, *, as_json: bool) -> None:
 
 
 def talk(chat: ConsoleChat) -> None:
-    """Read messages and commands until the input ends."""
+    """Read messages and commands, and answer them, until the input ends or /quit."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # importing it gives `input` its line editing
 

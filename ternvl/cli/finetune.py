@@ -11,50 +11,51 @@ from typing import Annotated, Any
 
 import typer
 
-from ternvl.cli.flags import with_flags
+from ternvl.cli.flags import Model, with_flags
 from ternvl.errors import DataError
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A checkpoint folder or a hub name; without it the small embedded model.", show_default=False),
+BaseModel = Annotated[
+    str, typer.Argument(help="A checkpoint folder or a name on the hub; ternvl-nano is the embedded model.")
 ]
-BaseModel = Annotated[str, typer.Argument(help="A checkpoint folder or a hub name; ternvl-nano is the embedded model.")]
 Data = Annotated[
     Path,
     typer.Option(
         "--data",
         exists=True,
         dir_okay=False,
-        help="Lines of JSON: OpenAI's fine-tuning form or InternVL's annotation form.",
+        help="A file with one JSON object per line, in OpenAI's fine-tuning form or InternVL's annotation form.",
     ),
 ]
 ImageFolder = Annotated[
-    Path | None, typer.Option("--images", exists=True, file_okay=False, help="Folder that paths of images begin at.")
+    Path | None,
+    typer.Option("--images", exists=True, file_okay=False, help="The folder that relative paths of images start from."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-lora = typer.Typer(
-    help="What can be done with a LoRA adapter: inspect it, merge it, score it.", no_args_is_help=True
-)  # fmt: skip
+lora = typer.Typer(help="Inspect, merge or evaluate LoRA adapters.", no_args_is_help=True)
 
 
 @with_flags
 def finetune(
     model: Model = None,
-    data: Data = ...,  # type: ignore[assignment]  # typer's mark of what must be given
+    data: Data = ...,  # type: ignore[assignment]  # typer's mark of a required option
     images: ImageFolder = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that the adapter goes to.")] = ...,  # type: ignore[assignment]
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write the adapter to.")] = ...,  # type: ignore[assignment]
     eval_data: Annotated[
         Path | None,
-        typer.Option("--eval-data", exists=True, dir_okay=False, help="Evaluate with this file instead of a share."),
+        typer.Option(
+            "--eval-data", exists=True, dir_okay=False, help="Evaluate on this file instead of a share of the data."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    device: Annotated[str, typer.Option("--device", help="Where it trains: auto, cpu, cuda, cuda:1.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="The device to train on: auto, cpu, cuda or cuda:1.")
+    ] = "auto",
     max_dynamic_patch: Annotated[
         int | None,
         typer.Option(
-            "--max-dynamic-patch", help="Tiles an image is cut into at most; by default as the checkpoint says."
+            "--max-dynamic-patch", help="The most tiles that an image is cut into; by default the checkpoint's number."
         ),
     ] = None,
     *,
@@ -67,14 +68,14 @@ def finetune(
     from ternvl.finetune.train import Run, train
 
     run = Run(_named(model), data, images, eval_data, output, adapter, training, device, max_dynamic_patch, resume)
-    with _every_bad_line(data):
+    with _printed_problems(data):
         summary = train(run, Console())
     typer.echo(_summary(summary, output))
 
 
 @contextmanager
-def _every_bad_line(path: Path) -> Iterator[None]:
-    """Prints them before the error, which names the first alone."""
+def _printed_problems(path: Path) -> Iterator[None]:
+    """Print all invalid lines of a data file before the error, which names only the first."""
     try:
         yield
     except DataError as error:
@@ -98,13 +99,16 @@ def _summary(summary: dict[str, Any], output: Path) -> str:
 
 @lora.command("inspect", epilog="Example: [bold]ternvl lora inspect my-adapter --model OpenGVLab/InternVL3-1B[/bold]")
 def inspect_adapter(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Its base: sizes of changes are then relative to it.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="The base model; with it, the changes are also shown relative to its weights."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Show what an adapter changes: modules, rank, scale, sizes of the changes."""
+    """Show the modules that an adapter changes, its rank and scale, and the sizes of the changes."""
     from ternvl.checkpoint.source import EMBEDDED
     from ternvl.finetune.inspect import inspect
 
@@ -131,10 +135,10 @@ def _described(found: dict[str, Any]) -> str:
 @lora.command("merge", epilog="Example: [bold]ternvl lora merge OpenGVLab/InternVL3-1B my-adapter merged[/bold]")
 def merge_adapter(
     model: BaseModel,
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write the merged checkpoint to.")],
 ) -> None:
-    """Write a checkpoint that has an adapter in its weights."""
+    """Add an adapter to the weights of its base model, and write them as a checkpoint."""
     from ternvl.finetune.merge import merge
 
     count = merge(_named(model), adapter, out)
@@ -147,16 +151,18 @@ def evaluate_adapters(
     data: Data = ...,  # type: ignore[assignment]
     images: ImageFolder = None,
     adapter: Annotated[list[Path] | None, typer.Option("--adapter", "-a", help="An adapter (repeatable).")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens an answer may have.", min=1)] = 256,
-    limit: Annotated[int | None, typer.Option(help="Take only so many lines.", min=1)] = None,
-    quantization: Annotated[str, typer.Option(help="Of the base: none, int8, int4 or auto.")] = "none",
-    show_wrong: Annotated[int, typer.Option(help="Print so many answers that differ.", min=0)] = 0,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.", min=1)] = 256,
+    limit: Annotated[int | None, typer.Option(help="The number of lines to evaluate; by default all.", min=1)] = None,
+    quantization: Annotated[
+        str, typer.Option(help="The quantisation of the base model: none, int8, int4 or auto.")
+    ] = "none",
+    show_wrong: Annotated[int, typer.Option(help="The number of wrong answers to print.", min=0)] = 0,
     json: AsJson = False,
 ) -> None:
-    """Count how often the base and its adapters answer exactly as a data file does, decoding greedily."""
+    """Count how often the base model and its adapters give exactly the answers of a data file, with greedy decoding."""
     from ternvl.finetune.evaluate import evaluate
 
-    with _every_bad_line(data):
+    with _printed_problems(data):
         scores = evaluate(
             _named(model),
             data,
@@ -178,7 +184,7 @@ def evaluate_adapters(
 
 
 def _named(model: str | None) -> str | None:
-    """The embedded model goes by its name here, where an argument stands before others."""
+    """Return a model's name, or None if it is the name of the embedded model."""
     from ternvl.checkpoint.source import EMBEDDED
 
     return None if model == EMBEDDED.name else model

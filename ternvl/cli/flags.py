@@ -1,4 +1,4 @@
-"""Flags from the fields of configurations, so that a setting is named, typed and explained in one place."""
+"""Flags that are generated from the fields of configurations, and the argument that names a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+_MODEL_HELP = (
+    "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; by default the small "
+    "embedded model."
+)
+Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default=False)]
+
 _STRINGS = tuple[str, ...]
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` for typer: a parameter of a configuration class becomes one flag for each of its fields.
 
-    A field's `metadata` gives the flag's `help` and, if an environment variable may set it, `env`. The parameter's
-    default, if it has one, gives the flags' defaults.
+    A field's `metadata` has the flag's `help` and, if an environment variable may set it, `env`, as
+    `ternvl.config.setting` writes them. A default of the parameter gives the flags' defaults.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     annotations: dict[str, Any] = {parameter.name: parameter.annotation for parameter in parameters}

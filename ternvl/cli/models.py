@@ -1,4 +1,4 @@
-"""Which models there are: in the package, on this machine, on the hub."""
+"""`ternvl models`: the models in the package, on this machine and on the hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PUBLISHED: dict[str, int | None] = {
     "OpenGVLab/InternVL3-8B": None,
     "OpenGVLab/InternVL3-14B": None,
 }
-"""Hub names of the models that this architecture covers, with the bytes of their weights where they were counted."""
+"""Hub names of the models with this architecture, and the size of their weights in bytes if it is known."""
 
 
 def print_models() -> None:
-    """Prints one model a line: its name, its size and where it is."""
+    """Print one line for each model: its name, its size and where it is."""
     cached = dict(_cached())
     rows: list[tuple[str, int | None, str]] = []
     if EMBEDDED.is_dir():
@@ -30,7 +30,7 @@ def print_models() -> None:
 
 
 def _cached() -> Iterator[tuple[str, int]]:
-    """Names and bytes of the InternVL models in the hub's cache on this machine."""
+    """Yield the names and sizes in bytes of the InternVL models in the hub's cache on this machine."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -57,6 +57,6 @@ def _folder_size(folder: Path) -> int:
 
 
 def shown_bytes(size: int) -> str:
-    """A size as people write it: 1.2 GB."""
+    """Return a size in bytes as text with a unit, such as "1.2 GB"."""
     unit = next((unit for unit in ("kB", "MB") if size < 1000 ** (2 + (unit == "MB"))), "GB")
     return f"{size / {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[unit]:.1f} {unit}"

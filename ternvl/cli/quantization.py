@@ -1,4 +1,4 @@
-"""`ternvl quantize` and `ternvl verify`: convert a model once, and see what that costs on one's own weights."""
+"""`ternvl quantize` and `ternvl verify`: quantise a model once, and measure how its predictions change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ternvl.cli.flags import Model
 from ternvl.errors import ConfigError, TernvlError
 
 if TYPE_CHECKING:
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from ternvl.quant.guard import StageReport
 
 _SHOWN = 5
-"""Layers in a list of the largest errors."""
+"""The most layers that a list names."""
 MIN_TOP1 = {"int8": 0.99, "int4": 0.95}
+"""For each scheme, the share of next tokens that must agree with the unquantised model."""
 
-_MODEL_HELP = "A checkpoint folder or a name on the Hugging Face hub; without it the small embedded model."
-Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
-Scheme = Annotated[str, typer.Option("--quantization", help="int8 or int4.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")]
+Scheme = Annotated[str, typer.Option("--quantization", help="The scheme: int8 or int4.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="The branch, tag or commit of a model on the hub.")]
 Calibration = Annotated[
-    Path | None, typer.Option("--calibration", help="Folder of images and texts that quantisation is measured on.")
+    Path | None,
+    typer.Option("--calibration", help="A folder of images and texts on which quantisation measures its errors."),
 ]
 
 
@@ -38,11 +39,13 @@ def quantize(
     quantization: Scheme = "int8",
     calibration: Calibration = None,
     revision: Revision = None,
-    force: Annotated[bool, typer.Option("--force", help="Convert again although the file is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Convert again even if the cache has the quantised model.")
+    ] = False,
 ) -> None:
-    """Convert a model once: serve, chat, run and LLM then find it in the cache."""
+    """Quantise a model and store it in the cache, where serve, chat, run and LLM find it."""
     source = _Source.of(model, quantization, revision)
-    quantised = source.quantised(calibration, anew=force)
+    quantised = source.quantised(calibration, force=force)
     from ternvl.cli.models import shown_bytes
 
     size = shown_bytes(quantised.path.stat().st_size)
@@ -58,32 +61,32 @@ def verify(
     min_top1: Annotated[
         float | None,
         typer.Option(
-            "--min-top1", help="Part of the next tokens that must agree; by default 0.99 (int8), 0.95 (int4)."
+            "--min-top1", help="The share of next tokens that must agree; by default 0.99 for int8, 0.95 for int4."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens an answer may have.")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File that the figures are written to.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The most tokens of an answer.")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="The file to write the figures to.")] = None,
 ) -> None:
-    """Compare a quantised model with the unquantised one: their next tokens along the unquantised one's answers.
+    """Compare the next tokens of a quantised model with those of the unquantised model.
 
-    The answers are to built-in pictures and texts, and to those in the calibration folder.
-    Where too few agree the exit status is 1.
+    The unquantised model answers built-in pictures and texts, and those of the calibration folder. Both models then
+    predict each token of the answers. The exit status is 1 if too few of their predictions agree.
     """
     source = _Source.of(model, quantization, revision)
     bound = MIN_TOP1[quantization] if min_top1 is None else min_top1
     if not 0 <= bound <= 1:
-        raise ConfigError(f"min_top1 is {bound}; it is a part, from 0 to 1.")
+        raise ConfigError(f"min_top1 is {bound}, but must be a share from 0 to 1.")
     if max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1.")
+        raise ConfigError(f"max_tokens is {max_tokens}, but must be at least 1.")
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigError(f"The folder of {json_file}, where the figures are to go, does not exist.")
+        raise ConfigError(f"The figures cannot be written to {json_file}, because its folder does not exist.")
     rows, quantised = _compared(source, calibration, max_tokens)
     total = rows["all"]
-    typer.echo(f"{source.folder.name}, {quantization} against unquantised, along the unquantised model's answers\n")
+    typer.echo(f"{source.folder.name}: {quantization} against unquantised, on the unquantised model's answers\n")
     typer.echo(table(rows))
     typer.echo(f"\n{report_text(quantised.reports)}")
     if total.positions * (1 - bound) < 1:
-        typer.echo(f"\nOne position of {total.positions} is {1 / total.positions:.1%}: more samples make this firmer.")
+        typer.echo(f"\nOne position of {total.positions} is {1 / total.positions:.1%}; more samples are more reliable.")
     if json_file is not None:
         figures = _figures(source, rows, quantised.reports, bound)
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -93,7 +96,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Source:
-    """A checkpoint that is to be quantised."""
+    """A checkpoint to quantise."""
 
     folder: Path
     config: ModelConfig
@@ -107,12 +110,12 @@ class _Source:
         from ternvl.prompt.tokenizer import Tokenizer
 
         if scheme not in MIN_TOP1:
-            raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(MIN_TOP1)}.")
+            raise ConfigError(f"quantization is {scheme!r}, but must be one of {', '.join(MIN_TOP1)}.")
         folder = source.resolve(model, revision=revision)
         config = source.load_config(folder)
         return cls(folder, config, PromptBuilder(config, Tokenizer.from_folder(folder)), scheme)
 
-    def quantised(self, calibration: Path | None, *, anew: bool = False, must_keep: bool = True) -> Quantized:
+    def quantised(self, calibration: Path | None, *, force: bool = False, must_keep: bool = True) -> Quantized:
         from ternvl.loading import load_quantized
 
         return load_quantized(
@@ -122,18 +125,18 @@ class _Source:
             self.builder,
             progress=_is_shown(),
             calibration=calibration,
-            anew=anew,
+            anew=force,
             must_keep=must_keep,
         )
 
 
 def _is_shown() -> bool:
-    """Whether somebody sees the progress."""
+    """Return whether progress is shown."""
     return sys.stdout.isatty()
 
 
 def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tuple[dict[str, Agreement], Quantized]:
-    """Agreement on pictures, on texts and on all."""
+    """Return the agreement on pictures, on texts and on all samples, and the quantised model."""
     from ternvl.llm import LLM
     from ternvl.loading import with_progress
     from ternvl.quant import agreement
@@ -157,7 +160,7 @@ def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tup
 
 
 def table(rows: dict[str, Agreement]) -> str:
-    """One line a kind of sample."""
+    """Return the agreement as a table with one row for each kind of sample."""
     lines = [f"{'samples':<10}{'positions':>11}{'same next token':>17}{'KL, mean':>12}{'KL, largest':>13}"]
     for name, row in rows.items():
         shown = f"{row.top1:.2%}"
@@ -166,7 +169,7 @@ def table(rows: dict[str, Agreement]) -> str:
 
 
 def report_text(reports: Sequence[StageReport]) -> str:
-    """What became of the layers, and which were hard."""
+    """Return a text with the formats of the layers, and the layers with the largest errors."""
     counts: dict[str, int] = {}
     for report in reports:
         counts[report.format] = counts.get(report.format, 0) + 1
@@ -174,7 +177,7 @@ def report_text(reports: Sequence[StageReport]) -> str:
     lines.append(f"Smoothed: {_names([report for report in reports if report.smoothed])}")
     finer = [report for report in reports if report.format == "int8" and "int4" in report.tried]
     if any("int4" in report.tried for report in reports):
-        lines.append(f"In 8 bits, since 4 did not fit: {_names(finer)}")
+        lines.append(f"In int8, because int4 exceeded the error bound: {_names(finer)}")
     left = [report for report in reports if report.tried and report.format not in MIN_TOP1]
     lines.append(f"Left unquantised: {_names(left)}")
     worst = largest(reports)
@@ -186,14 +189,14 @@ def report_text(reports: Sequence[StageReport]) -> str:
 
 
 def _names(reports: Sequence[StageReport]) -> str:
-    """How many, and the first of them with the least error of what was tried."""
+    """Return the number of the layers, and the first of them with the smallest error of the formats that were tried."""
     named = [f"{report.name} ({min(report.tried.values()):.1%})" for report in reports[:_SHOWN]]
     more = ", ..." if len(reports) > _SHOWN else ""
     return f"{len(reports)}: {', '.join(named)}{more}" if reports else "none"
 
 
 def largest(reports: Sequence[StageReport]) -> list[StageReport]:
-    """The layers whose quantisation has the largest errors."""
+    """Return the layers with the largest errors, in descending order."""
     return sorted((report for report in reports if report.error), key=lambda report: -report.error)[:_SHOWN]
 
 

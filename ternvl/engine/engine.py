@@ -1,11 +1,11 @@
-"""The step loop: many requests through one model, each as if it were alone.
+"""The engine: runs many requests through one model, step by step.
 
 A step is `schedule -> batch -> run -> sample -> update`. It is synchronous and belongs to one thread; `service.py`
-brings it to asyncio.
+connects it to event loops and other threads.
 
-Whatever the company, the chunks, the cache hits and the preemptions, a request's tokens are the same: every kernel
-computes a row by itself, in one order. (`docs/kernels.md` says where that holds; plain torch is exact to the last bits
-only, because BLAS sums in another order for another number of rows.)
+A request's tokens depend neither on the other requests of its steps nor on chunks, cache hits and preemptions, because
+every kernel computes each row separately and in a fixed order. `docs/kernels.md` lists where this holds. Plain torch is
+an exception: the last bits of its results vary, because BLAS changes the order of a sum with the number of rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Continuous batching over a paged KV cache."""
+    """Runs requests with continuous batching over a paged KV cache. All methods except `stats` belong to one thread."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Engine:
             is_quantized=is_quantized(model),
             caches_in_int8=caches_in_int8(model),
         )
-        """As given, with every default decided."""
+        """The given configuration, with all defaults resolved."""
         assert self.config.kv_cache_memory is not None
         dtype = cache_dtype(self.config, model.dtype)
         self._block_bytes = block_bytes(language, config.block_size, dtype)
@@ -78,16 +78,17 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
         return self.scheduler.has_work
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Memory of the KV cache."""
+        """The size of the KV cache in bytes."""
         return self.scheduler.pool.num_blocks * self._block_bytes
 
     @property
     def kv_cache_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
+        """The number of tokens that the KV cache can hold."""
         return self.scheduler.pool.num_blocks * self.config.block_size
 
     @property
@@ -98,10 +99,10 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request.
 
-        Raises RequestError for a prompt or parameters that the model cannot take, ContextLengthError for a prompt that
-        is longer than the context, OverloadedError if the queue is full.
+        Raises RequestError for a prompt or parameters that the model does not support, ContextLengthError for a prompt
+        that is longer than the context, OverloadedError if the queue is full.
         """
-        assert request.id not in self._sequences, f"request {request.id} is here already"
+        assert request.id not in self._sequences, f"request {request.id} has been added before"
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         seed = request.params.seed
@@ -125,7 +126,7 @@ class Engine:
         self._num_added += 1
 
     def abort(self, request_id: str) -> None:
-        """Drop a request and free all it holds, at once. One that is unknown or has ended is none of our business."""
+        """Drop a request and free its blocks and images at once. Unknown and finished ids are ignored."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self.scheduler.finish(sequence, FinishReason.ABORT)
@@ -134,8 +135,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Run one step: at most one new token a request, or several where a draft held. Raises EngineError, which names
-        the requests that were dropped, where the model fails; the others lose nothing."""
+        """Run one step, and return the new tokens of each request: one, or several if a draft was accepted.
+
+        Raises EngineError if the model fails. The error names the requests that were dropped; the others continue
+        without loss.
+        """
         schedule = self.scheduler.schedule()
         try:
             drawn = self._run(schedule)
@@ -151,7 +155,7 @@ class Engine:
         matchers = [chunk.sequence.matcher for chunk in schedule.sampling if chunk.sequence.matcher is not None]
         masks = (
             self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
-        )  # while the model runs
+        )  # runs beside the model
         self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         logits = self.runner.run(inputs)
@@ -185,7 +189,7 @@ class Engine:
         return failure(error, ids)
 
     def stats(self) -> EngineStats:
-        """The engine now; may be asked from any thread."""
+        """Return the engine's current counters. Any thread may call it."""
         pool, images = self.scheduler.pool, self.scheduler.images
         return EngineStats(
             num_waiting=len(self.scheduler.waiting),
@@ -208,7 +212,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Assert what holds between any two steps."""
+        """Assert the invariants that hold between steps."""
         self.scheduler.check_integrity()
         alive = {sequence.id for sequence in self.scheduler.waiting + self.scheduler.running}
         assert alive == self._sequences.keys()
@@ -216,7 +220,7 @@ class Engine:
 
 
 def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
-    """What those learn whose requests are dropped. Only what is not their own grammar's doing is logged as an error."""
+    """Return the error of requests that are dropped because of `error`, which is logged unless a grammar caused it."""
     if isinstance(error, GrammarError):
         cause = RequestError(str(error), code="grammar_limit")
         return EngineError(str(error), request_ids=request_ids, cause=cause)
@@ -225,12 +229,12 @@ def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
 
 
 def _decodes(chunk: Chunk) -> bool:
-    """Whether a chunk computes nothing but the token that was drawn last."""
+    """Return whether a chunk computes only the token that was drawn last."""
     return chunk.num_own_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens
 
 
 def _affected(schedule: Schedule, error: Exception) -> list[Chunk]:
-    """Whom a failure concerns: those whose logits or grammars are broken, or all of the step."""
+    """Return the chunks that a failure concerns: those with invalid logits or grammars, otherwise all of the step."""
     if isinstance(error, NonFiniteLogitsError):
         return [schedule.sampling[row] for row in error.rows]
     if isinstance(error, GrammarError):

@@ -1,6 +1,6 @@
-"""The slowest correct path: each token from `InternVL.forward` over all that came before it.
+"""The slowest correct computation: `InternVL.forward` computes each token from all tokens before it.
 
-No cache, no batching, no chunks. The engine must give the same tokens.
+It uses no cache, no batches and no chunks. The engine must give the same tokens.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def generate(
     matcher: Matcher | None = None,
     adapter: Adapter | None = None,
 ) -> Iterator[TokenOutput]:
-    """An answer token by token, as the engine gives it. `default_seed` is that of params which bring none, `matcher`
-    follows their grammar."""
+    """Yield an answer token by token, as the engine does.
+
+    `default_seed` is used if `params` has no seed. `matcher` follows the grammar of `params`.
+    """
     seed = default_seed if params.seed is None else params.seed
     ignores_eos = params.ignore_eos and matcher is None
     stops = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else frozenset(stop_ids))
@@ -61,7 +63,7 @@ def generate(
 
 @contextmanager
 def _adapted(model: InternVL, adapter: Adapter | None) -> Iterator[None]:
-    """While it is open, all that the model computes is with an adapter."""
+    """Return a context in which the model computes with an adapter."""
     if adapter is None:
         yield
         return
@@ -75,7 +77,7 @@ def _adapted(model: InternVL, adapter: Adapter | None) -> Iterator[None]:
 
 
 class ReferenceEngine:
-    """`generate` behind the engine's interface: one request after the other, one token a step."""
+    """Has the interface of `Engine`, but answers one request after another with `generate`, one token per step."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class ReferenceEngine:
         *,
         stop_ids: Sequence[int],
     ) -> None:
-        """Raises ConfigError for invalid settings."""
+        """`stop_ids` end an answer unless its request ignores them. Raises ConfigError for invalid settings."""
         check_config(config)
         self.model = model.eval()
         longest = min(config.max_model_len, model.config.language.max_position_embeddings)
@@ -95,6 +97,7 @@ class ReferenceEngine:
 
     @property
     def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
         return bool(self._answers)
 
     @property
@@ -103,11 +106,11 @@ class ReferenceEngine:
         return len(self._answers) > self.config.max_queue
 
     def add(self, request: Request) -> None:
-        """Queue a request; raises what `Engine.add` raises."""
+        """Queue a request. Raises the errors of `Engine.add`."""
         check_prompt(request.prompt, self.model.config, self.config.max_model_len)
         check_params(request.params, self.model.config.language.vocab_size, self.stop_ids)
         if self.is_full:
-            raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is all the queue holds.")
+            raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is the limit of the queue.")
         self._answers[request.id] = generate(
             self.model,
             request.prompt,
@@ -123,11 +126,11 @@ class ReferenceEngine:
         self._num_prompt_tokens += request.prompt.num_tokens
 
     def abort(self, request_id: str) -> None:
-        """Drop a request; an unknown one is none of our business."""
+        """Drop a request. Unknown and finished ids are ignored."""
         self._answers.pop(request_id, None)
 
     def step(self) -> list[TokenOutput]:
-        """The next token of the oldest request. Raises EngineError where the model fails on it."""
+        """Return the next token of the oldest request. Raises EngineError if the model fails on it."""
         request_id, answer = next(iter(self._answers.items()))
         try:
             output = next(answer)
@@ -141,7 +144,7 @@ class ReferenceEngine:
         return [output]
 
     def stats(self) -> EngineStats:
-        """The engine now."""
+        """Return the engine's current counters."""
         return EngineStats(
             num_waiting=max(0, len(self._answers) - 1),
             num_running=min(1, len(self._answers)),

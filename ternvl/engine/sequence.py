@@ -1,7 +1,7 @@
-"""A request on its way: its tokens so far, how many of them are in the KV cache, and where.
+"""The state of a request in the engine: its tokens, how many of them are in the KV cache, and in which blocks.
 
-There are no phases. A sequence has `num_tokens` and `num_computed`, and the scheduler closes the gap: a long one is
-what others call prefill, a gap of one is decoding, and preemption sets `num_computed` back to 0.
+There are no phases. A sequence has `num_tokens` and `num_computed`, and the scheduler closes the gap between them: a
+long gap is prefill, a gap of one is decoding, and preemption sets `num_computed` back to 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Status(Enum):
-    """Where a sequence stands."""
+    """The stages of a sequence."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -28,7 +28,7 @@ class Status(Enum):
 
 
 class Sequence:
-    """The state of one request. Only `Scheduler` changes it once it is added."""
+    """The state of one request. Once it is added to the scheduler, only the scheduler changes it."""
 
     __slots__ = (
         "arrival",
@@ -62,12 +62,15 @@ class Sequence:
         matcher: Matcher | None = None,
     ) -> None:
         """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
-        `sibling` computes the same prompt, and this sequence goes on from its blocks. `matcher` follows its grammar."""
+
+        `sibling` is a sequence with the same prompt, whose blocks this sequence shares. `matcher` follows the request's
+        grammar.
+        """
         params = request.params
         self.request = request
         self.arrival = arrival
         self.seed = seed
-        ignores_eos = params.ignore_eos and matcher is None  # a matcher allows the end only where it must be
+        ignores_eos = params.ignore_eos and matcher is None  # a matcher allows these tokens only where the grammar ends
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else stop_ids)
         self.matcher = matcher
         num_prompt_tokens = request.prompt.num_tokens
@@ -77,13 +80,13 @@ class Sequence:
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None
-        """Tokens that were in the cache when the sequence first ran; None before."""
+        """The number of tokens that were in the cache when the sequence first ran; None before."""
         self.block_table: list[int] = []
         self.block_keys = BlockKeys(request, block_size)
         self.sibling = sibling
         self.speculator = Speculator(request.prompt, self.stop_ids, matcher)
         self.held_images: list[ImageSpan] = []
-        """Images whose features are kept for it: those that it has not computed past."""
+        """Images whose features are kept for this sequence, because not all of their tokens are computed yet."""
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
 
@@ -93,7 +96,7 @@ class Sequence:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sequences are served by ascending order: lower `priority` first, then first come, first served."""
+        """The sort key of the queue, in ascending order: lower `priority` first, then earlier `arrival`."""
         return self.request.priority, self.arrival
 
     @property
@@ -102,6 +105,7 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
+        """The number of tokens that are not computed yet."""
         return len(self.token_ids) - self.num_computed
 
     @property
@@ -118,21 +122,24 @@ class Sequence:
 
     @property
     def waits_for_sibling(self) -> bool:
-        """Whether a sibling will bring the prompt's keys and values, and has not yet."""
+        """Whether a sibling is still computing the keys and values of the prompt."""
         sibling = self.sibling
         return sibling is not None and sibling.status is not Status.FINISHED and not sibling.has_computed_prompt
 
     def images_after(self, position: int) -> list[ImageSpan]:
-        """Images with tokens at or after a position."""
+        """Return the images with tokens at or after a position."""
         return [image for image in self.request.prompt.images if image.stop > position]
 
     def draft(self, limit: int, num_rows: int) -> Draft:
-        """At most `limit` tokens that may come next, and fewer than may still come: the last is not to be computed.
-        `num_rows` is what the step computes without them."""
+        """Return a draft of at most `limit` next tokens, and fewer than the sequence may still have.
+
+        It is one fewer because the last token of an answer is drawn but never computed. `num_rows` is the number of
+        rows that the step computes without the draft.
+        """
         return self.speculator.draft(self.token_ids, min(limit, self.max_num_tokens - self.num_tokens - 1), num_rows)
 
     def extend(self, token_ids: Iterable[int]) -> int:
-        """Take drawn tokens up to the end, where it is among them; how many were kept."""
+        """Append drawn tokens up to the one that ends the sequence, and return the number of tokens appended."""
         before = self.num_tokens
         for token_id in token_ids:
             if self.finish_reason is None:
@@ -140,7 +147,7 @@ class Sequence:
         return self.num_tokens - before
 
     def _append(self, token_id: int) -> None:
-        """Take a drawn token; sets `finish_reason` where it is the end. A token that stops is not kept."""
+        """Append a drawn token, and set `finish_reason` if it ends the sequence. A stop token is not appended."""
         if token_id in self.stop_ids:
             self.finish_reason = FinishReason.STOP
             return

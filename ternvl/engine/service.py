@@ -1,7 +1,7 @@
-"""One engine for any number of callers: a thread steps it, and callers wait for outputs, on event loops or threads.
+"""Runs an engine on a thread of its own for any number of callers, which may be event loops or threads.
 
-Orders (add, abort) go to the thread through a queue, on which it sleeps while there is no work. They are carried out
-between two steps, so the engine needs no lock. Outputs go back through a callback of each group of requests.
+Callers put orders (add, abort) into a queue, on which the thread sleeps while there is no work. The thread carries them
+out between two steps, so the engine needs no lock. Outputs go back through the callback of each group of requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ternvl.config import EngineConfig
-from ternvl.engine.request import Request
+from ternvl.engine.request import Item, Request, RequestGroup
 from ternvl.engine.stats import EngineStats, Pace, StatsLog
 from ternvl.errors import (
     EngineError,
@@ -28,50 +28,31 @@ from ternvl.errors import (
 )
 from ternvl.types import FinishReason, TokenOutput
 
-logger = logging.getLogger(__name__)
+__all__ = ["Item", "RequestGroup", "Service", "StepEngine"]
 
-Item = TokenOutput | TernvlError
-"""What a caller gets for a group of requests: an output of one of them, or the error that ends them all."""
+logger = logging.getLogger(__name__)
 
 
 class StepEngine(Protocol):
-    """What is served: `Engine`, or `ReferenceEngine`."""
+    """The interface of an engine that a service runs: `Engine` or `ReferenceEngine`."""
 
     config: EngineConfig
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        ...
-
     def add(self, request: Request) -> None:
         """Queue a request."""
-        ...
 
     def step(self) -> list[TokenOutput]:
-        """Run one step."""
-        ...
+        """Run one step, and return its outputs."""
 
     def abort(self, request_id: str) -> None:
         """Drop a request."""
-        ...
 
     def stats(self) -> EngineStats:
-        """The engine now."""
-        ...
-
-
-class RequestGroup:
-    """Requests that succeed or fail together, and the callback that takes their outputs."""
-
-    def __init__(self, requests: tuple[Request, ...], put: Callable[[Item], bool]) -> None:
-        """`put` is called from any thread; it returns False if nobody will ever read the item."""
-        self.requests = requests
-        self.put = put
+        """Return the engine's current counters."""
 
 
 class Service:
-    """Serves one engine to any number of callers."""
+    """Runs one engine for any number of callers."""
 
     def __init__(self, engine: StepEngine, *, log_interval: float = 10.0) -> None:
         """The engine's activity is logged every `log_interval` seconds while there is work."""
@@ -79,8 +60,8 @@ class Service:
         self._process = os.getpid()
         self._starting = threading.Lock()
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: close
-        self._open: set[RequestGroup] = set()  # groups that someone reads
-        self._groups: dict[str, RequestGroup] = {}  # by request id; only the thread uses it
+        self._open: set[RequestGroup] = set()  # groups whose outputs are read
+        self._groups: dict[str, RequestGroup] = {}  # by request id; used on the thread only
         self._log = StatsLog(engine.stats, log_interval)
         self._pace = Pace()
         self._thread: threading.Thread | None = None
@@ -94,8 +75,8 @@ class Service:
     def start(self) -> None:
         """Start the engine's thread unless it runs. A service that was closed can be started again.
 
-        Raises EngineError in a process that was forked after the service was made: the engine's memory is shared with
-        its parent there, but none of its threads are.
+        Raises EngineError in a process that was forked after the service was made, because a fork has the engine's
+        memory but none of its threads.
         """
         if os.getpid() != self._process:
             raise EngineError("The model was loaded before this process was forked; load it after the fork.")
@@ -109,12 +90,12 @@ class Service:
             self._thread.start()
 
     async def close(self) -> None:
-        """Refuse new requests, let the present ones finish, and stop the thread."""
+        """Refuse new requests, let the running ones finish, and stop the thread."""
         self.stop()
         await asyncio.to_thread(self._join)
 
     def stop(self) -> None:
-        """Refuse new requests and order the thread to end once the present ones have finished."""
+        """Refuse new requests, and stop the thread once the running ones have finished. It returns at once."""
         self._closing = True
         self._orders.put(None)
 
@@ -123,39 +104,39 @@ class Service:
             self._thread.join(seconds)
 
     def end(self) -> None:
-        """Give up all requests and stop the thread; return once it has ended, or after ten seconds."""
+        """Abort all requests and stop the thread. It returns once the thread has ended, or after ten seconds."""
         self.abort_all()
         self.stop()
         self._join(10.0)
 
     def abort_all(self) -> None:
-        """Refuse new requests and give up the present ones: whoever waits for them gets UnavailableError at once."""
+        """Refuse new requests and abort the running ones, which end with UnavailableError at once."""
         self._closing = True
         for group in tuple(self._open):
-            self._give_up(group, UnavailableError("The server is stopping and gave this request up."))
+            self._abort_group(group, UnavailableError("The server is stopping and gave this request up."))
 
-    def give_up_if(self, concerns: Callable[[Request], bool], error: TernvlError) -> None:
-        """Give up the groups of which any request is concerned: their readers get the error at once."""
+    def abort_if(self, concerns: Callable[[Request], bool], error: TernvlError) -> None:
+        """Abort the groups with a request for which `concerns` returns true; they end with `error` at once."""
         for group in tuple(self._open):
             if any(map(concerns, group.requests)):
-                self._give_up(group, error)
+                self._abort_group(group, error)
 
     def check_room(self, num_requests: int) -> None:
-        """Raise what `submit` would raise now for so many requests, before their prompts are built."""
+        """Raise the error that `open` would raise now for so many requests. It needs no prompts, so it can be early."""
         if self._closing or not self.is_running:
-            raise UnavailableError("The engine is not running: it takes no requests.")
+            raise UnavailableError("The engine is not running and takes no requests.")
         self._check_queue(num_requests)
 
-    def retry_after(self, num_places: int) -> int:
-        """Return the seconds until so many more requests are likely to find room, at least 1."""
-        return self._pace.seconds_for(num_places)
+    def retry_after(self, num_requests: int) -> int:
+        """Estimate the seconds until the queue has room for `num_requests` more; at least 1."""
+        return self._pace.seconds_for(num_requests)
 
     def open(self, requests: tuple[Request, ...], put: Callable[[Item], bool]) -> RequestGroup:
-        """Add requests, all or none, whose outputs and whose error, if one comes, `put` takes.
+        """Add requests, all or none. `put` takes their outputs and, if they fail, one error.
 
         `close_group` must follow. Raises UnavailableError if the service is closed, RequestError if the queue can never
-        hold so many requests, OverloadedError if it has no room for them now. `put` gets whatever else `Engine.add`
-        raises; later EngineError if the engine fails, RequestError if a grammar cannot be followed any further, and
+        hold so many requests, OverloadedError if it has no room for them now. `put` gets the other errors of
+        `Engine.add`, EngineError if the engine fails, RequestError if a grammar exceeds its limits, and
         UnavailableError on `abort_all`.
         """
         self.check_room(len(requests))
@@ -165,47 +146,47 @@ class Service:
         return group
 
     def close_group(self, group: RequestGroup, *, has_ended: bool) -> None:
-        """Forget a group; unless it `has_ended`, its requests are aborted before the engine's next step."""
+        """Forget a group. Unless it `has_ended`, its requests are aborted before the engine's next step."""
         self._open.discard(group)
         if not has_ended:
             self._orders.put(partial(self._drop, group))
 
     async def submit(self, *requests: Request, deadline: float | None = None) -> AsyncGenerator[TokenOutput]:
-        """Yield outputs of requests as they come, until each request had one with a finish reason.
+        """Yield the outputs of requests until each request has had one with a finish reason.
 
-        An error of one request ends them all. Closing the iterator aborts those that still run, and so does
-        `deadline`, a time of the event loop's clock. Raises, at the first output, what `open` raises and what it hands
-        to `put`; RequestTimeoutError past the deadline.
+        An error of one request ends them all. Closing the iterator aborts the requests that still run. So does reaching
+        `deadline`, a time of the event loop's clock, which raises RequestTimeoutError. Raises the errors of `open` and
+        those that `open` passes to `put`, none of them before the first output is awaited.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
         group = self.open(requests, partial(_put_threadsafe, loop, items))
         expiry = None
         if deadline is not None:
-            expiry = loop.call_at(deadline, self._give_up, group, RequestTimeoutError())
+            expiry = loop.call_at(deadline, self._abort_group, group, RequestTimeoutError())
         pending = {request.id for request in requests}
         try:
             while pending:
-                yield _taken(await items.get(), pending)
+                yield _unwrap(await items.get(), pending)
         finally:
             if expiry:
                 expiry.cancel()
             self.close_group(group, has_ended=not pending)
 
     def outputs(self, *requests: Request) -> Generator[TokenOutput]:
-        """`submit` for a thread without an event loop: yields the same outputs and raises the same errors."""
+        """Yield the outputs of requests on a thread without an event loop, with the errors of `submit`."""
         items = SimpleQueue[Item]()
         group = self.open(requests, partial(_put, items))
         pending = {request.id for request in requests}
         try:
             while pending:
-                yield _taken(items.get(), pending)
+                yield _unwrap(items.get(), pending)
         finally:
             self.close_group(group, has_ended=not pending)
             if pending:
                 self.wait_for_orders()
 
     def wait_for_orders(self) -> None:
-        """Return once the thread has carried out all orders given so far, or has ended."""
+        """Wait until the thread has carried out all orders given so far, or has ended."""
         done = threading.Event()
         self._orders.put(done.set)
         while self.is_running and not done.wait(0.1):
@@ -215,8 +196,8 @@ class Service:
         """End one request early: its last output has the finish reason ABORT. Others of its group continue."""
         self._orders.put(partial(self._end, request_id))
 
-    def _give_up(self, group: RequestGroup, error: TernvlError) -> None:
-        """Raise the error at the reader at once, even during a step, and free the group even if its reader is slow."""
+    def _abort_group(self, group: RequestGroup, error: TernvlError) -> None:
+        """End a group with an error at once, even during a step. It is freed even if its reader is slow."""
         group.put(error)
         self._orders.put(partial(self._drop, group))
 
@@ -226,7 +207,7 @@ class Service:
             raise RequestError(f"n is {num_requests}, but the queue holds only {room} answers.", param="n")
         if num_waiting + num_requests > room:
             raise OverloadedError(
-                f"{num_waiting} of the {room} places in the queue are taken: there is no room for {num_requests} more.",
+                f"{num_waiting} of the {room} places in the queue are taken; {num_requests} more do not fit.",
                 retry_after=self.retry_after(num_waiting + num_requests - room),
             )
 
@@ -239,7 +220,7 @@ class Service:
             self._log.write()
 
     def _take_orders(self) -> bool:
-        """Carry out the orders; sleep while there is no work. Return False once all is done and the service closed."""
+        """Carry out the orders; sleep while there is no work. Return False once it is closed and has no work."""
         was_idle = not self._groups
         is_open = self._take_order(self._log.seconds_left) if was_idle else True
         while not self._orders.empty():
@@ -273,7 +254,7 @@ class Service:
             self._drop(group, EngineError("The engine could not take this request."))
 
     def _drop(self, group: RequestGroup, error: TernvlError | None = None) -> None:
-        """Abort all requests of a group that the engine still has, and hand its reader the error."""
+        """Abort the requests of a group that the engine still has, and pass the error to its reader."""
         for request in group.requests:
             if self._groups.get(request.id) is group:
                 self.engine.abort(request.id)
@@ -305,7 +286,7 @@ class Service:
     def _deliver(self, output: TokenOutput) -> None:
         group = self._groups.get(output.request_id)
         if group is None:
-            return  # an earlier output of this step found that the reader is gone
+            return  # an earlier output of this step was refused, so the group was dropped
         if not group.put(output):
             self._drop(group)
         elif output.finish_reason is not None:
@@ -329,8 +310,8 @@ def _put(items: SimpleQueue[Item], item: Item) -> bool:
     return True
 
 
-def _taken(item: Item, pending: set[str]) -> TokenOutput:
-    """Return an item that is an output, raise one that is an error. A request's last output leaves `pending`."""
+def _unwrap(item: Item, pending: set[str]) -> TokenOutput:
+    """Return an output, or raise an error. The last output of a request removes it from `pending`."""
     if isinstance(item, TernvlError):
         raise item
     if item.finish_reason is not None:

@@ -1,4 +1,4 @@
-"""The HTTP server: Chat Completions as OpenAI's clients speak it."""
+"""The HTTP server: OpenAI's and Anthropic's protocols over one model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ __all__ = ["bind", "create_app", "run"]
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """Takes the address before anything slow is begun; nothing is answered before `run`.
+    """Return a socket that is bound to the configured address. It does not listen before `run`.
 
-    Raises ConfigError for a setting that cannot be, TernvlError where the address cannot be had.
+    Bind it before the model is loaded, so that a wrong setting or a taken address is reported at once. Raises
+    ConfigError for an invalid setting, TernvlError if the address is not available.
     """
     check_config(config)
     try:
@@ -56,26 +57,28 @@ def _socket(config: ServerConfig) -> socket.socket:
 
 
 def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; then accepted requests get `drain_timeout` seconds to finish. A second signal
-    ends the process at once.
+    """Serve until SIGINT or SIGTERM. Accepted requests then have `drain_timeout` seconds to finish.
 
-    `sock` is what `bind` gave, where that was called earlier. Raises ConfigError for a setting that cannot be,
-    TernvlError where the address cannot be had.
+    A second signal ends the process at once. `sock` is the result of an earlier `bind`; without it, `run` binds one.
+    Raises ConfigError for an invalid setting, TernvlError if the address is not available.
     """
     with sock or bind(config) as listener:
         try:
-            listener.listen()  # two that load at the same time can both bind
+            listener.listen()  # two servers that load at the same time can both bind the address
         except OSError as error:
             raise _no_address(config, error) from error
         app = create_app(llm, config)
-        with _stop_is_no_failure():
+        with _ignored_stop_signals():
             _Server(app, app.state.serving).run(sockets=[listener])
 
 
 @contextmanager
-def _stop_is_no_failure() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more for whoever listened before: here no one needs it, and
-    without a handler it would end the process as if it had been killed."""
+def _ignored_stop_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM outside of uvicorn's own handlers.
+
+    After it has stopped, uvicorn raises the signal again for the handler that was installed before. The default handler
+    would end the process as if it had been killed.
+    """
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda *_: None) for number in signals}
     try:
@@ -91,7 +94,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 log_level=serving.config.log_level,
-                timeout_graceful_shutdown=1,  # for connections; their requests are over by then
+                timeout_graceful_shutdown=1,  # for connections, whose requests have ended by then
                 server_header=False,
                 ws="none",
             )
@@ -105,16 +108,16 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await super().main_loop()
-        await self._serving.drain()  # the listener is still open, so that those who come now are told
+        await self._serving.drain()  # the listener is still open, so that new requests get 503
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            os._exit(0)  # the engine may be within a long step, and no thread waits for another's signal
+            os._exit(0)  # the engine may be within a long step, which a signal does not interrupt
         super().handle_exit(sig, frame)
 
 
 def _greeting(name: str, sock: socket.socket) -> str:
-    """The address, and a request that can be pasted into a shell."""
+    """Return the text that is printed at the start: the address, and a request that can be pasted into a shell."""
     host, port = sock.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     url = f"http://{shown}:{port}/v1"

@@ -1,4 +1,4 @@
-"""The adapters of a server: chosen by requests, loaded and unloaded while it runs, off the engine's thread."""
+"""The adapters of a server, which are loaded, uploaded and unloaded while it runs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ T = TypeVar("T")
 logger = logging.getLogger("ternvl.server")
 
 _LOADERS = 2
-"""Adapters that are read at the same time."""
+"""The most adapters that are read at the same time."""
 
 _POLL_SECONDS = 0.02
 
 
-class Adapters:
-    """What the endpoints ask of adapters."""
+class AdapterService:
+    """The operations of the endpoints on adapters. Files are read on threads of their own."""
 
     def __init__(self, pool: AdapterPool, service: Service, config: ServerConfig, model_names: Collection[str]) -> None:
-        """`model_names` are the model's own, which no adapter may have. Reads those that `config` names; raises
-        ConfigError for a folder that is none, AdapterError for one of `--lora` that cannot be used."""
+        """Read the adapters that `config` names. No adapter may have one of `model_names`, the model's own names.
+
+        Raises ConfigError if `lora_dir` is not a folder, AdapterError if an adapter of `--lora` cannot be used. An
+        invalid adapter in `lora_dir` is logged and left out.
+        """
         self.pool = pool
         self._service = service
         self._model_names = frozenset(model_names)
@@ -48,36 +51,44 @@ class Adapters:
                 try:
                     self._load(name, folder)
                 except AdapterError as error:
-                    logger.warning("An adapter of %s is left out: %s", self._store.root, error)
+                    logger.warning("An adapter in %s is left out: %s", self._store.root, error)
         for given in config.lora:
             name, _, path = given.partition("=")
             self._load(name, Path(path).expanduser())
 
     def close(self) -> None:
-        """Begin no further loads."""
+        """Stop the threads. Loads that have not begun are cancelled."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
     def lease(self, name: str | None) -> AbstractAsyncContextManager[Adapter | None]:
-        """Return a context in which the adapter is in memory; None without a name. It raises what
-        `AdapterPool.acquire` raises, and UnavailableError if the adapter was unloaded and its users given up."""
+        """Return a context in which the adapter is in memory. Its value is the adapter, or None without a name.
+
+        Entering it raises the errors of `AdapterPool.acquire`, and UnavailableError if the adapter was unloaded and
+        its requests were aborted.
+        """
         return self.pool.lease(name, self._loaders)
 
     async def load(self, name: str, folder: Path) -> RegisteredAdapter:
-        """Let an adapter be chosen; streams go on meanwhile. Raises AdapterError."""
+        """Load an adapter from a folder. Running answers continue meanwhile. Raises AdapterError."""
         return await self._in_thread(partial(self._load, name, folder))
 
     async def upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> RegisteredAdapter:
-        """Store an adapter's files for good, and let it be chosen. Raises AdapterError, and ConfigError without a
-        folder to store it in."""
+        """Store the files of an adapter in `lora_dir`, and load it.
+
+        Raises AdapterError if it cannot be used, ConfigError if `lora_dir` is not set.
+        """
         return await self._in_thread(partial(self._upload, name, config, weights))
 
     async def unload(self, name: str, *, give_up: bool) -> int:
-        """Take an adapter away; returns when nobody uses it any more, and how many did. Those who do go on to their
-        end, or, with `give_up`, end with UnavailableError now. Raises UnknownAdapterError."""
+        """Unload an adapter, wait until no request uses it, and return the number of requests that used it.
+
+        With `give_up` these requests end with UnavailableError at once; otherwise they run to their end. Raises
+        UnknownAdapterError.
+        """
         entry = self.pool.unload(name, give_up=give_up)
         num_users, adapter = entry.num_users, entry.adapter
         if give_up and adapter is not None:
-            self._service.give_up_if(lambda request: request.adapter is adapter, _gone(name))
+            self._service.abort_if(lambda request: request.adapter is adapter, _gone(name))
         while entry.num_users:
             await asyncio.sleep(_POLL_SECONDS)
         return num_users
@@ -91,7 +102,7 @@ class Adapters:
 
     def _upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> RegisteredAdapter:
         if self._store is None:
-            raise ConfigError("lora_dir is not set, so uploads have no place.")
+            raise ConfigError("lora_dir is not set, so uploads cannot be stored.")
         self._check_name(name)
         with self._store.incoming(config, weights) as incoming:
             adapter = self.pool.read(name, incoming)
@@ -104,8 +115,10 @@ class Adapters:
 
     def _check_name(self, name: str) -> None:
         if name in self._model_names:
-            raise AdapterError(f"{name} is a name of the model itself; an adapter needs another.", param="lora_name")
+            raise AdapterError(
+                f"{name} is a name of the model itself; an adapter must have another name.", param="lora_name"
+            )
 
 
 def _gone(name: str) -> UnavailableError:
-    return UnavailableError(f"The adapter {name} was unloaded, and this request given up.")
+    return UnavailableError(f"The adapter {name} was unloaded, and this request was given up.")

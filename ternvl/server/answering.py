@@ -1,4 +1,4 @@
-"""From a request to the deltas of its answer: what every endpoint that generates text does, whatever its protocol."""
+"""Answers a request with deltas: the part that all endpoints that generate text share."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from ternvl.types import Prompt
 
 @dataclass(frozen=True)
 class InFlightAnswer:
-    """An answer that is being generated: what every protocol makes its own answer from."""
+    """An answer that is being generated, in a form that is independent of the protocol."""
 
     model: str
     """The name of the model that answers."""
     prompts: Sequence[Prompt]
     params: SamplingParams
     deltas: AsyncGenerator[Delta]
-    """Of all choices. Choice j of prompt i has the index `i * params.n + j`. Closing it aborts what still runs."""
+    """The deltas of all choices; choice j of prompt i has the index `i * params.n + j`. Closing the generator aborts
+    the requests that still run."""
 
     @property
     def has_logprobs(self) -> bool:
-        """Whether log probabilities were asked for."""
+        """Whether the request asks for log probabilities."""
         return self.params.logprobs is not None
 
 
 def new_id(kind: str, separator: str = "-") -> str:
-    """Return an id that no other answer has."""
+    """Return a new, random id for an answer or one of its parts, such as "chatcmpl-4f..."."""
     return f"{kind}{separator}{secrets.token_hex(12)}"
 
 
@@ -46,10 +47,11 @@ async def answer(
     to_asks: Callable[[SamplingParams], Sequence[Ask]],
     answer_id: str,
 ) -> InFlightAnswer:
-    """Begin to answer a request, whose engine requests are named after `answer_id`.
+    """Begin to answer a request. The ids of its engine requests begin with `answer_id`.
 
-    `to_asks` makes its asks, which have the same parameters, from the checkpoint's sampling defaults. Raises the errors
-    of `ternvl.errors`, and HTTPError for a model that is not served. So does drawing the deltas.
+    `to_asks` returns the asks of the request, given the checkpoint's sampling defaults; all asks have the same
+    parameters. Raises HTTPError for a model that is not served, and the errors of `ternvl.errors`, which the deltas
+    raise, too.
     """
     chosen = serving.names.choose(request.model, request.lora)
     meter, deadline = serving.metrics.meter(), serving.deadline()
@@ -62,8 +64,11 @@ async def answer(
 
 
 def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:
-    """Raise what can be known before prompts are built: RequestError for parameters that the model cannot take or more
-    answer tokens than a request may have, and what `Service.check_room` raises."""
+    """Do the checks that need no prompts.
+
+    Raises RequestError for parameters that the model does not support and for more answer tokens than a request may
+    have, and the errors of `Service.check_room`.
+    """
     llm, params = serving.llm, asks[0].params
     check_params(params, llm.config.language.vocab_size, llm.tokenizer.stop_ids)
     longest, budget = llm.engine.config.max_model_len, serving.config.max_answer_tokens

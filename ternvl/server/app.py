@@ -1,4 +1,4 @@
-"""The HTTP application: the routes and the middleware around them."""
+"""The HTTP application: its routes and its middleware."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def create_app(llm: LLM, config: ServerConfig) -> Starlette:
-    """Return the application that serves one model. The engine runs from its start-up to its shut-down.
+    """Return the application that serves one model. The engine runs from the application's start-up to its shut-down.
 
     Raises ConfigError for an invalid setting.
     """
@@ -51,7 +51,10 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
 
 
 def _middleware(serving: Serving) -> list[Middleware]:
-    """Outermost first. A browser asks about origins without a key, so it is answered before keys are checked."""
+    """Return the middleware, outermost first.
+
+    CORS comes before the check of keys, because browsers send preflight requests without a key.
+    """
     config, middleware = serving.config, [Middleware(Described), Middleware(Measured, metrics=serving.metrics)]
     if config.allowed_origins:
         middleware.append(

@@ -1,4 +1,4 @@
-"""The model and its adapters as elements of `GET /v1/models`."""
+"""The elements of `GET /v1/models`, which describe the model and its adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ternvl.server.names import ModelNames
 
 
 class ModelCards:
-    """Describes what is served."""
+    """Describes the model and its adapters."""
 
     def __init__(self, names: ModelNames, adapters: AdapterPool, max_model_len: int) -> None:
         """`max_model_len` is the context length in tokens."""
@@ -23,7 +23,7 @@ class ModelCards:
         return models + [self.of_adapter(entry) for entry in self._adapters.entries]
 
     def of(self, name: str) -> dict[str, Any]:
-        """Return one element, by a name that `ModelNames.resolve` returned."""
+        """Return the element of a name that `ModelNames.resolve` returned."""
         if self._adapters.has(name):
             return self.of_adapter(self._adapters.known(name))
         return self._card(name, self._created)

@@ -1,4 +1,4 @@
-"""What the endpoints have in common: reading a request, and sending its answer whole or as a stream."""
+"""Reads requests and sends answers, whole or as a stream: the code that all endpoints share."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ IGNORED_FIELDS = "x-ternvl-ignored-fields"
 
 
 def serving_of(request: Request) -> Serving:
-    """Return what the application serves."""
+    """Return the objects that all endpoints of the application share."""
     serving: Serving = request.app.state.serving
     return serving
 
 
 async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dict[str, str]]:
-    """Return the body of a request, and the headers that its answer must have.
+    """Return the body of a request, and the headers for its answer, which list unknown fields.
 
-    `protocol` selects the rows of `KNOWN_FIELDS`. Raises what `read_json` and `parse` raise.
+    `protocol` selects the rows of `KNOWN_FIELDS`. Raises the errors of `read_json` and `parse`.
     """
     config = serving_of(request).config
     body = await read_json(request, config)
     value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
     headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
     if ignored:
-        logger.warning("ignored unknown fields: %s", headers[IGNORED_FIELDS])
+        logger.warning("A request has unknown fields, which are ignored: %s", headers[IGNORED_FIELDS])
     return value, headers
 
 
@@ -54,9 +54,9 @@ async def send(
     form: Form[T] | None,
     headers: Mapping[str, str],
 ) -> Response:
-    """Return the answer that `values` add up to: streamed in a form or, without one, folded into one JSON value.
+    """Return the answer: a stream of `values` in `form` or, if `form` is None, the JSON value that `fold` returns.
 
-    Nothing is sent before the first value, so that an early failure has a status of its own.
+    Nothing is sent before the first value, so that a failure before it has an error status.
     """
     try:
         if form is None:
@@ -79,8 +79,8 @@ async def _first(values: AsyncGenerator[T]) -> T:
 def openai_form(*, include_usage: bool) -> Form[dict[str, Any]]:
     """Return the form of OpenAI's streams.
 
-    With `include_usage` each chunk has the key `usage`, and the last one its value; without it, the last chunk is not
-    sent.
+    With `include_usage` each chunk has the key `usage`, which is null except in the last chunk. Without it, the last
+    chunk, which has only the usage, is not sent.
     """
 
     def shown(chunk: dict[str, Any]) -> bytes:

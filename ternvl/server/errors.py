@@ -1,5 +1,8 @@
-"""Turns exceptions into HTTP answers in OpenAI's error shape, `{"error": {"message", "type", "param", "code"}}`, or in
-Anthropic's for the endpoints of its protocol."""
+"""Turns exceptions into HTTP answers in the error shape of the endpoint's protocol.
+
+OpenAI's shape is `{"error": {"message", "type", "param", "code"}}`, Anthropic's `{"type": "error", "error": {"type",
+"message"}}`.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ logger = logging.getLogger("ternvl.server")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _PLAIN = {
-    404: "There is no {method} {path} here; the chat endpoint is POST /v1/chat/completions.",
-    405: "{path} does not take {method}.",
+    404: "There is no endpoint {method} {path}; the chat endpoint is POST /v1/chat/completions.",
+    405: "{path} does not support the method {method}.",
 }
 
 
@@ -42,11 +45,11 @@ _ANTHROPIC_TYPES = {
 
 
 ERROR_SHAPE = "ternvl.error_shape"
-"""Key of an ASGI scope whose value is the shape of the protocol's errors: "openai", the default, or "anthropic"."""
+"""The key of an ASGI scope for the shape of errors: "openai", the default, or "anthropic"."""
 
 
 class HTTPError(Exception):
-    """An answer with an error status. `type` follows from the status."""
+    """An answer with an error status, which also determines the error's `type`."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class HTTPError(Exception):
 
 
 def to_http(error: BaseException) -> HTTPError:
-    """Return the answer to an exception. A fault of the server is logged under an id, and only the id is shown."""
+    """Return the answer to an exception. An unexpected one is logged with an id, and its answer has only the id."""
     match error:
         case HTTPError():
             return error
@@ -104,11 +107,13 @@ def to_http(error: BaseException) -> HTTPError:
             return HTTPError(504, str(error), code="request_timeout")
     error_id = f"err_{token_hex(8)}"
     logger.error("%s: %s", error_id, error, exc_info=error)
-    return HTTPError(500, f"The server failed on this request; its log has the cause under {error_id}.", code=error_id)
+    return HTTPError(
+        500, f"The server failed on this request; its log has the cause under the id {error_id}.", code=error_id
+    )
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """Return `endpoint` with every exception answered in the protocol's shape."""
+    """Return `endpoint` wrapped so that every exception becomes an answer in the protocol's shape."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -120,7 +125,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
 
 
 async def plain_http_error(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses (unknown path, wrong method) in the protocol's shape."""
+    """Return the answer to an unknown path or a wrong method, in the protocol's shape."""
     assert isinstance(error, HTTPException)
     message = _PLAIN.get(error.status_code, error.detail).format(method=request.method, path=request.url.path)
     return HTTPError(error.status_code, message, headers=dict(error.headers or {})).response(request.scope)

@@ -1,4 +1,4 @@
-"""The metrics of `GET /metrics`: the engine's state, and how requests were answered and how long they waited."""
+"""The metrics of `GET /metrics`: the engine's counters, and the number and times of requests."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25,
 _REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 _GAUGES = {
-    "num_running": "Sequences that run.",
-    "num_waiting": "Sequences that wait in the queue.",
-    "num_blocks": "Blocks of the KV cache.",
-    "num_free_blocks": "Blocks of the KV cache that nobody uses.",
-    "num_cached_blocks": "Free blocks that the prefix cache may still find.",
+    "num_running": "Number of running sequences.",
+    "num_waiting": "Number of sequences in the queue.",
+    "num_blocks": "Number of blocks of the KV cache.",
+    "num_free_blocks": "Number of blocks of the KV cache that no sequence uses.",
+    "num_cached_blocks": "Number of free blocks that the prefix cache still holds.",
 }
 _COUNTERS = {
-    "num_steps": "Steps of the engine.",
-    "num_prompt_tokens": "Tokens of prompts that were let in.",
-    "num_prefix_hit_tokens": "Prompt tokens that the prefix cache spared.",
-    "num_generated_tokens": "Tokens that were drawn.",
-    "num_draft_tokens": "Tokens that speculation guessed.",
-    "num_accepted_tokens": "Guessed tokens that held.",
-    "num_image_lookups": "Images that were looked up in the image cache.",
-    "num_image_hits": "Images that the image cache spared.",
-    "num_encoded_tiles": "Image tiles that were encoded.",
-    "num_preemptions": "Sequences that made room for others.",
+    "num_steps": "Number of steps of the engine.",
+    "num_prompt_tokens": "Number of tokens of prompts that the scheduler admitted.",
+    "num_prefix_hit_tokens": "Number of prompt tokens found in the prefix cache.",
+    "num_generated_tokens": "Number of generated tokens.",
+    "num_draft_tokens": "Number of tokens guessed by speculation.",
+    "num_accepted_tokens": "Number of guessed tokens that were accepted.",
+    "num_image_lookups": "Number of images looked up in the image cache.",
+    "num_image_hits": "Number of images found in the image cache.",
+    "num_encoded_tiles": "Number of encoded image tiles.",
+    "num_preemptions": "Number of preempted sequences.",
 }
 
 
 class _EngineCollector(Collector):
-    """The engine's own counters, read at each scrape."""
+    """Reads the engine's own counters at each scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
@@ -64,33 +64,35 @@ class Metrics:
         self._registry.register(_EngineCollector(stats))
         registry = self._registry
         self.requests = Counter(
-            "ternvl_requests", "Requests that were answered.", ("endpoint", "status"), registry=registry
+            "ternvl_requests", "Number of answered requests.", ("endpoint", "status"), registry=registry
         )
         self.seconds = Histogram(
             "ternvl_request_seconds",
-            "From a request's first byte to its answer's last.",
+            "Seconds from the first byte of a request to the last byte of its answer.",
             ("endpoint",),
             buckets=_REQUEST,
             registry=registry,
         )
         self.first_token = Histogram(
             "ternvl_time_to_first_token_seconds",
-            "From a request to its first token, images and the queue included.",
+            "Seconds from a request to its first token, including images and the queue.",
             buckets=_FIRST_TOKEN,
             registry=registry,
         )
         self.between_tokens = Histogram(
             "ternvl_inter_token_seconds",
-            "From one token of an answer to the next.",
+            "Seconds from one token of an answer to the next.",
             buckets=_BETWEEN_TOKENS,
             registry=registry,
         )
-        self.prompt_tokens = Counter("ternvl_prompt_tokens", "Tokens of answered prompts.", registry=registry)
-        self.answer_tokens = Counter("ternvl_generation_tokens", "Tokens of answers.", registry=registry)
-        self.finished = Counter("ternvl_answers", "Answers that ended.", ("finish_reason",), registry=registry)
+        self.prompt_tokens = Counter("ternvl_prompt_tokens", "Number of tokens of answered prompts.", registry=registry)
+        self.answer_tokens = Counter("ternvl_generation_tokens", "Number of tokens of answers.", registry=registry)
+        self.finished = Counter(
+            "ternvl_answers", "Number of answers that ended.", ("finish_reason",), registry=registry
+        )
 
     def meter(self) -> Meter:
-        """Return a clock for a request that begins now."""
+        """Return the meter of a request that begins now."""
         return Meter(self)
 
     def render(self) -> bytes:
@@ -99,7 +101,7 @@ class Metrics:
 
 
 class Meter:
-    """The clock of one request."""
+    """Measures one request: its tokens, and the times between them."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -107,7 +109,7 @@ class Meter:
         self._last: dict[int, float] = {}
 
     async def watch(self, deltas: AsyncGenerator[Delta], num_prompt_tokens: int) -> AsyncGenerator[Delta]:
-        """Yield the deltas and count them. Closing it closes them."""
+        """Yield the deltas and record their times. Closing this generator closes `deltas`."""
         async with aclosing(deltas):
             async for delta in deltas:
                 if not self._last:
@@ -121,7 +123,7 @@ class Meter:
         if last is None:
             metrics.first_token.observe(now - self._started)
         else:
-            for _ in range(delta.num_tokens):  # tokens of one delta share its time
+            for _ in range(delta.num_tokens):  # the time of a delta is divided among its tokens
                 metrics.between_tokens.observe((now - last) / delta.num_tokens)
         self._last[delta.index] = now
         metrics.answer_tokens.inc(delta.num_tokens)
@@ -130,12 +132,14 @@ class Meter:
 
 
 ENDPOINT = "ternvl.endpoint"
-"""Key of an ASGI scope with the endpoint's path. Requests without it count as "other", so that paths which a client
-invents make no series of their own."""
+"""The key of an ASGI scope for the endpoint's path.
+
+Requests without it count as "other", so that unknown paths do not create time series.
+"""
 
 
 class Measured:
-    """ASGI middleware that counts the answers of each endpoint by their status."""
+    """ASGI middleware that counts and times the answers of each endpoint by their status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What the served model and its adapters are called in requests and answers."""
+"""The names of the served model and its adapters in requests and answers."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ from ternvl.lora.pool import AdapterPool
 from ternvl.server.errors import HTTPError
 
 PLATFORM_MODEL = "opengvlab-internvl3-1b-instruct"
-"""The hosted model's id."""
+"""The id of the model on the platform."""
 
 ALIASES = frozenset(
     {PLATFORM_MODEL, "OpenGVLab/InternVL3-1B", "OpenGVLab/InternVL3-1B-Instruct", "OpenGVLab/InternVL3-1B-hf"}
 )
-"""Names of the hosted model on other platforms. Clients that use them get the one model that is served, and answers
-call it by its own name."""
+"""Names of the model on the platform and on the hub. They mean the served model, and answers have its own name."""
 
 _SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenModel:
-    """What answers a request."""
+    """The model or the adapter that answers a request."""
 
     name: str
-    """The name in answers: one of the model's, or the adapter's."""
+    """The name in answers: one of the model's names, or the adapter's."""
     adapter: str | None
 
 
 class ModelNames:
-    """The names under which requests may ask for the model or one of its adapters."""
+    """The names that requests may use for the model and its adapters."""
 
     def __init__(self, llm_name: str, config: ServerConfig, adapters: AdapterPool) -> None:
         """`llm_name` is a folder or a name on the hub."""
         self.served = config.served_model_name or (_public_name(llm_name),)
-        """The model's own names; answers call it by the first."""
+        """The model's own names. Answers have the first if the request uses none of them."""
         self.aliases = ALIASES | {llm_name} if _is_hub_name(llm_name) else ALIASES
         self._adapters = adapters
 
     def choose(self, model: str | None, lora: str | None = None) -> ChosenModel:
-        """Return what answers a request for a model, or for an adapter in its place, and for the adapter `lora`.
+        """Return the model or adapter that answers a request with these fields. `model` may also name an adapter.
 
         Raises HTTPError 404 for a name that is not served, UnknownAdapterError for an adapter that is not loaded,
         RequestError for two different adapters.
@@ -52,7 +51,9 @@ class ModelNames:
         if lora is None:
             return ChosenModel(name, adapter)
         if adapter not in (None, lora):
-            raise RequestError(f"model is the adapter {adapter} and lora is another; one can answer.", param="lora")
+            raise RequestError(
+                f"model names the adapter {adapter} and lora names another, but only one can answer.", param="lora"
+            )
         return ChosenModel(self._adapters.known(lora).name, lora)
 
     def resolve(self, model: str | None) -> str:
@@ -62,7 +63,7 @@ class ModelNames:
         if model is None or model in self.aliases:
             return self.served[0]
         served = ", ".join([*self.served, *(entry.name for entry in self._adapters.entries)][:_SHOWN_NAMES])
-        message = f"The model {model[:100]!r} is not served here; served: {served}."
+        message = f"The model {model[:100]!r} is not served; the served models are: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 
 
@@ -71,5 +72,5 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _public_name(name: str) -> str:
-    """The name of a folder without its path, which clients need not know."""
+    """Return the name of a folder without its path, which is not shown to clients."""
     return Path(name).resolve().name if Path(name).is_dir() else name

@@ -1,5 +1,7 @@
-"""The one list of endpoints, from which routes, access, error shapes, metrics' labels, `/openapi.json`, `/docs` and
-`docs/endpoints.md` follow."""
+"""The list of endpoints.
+
+Routes, access, error shapes, labels of metrics, `/openapi.json`, `/docs` and `docs/endpoints.md` are generated from it.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ OPERATIONS = (
     ),
     Operation(
         "post", "/v1/responses", responses.responses,
-        summary="OpenAI's Responses, without state.", request=ResponseRequest, streams=True,
+        summary="Answers a conversation in the form of OpenAI's Responses, without state.",
+        request=ResponseRequest, streams=True,
     ),
     Operation(
         "post", "/v1/messages", messages.messages,
-        summary="Anthropic's Messages.", request=MessagesRequest, streams=True, error_shape="anthropic",
+        summary="Answers a conversation in the form of Anthropic's Messages.",
+        request=MessagesRequest, streams=True, error_shape="anthropic",
     ),
     Operation(
         "post", "/v1/messages/count_tokens", messages.count_tokens,
@@ -57,47 +61,47 @@ OPERATIONS = (
     ),
     Operation(
         "post", "/tokenize", tokens.tokenize,
-        summary="The token ids of a text or a conversation.", request=tokens.TokenizeRequest,
+        summary="Returns the token ids of a text or a conversation.", request=tokens.TokenizeRequest,
     ),
     Operation(
         "post", "/detokenize", tokens.detokenize,
-        summary="The text of token ids.", request=tokens.DetokenizeRequest,
+        summary="Returns the text of token ids.", request=tokens.DetokenizeRequest,
     ),
     Operation(
         "get", "/v1/models", probes.models,
-        summary="The served models.",
+        summary="Lists the served models.",
     ),
     Operation(
         "get", "/v1/models/{id}", probes.model,
-        summary="One served model.",
+        summary="Describes one served model.",
     ),
     Operation(
         "get", "/health", probes.health,
-        summary="Whether the process is alive; needs no key.", access="open",
+        summary="Says whether the process is alive; needs no key.", access="open",
     ),
     Operation(
         "get", "/ready", probes.ready,
-        summary="Whether a request would be accepted now; needs no key.", access="open",
+        summary="Says whether a request would be accepted now; needs no key.", access="open",
     ),
     Operation(
         "get", "/version", probes.version,
-        summary="The version of the server.",
+        summary="Returns the version of the server.",
     ),
     Operation(
         "get", "/metrics", probes.metrics,
-        summary="Metrics for Prometheus.", media_type="text/plain",
+        summary="Returns the metrics for Prometheus.", media_type="text/plain",
     ),
     Operation(
         "get", "/schema/chat-completions.json", openapi.page_schema,
-        summary="The request schema of Chat Completions (draft-07).",
+        summary="Returns the request schema of Chat Completions (draft-07).",
     ),
     Operation(
         "get", "/openapi.json", openapi.openapi,
-        summary="This document.",
+        summary="Describes the API for machines.",
     ),
     Operation(
         "get", "/docs", openapi.docs,
-        summary="This document for people.", media_type="text/html",
+        summary="Shows the description of the API as a page.", media_type="text/html",
     ),
 )  # fmt: skip
 
@@ -111,7 +115,7 @@ def routes(operations: Sequence[Operation] = OPERATIONS) -> list[Route]:
 
 
 class Described:
-    """ASGI middleware that writes into a request's scope what the list says of its endpoint."""
+    """ASGI middleware that writes the access, the error shape and the path of the endpoint into a request's scope."""
 
     def __init__(self, app: ASGIApp, operations: Sequence[Operation] = OPERATIONS) -> None:
         self._app = app
@@ -119,7 +123,7 @@ class Described:
         self._prefixes = {each.path.split("{")[0]: each for each in operations if "{" in each.path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its description."""
+        """Describe the endpoint in the scope, and pass the request on."""
         if scope["type"] == "http":
             scope.update(self._description(scope["path"]))
         await self._app(scope, receive, send)
@@ -128,7 +132,7 @@ class Described:
         operation = self._exact.get(path) or next(
             (each for prefix, each in self._prefixes.items() if path.startswith(prefix) and path != prefix), None
         )
-        if operation is None:  # clients of a protocol understand errors below its path, too
+        if operation is None:  # an unknown path below an endpoint has that endpoint's error shape
             parent = next((each for each in self._exact.values() if path.startswith(each.path + "/")), None)
             return {ERROR_SHAPE: parent.error_shape} if parent else {}
         return {ERROR_SHAPE: operation.error_shape, ACCESS: operation.access, ENDPOINT: operation.path}

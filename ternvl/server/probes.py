@@ -1,4 +1,4 @@
-"""The endpoints that describe the server itself."""
+"""The endpoints that describe the server: its models, health, version and metrics."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ternvl.server.metrics import CONTENT_TYPE
 
 
 async def models(request: Request) -> Response:
-    """`GET /v1/models`."""
+    """Answer `GET /v1/models`: list the model under each of its names, and its adapters."""
     serving = serving_of(request)
     return JSONResponse({"object": "list", "data": serving.cards.all()})
 
 
 async def model(request: Request) -> Response:
-    """`GET /v1/models/{id}`; an id may hold slashes."""
+    """Answer `GET /v1/models/{id}`: describe one model or adapter. An id may contain slashes."""
     serving = serving_of(request)
     return JSONResponse(serving.cards.of(serving.names.resolve(request.path_params["id"])))
 
 
 async def health(request: Request) -> Response:
-    """`GET /health`: whether the process is alive and not about to stop."""
+    """Answer `GET /health`: 200 while the server runs, 503 once it is stopping."""
     if serving_of(request).gate.draining:
         return JSONResponse({"status": "draining"}, status_code=503)
     return JSONResponse({"status": "ok"})
 
 
 async def ready(request: Request) -> Response:
-    """`GET /ready`: whether a request would be accepted now."""
+    """Answer `GET /ready`: 200 if a request would be accepted now, otherwise 503 with the reason."""
     serving = serving_of(request)
     try:
         serving.gate.check()
@@ -42,10 +42,10 @@ async def ready(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
-    """`GET /version`."""
+    """Answer `GET /version`: the version of ternvl."""
     return JSONResponse({"version": __version__})
 
 
 async def metrics(request: Request) -> Response:
-    """`GET /metrics`, for Prometheus."""
+    """Answer `GET /metrics`: all metrics in Prometheus' text format."""
     return Response(serving_of(request).metrics.render(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""What the endpoints share: the model, its names, the engine's service and the threads beside it."""
+"""The objects that all endpoints share: the model, its names, its adapters, the engine's service and threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ternvl import __version__
 from ternvl.config import ServerConfig
-from ternvl.server.adapters import Adapters
+from ternvl.server.adapters import AdapterService
 from ternvl.server.cards import ModelCards
 from ternvl.server.guard.gate import Gate
 from ternvl.server.metrics import Metrics
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ternvl.llm import LLM
 
 _GRACE = 1.0
-"""Seconds in which a request that was given up can tell its client so."""
+"""Seconds in which aborted requests can send their error."""
 
 logger = logging.getLogger("ternvl.server")
 
 
 class Serving:
-    """One served model."""
+    """One served model, with everything that its endpoints need."""
 
     def __init__(self, llm: LLM, config: ServerConfig) -> None:
         self.llm = llm
@@ -36,37 +36,37 @@ class Serving:
         self.gate = Gate(config.max_concurrent_requests, retry_after=partial(self.service.retry_after, 1))
         self.metrics = Metrics(self.service.engine.stats)
         self.names = ModelNames(llm.name, config, llm.adapters)
-        self.adapters = Adapters(llm.adapters, self.service, config, {*self.names.served, *self.names.aliases})
+        self.adapters = AdapterService(llm.adapters, self.service, config, {*self.names.served, *self.names.aliases})
         self.cards = ModelCards(self.names, llm.adapters, llm.engine.config.max_model_len)
         self.threads = Threads(llm, config.prompt_workers)
         self.fingerprint = _fingerprint(llm)
 
     async def start(self) -> None:
-        """Start the engine's thread."""
+        """Start the engine's thread and the other threads."""
         self.service.start()
         self.threads.start()
 
     async def close(self) -> None:
-        """Stop the engine's thread; requests that still run end with an error."""
+        """Abort the requests that still run, and stop all threads."""
         self.service.abort_all()
         self.threads.close()
         self.adapters.close()
         await self.service.close()
 
     async def drain(self) -> None:
-        """Refuse new requests, wait `drain_timeout` seconds for the present ones, and give up the rest."""
+        """Refuse new requests, wait up to `drain_timeout` seconds for the running ones, and abort the rest."""
         self.gate.draining = True
-        logger.info("stopping: %d requests may finish", self.gate.num_running)
+        logger.info("The server is stopping; %d requests may finish.", self.gate.num_running)
         if await self.gate.wait_until_empty(self.config.drain_timeout):
             return
-        logger.warning("stopping: %d requests are given up", self.gate.num_running)
+        logger.warning("The server is stopping; %d requests are aborted.", self.gate.num_running)
         self.service.abort_all()
         if not await self.gate.wait_until_empty(_GRACE):
             self.gate.give_up()
             await self.gate.wait_until_empty(_GRACE)
 
     def deadline(self) -> float | None:
-        """Return when a request that comes now must have its answer, on the event loop's clock; None for never."""
+        """Return the deadline of a request that arrives now, on the event loop's clock; None if there is no limit."""
         seconds = self.config.request_timeout
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 

@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of JSON values, each as its protocol writes it, that may end with an error."""
+"""Server-sent events: streams of JSON values in the form of a protocol, which may end with an error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The client closed the connection; there is no one to answer."""
+    """Raised if the client has closed the connection, so that no answer can be sent."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled where the client leaves first: then ClientGone is raised.
+    """Return the result of `work`. If the client disconnects first, `work` is cancelled and ClientGone is raised.
 
-    The request's body must have been read.
+    The body of the request must have been read before.
     """
     task = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(receive))
@@ -45,29 +45,29 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(value: Any) -> bytes:
-    """One event: `data: {json}` and an empty line."""
+    """Return one event: `data: {json}` and an empty line."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def named_event(value: Mapping[str, Any]) -> bytes:
-    """An event that bears the name of its value's `type`."""
+    """Return one event whose name is the `type` of its value."""
     return f"event: {value['type']}\n".encode() + event(value)
 
 
 @dataclass(frozen=True)
 class Form(Generic[T]):
-    """How a protocol writes its stream."""
+    """The form of a protocol's streams."""
 
     event: Callable[[T], bytes]
-    """Of a value; nothing where it is not sent."""
+    """Returns the event of a value; empty bytes if the value is not sent."""
     failure: Callable[[HTTPError], bytes]
-    """The last event of a stream that fails."""
+    """Returns the last event of a stream that fails."""
     end: bytes = b""
-    """What a stream that does not fail ends with."""
+    """The last bytes of a stream that does not fail."""
 
 
 class EventStream(Response):
-    """Sends values as they come, and closes their generator when the client leaves."""
+    """A response that sends values as they are generated, and closes their generator if the client disconnects."""
 
     def __init__(
         self,
@@ -76,7 +76,8 @@ class EventStream(Response):
         form: Form[T],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`first` was drawn from `rest` before the answer began, so that an early failure has a status of its own."""
+        """`first` is the first value of the generator `rest`. It is taken before the response begins, so that a failure
+        before it can have an error status."""
         super().__init__(media_type="text/event-stream")
         self._first = first
         self._rest = rest
@@ -85,7 +86,7 @@ class EventStream(Response):
         self.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises nothing of the values' errors: a failure is the stream's last event."""
+        """Send the stream. An error of the generator is not raised; it becomes the last event."""
         async with aclosing(self._rest):
             with suppress(ClientGone):
                 await until_disconnect(receive, self._send(send))

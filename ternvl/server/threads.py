@@ -1,4 +1,4 @@
-"""The threads that build prompts and compile grammars, so that the event loop only moves bytes."""
+"""The threads that build prompts and compile grammars, so that this work does not block the event loop."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from ternvl.llm import LLM
 
 _COMPILERS = 2
-"""Grammars that are compiled at the same time. Further grammars wait, and delay nothing else."""
+"""The most grammars that are compiled at the same time. Further grammars wait, and delay no other work."""
 
 _COUNTED_CONTEXTS = 8
+"""The most contexts of text whose tokens are counted for a client."""
 
 _SETTLED = 1.0
-"""Seconds after the start at which the vocabulary is read for grammars; earlier it would slow the start down."""
+"""Seconds from the start until the vocabulary is read for grammars; doing it at once would slow the start down."""
 
 _T = TypeVar("_T")
 
@@ -38,23 +39,26 @@ class Threads:
         self._preparing: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Read the vocabulary for grammars a moment from now."""
+        """Schedule the reading of the vocabulary for grammars."""
         loop = asyncio.get_running_loop()
         self._preparing = loop.call_later(_SETTLED, self._compilers.submit, self._llm.grammars.prepare)
 
     def close(self) -> None:
-        """Begin no further work."""
+        """Stop the threads. Work that has not begun is cancelled."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._builders.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], _T], *, deadline: float | None = None) -> _T:
-        """Return what `work` returns. Raises RequestTimeoutError past the deadline, a time of the loop's clock."""
+        """Run `work` on a thread and return its result.
+
+        Raises RequestTimeoutError past the deadline, which is a time of the event loop's clock.
+        """
         return await _in_thread(None, work, deadline)
 
     async def prepare(self, ask: Ask, *, deadline: float | None = None) -> PreparedAsk:
-        """Do what `ternvl.answer.ask.prepare` does, and raise RequestTimeoutError past the deadline."""
+        """Run `ternvl.answer.ask.prepare` on threads. Raises its errors, and RequestTimeoutError past the deadline."""
         params = ask.whole_params
         grammar = None
         if params.grammar is not None:
@@ -66,10 +70,11 @@ class Threads:
         return PreparedAsk(ask, params, prompt, grammar)
 
     async def build_prompt(self, ask: Ask, *, max_tokens: int | None = None, deadline: float | None = None) -> Prompt:
-        """Do what `ternvl.answer.ask.build_prompt` does, and raise RequestTimeoutError past the deadline.
+        """Run `ternvl.answer.ask.build_prompt` on a thread.
 
         By default a text may have as many tokens as eight contexts hold, so that clients can count what does not fit.
-        Prompts with images have threads of their own, so that text never waits for other requests' downloads.
+        Prompts with images have their own threads, so that prompts of text never wait for the downloads of other
+        requests. Raises the errors of `build_prompt`, and RequestTimeoutError past the deadline.
         """
         limit = _COUNTED_CONTEXTS * self._llm.engine.config.max_model_len
         building = partial(build_prompt, ask, self._llm.builder, max_tokens=limit if max_tokens is None else max_tokens)

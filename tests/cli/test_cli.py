@@ -19,11 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ternvl.answer.completion import AnswerStream, Fold
 from ternvl.checkpoint import weights
 from ternvl.cli import main
+from ternvl.cli.console import ConsoleChat, answer
 from ternvl.config import EngineConfig, ImageLimits, ServerConfig
-from ternvl.llm import LLM
+from ternvl.llm import LLM, Delta
 from ternvl.params import SamplingParams
+from ternvl.types import FinishReason, Prompt
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import tiny_model
 
@@ -239,3 +242,15 @@ def test_a_taken_port_is_told_before_the_model_loads(capsys: pytest.CaptureFixtu
         code, _, err = run(capsys, "serve", "/no/model/here", "--port", str(taken.getsockname()[1]))
     assert code == 1
     assert "Cannot listen" in err
+
+
+@pytest.mark.parametrize("reasoning", ["Hm.", "Hm.\n", "Hm.\n\n"])
+def test_an_empty_line_separates_reasoning_from_the_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, offline: LLM, reasoning: str
+) -> None:
+    deltas = [Delta(0, reasoning=reasoning[:2]), Delta(0, reasoning=reasoning[2:]), Delta(0, text="Yes")]
+    deltas.append(Delta(0, text=".", finish_reason=FinishReason.STOP))
+    stream = AnswerStream((delta for delta in deltas), Fold(Prompt((1,)), 1, with_logprobs=False))
+    monkeypatch.setattr(offline, "stream", lambda *_: stream)
+    answer(ConsoleChat(offline, {}), "hi", as_json=False)
+    assert capsys.readouterr().out == "Hm.\n\nYes.\n"

@@ -62,7 +62,9 @@ def test_quantize_names_what_does_not_fit(
 ) -> None:
     monkeypatch.setitem(BOUNDS, Format.INT4, 1e-6)
     _, out, _ = run(capsys, "quantize", folder, "--quantization", "int4")
-    assert re.search(r"In 8 bits, since 4 did not fit: 9: language_model\.model\.layers\.0\.qkv \(\d\.\d%\), ", out)
+    assert re.search(
+        r"In int8, because int4 exceeded the error bound: 9: language_model\.model\.layers\.0\.qkv \(\d\.\d%\), ", out
+    )
     monkeypatch.setitem(BOUNDS, Format.INT8, 1e-6)
     _, out, _ = run(capsys, "quantize", folder)
     assert re.search(r"Left unquantised: 17: vision_model\.encoder\.layers\.0\.qkv \(\d\.\d%\), ", out)
@@ -82,7 +84,7 @@ def test_quantize_for_ones_own_samples(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["{folder}", "--quantization", "int5"], "quantization is 'int5'; it is one of int8, int4"),
+        (["{folder}", "--quantization", "int5"], "quantization is 'int5', but must be one of int8, int4"),
         (["{folder}", "--quantization", "none"], "quantization is 'none'"),
         (["no/such/folder"], "no/such/folder"),
         (["{folder}/config.json"], "is a file"),

@@ -1,6 +1,6 @@
 /**
- * An answer that is no success. `status` is the HTTP status: the server's; 502 where no server could be reached or its
- * answer broke off; 500 where the failure came within a stream. `body` is the protocol's, `error` the object in it.
+ * A failure of `Azion.AI.run`. `status` is the server's HTTP status; 502 if no server could be reached or its answer
+ * broke off; 500 if the failure occurred within a stream. `body` has the protocol's shape, `error` is the object in it.
  */
 export class AzionError extends Error {
   /**
@@ -21,7 +21,7 @@ export class AzionError extends Error {
 }
 
 /**
- * An error that no server described.
+ * Return the error of a failure that the server did not describe itself.
  * @param {number} status
  * @param {string} message
  * @param {string | null} [code]
@@ -33,7 +33,7 @@ export function failure(status, message, code = null, cause = undefined) {
 }
 
 /**
- * Whether a value is an error body of the protocol.
+ * Return whether a value is an error body of the protocol.
  * @param {any} body
  */
 export function isErrorBody(body) {

@@ -1,4 +1,7 @@
-/** Server-sent events out of bytes that are cut anywhere, with any line ends the standard allows. */
+/**
+ * Decodes server-sent events from pieces of bytes, which may end within an event. It accepts all line ends of the
+ * standard.
+ */
 export class EventDecoder {
   #utf8 = new TextDecoder();
   #line = "";
@@ -6,7 +9,7 @@ export class EventDecoder {
   #data = [];
 
   /**
-   * The data of the events that end in this piece.
+   * Return the data of the events that end in this piece.
    * @param {Uint8Array} piece
    * @returns {string[]}
    */
@@ -18,8 +21,9 @@ export class EventDecoder {
   }
 
   /**
+   * Take one line, and return the data of the event that it ends, if it is empty.
    * @param {string} line
-   * @returns {string[]} the event that an empty line ends
+   * @returns {string[]}
    */
   #take(line) {
     if (line === "" && this.#data.length > 0) {

@@ -25,7 +25,7 @@ export interface ToolDefinition {
   function: { name: string; description?: string; parameters?: Record<string, unknown>; strict?: boolean };
 }
 
-/** The Chat Completions body without `model`; the server's own documentation has every field. */
+/** The body of a Chat Completions request without `model`. The server's documentation lists all fields. */
 export interface ChatRequest {
   messages: Message[];
   stream?: boolean | null;
@@ -94,9 +94,9 @@ export interface ChatCompletionChunk {
 }
 
 /**
- * A streamed answer: a `ReadableStream` of the server-sent events' bytes, that `new Response(stream)` takes for its body,
- * and an async iterable of the parsed chunks. It can be read once, in one of both ways. Cancelling it, or leaving the
- * loop, ends the request.
+ * A streamed answer: a `ReadableStream` of the bytes of its server-sent events, which `new Response(stream)` accepts as
+ * its body, and an async iterable of the parsed chunks. It can be read once, in one of the two ways. Cancelling it or
+ * leaving the loop ends the request.
  */
 export interface AzionStream extends ReadableStream<any> {
   getReader(options: { mode: "byob" }): ReadableStreamBYOBReader;
@@ -115,8 +115,8 @@ export interface ErrorDetails {
 }
 
 /**
- * An answer that is no success. `status` is the HTTP status: the server's; 502 where no server could be reached or its
- * answer broke off; 500 where the failure came within a stream. `body` is the protocol's, `error` the object in it.
+ * A failure of `Azion.AI.run`. `status` is the server's HTTP status; 502 if no server could be reached or its answer
+ * broke off; 500 if the failure occurred within a stream. `body` has the protocol's shape, `error` is the object in it.
  */
 export declare class AzionError extends Error {
   constructor(status: number, body: { error: ErrorDetails }, options?: ErrorOptions);
@@ -127,13 +127,13 @@ export declare class AzionError extends Error {
 }
 
 export interface RunOptions {
-  /** Ends the request, also while its stream is read; what is awaited rejects with the signal's reason. */
+  /** Ends the request, also while its stream is read. The awaited promise rejects with the reason of the signal. */
   signal?: AbortSignal;
 }
 
 export interface AzionBinding {
   AI: {
-    /** Rejects with an AzionError where the answer is no success. */
+    /** Answer a Chat Completions request. Rejects with an AzionError if the request fails. */
     run(model: string, request: ChatRequest & { stream: true }, options?: RunOptions): Promise<AzionStream>;
     run(model: string, request: ChatRequest & { stream?: false | null }, options?: RunOptions): Promise<ChatCompletion>;
     run(model: string, request: ChatRequest, options?: RunOptions): Promise<ChatCompletion | AzionStream>;
@@ -141,19 +141,19 @@ export interface AzionBinding {
 }
 
 export interface AzionOptions {
-  /** Such as "http://127.0.0.1:8000/v1", which is also the default. */
+  /** The address of the server. The default is "http://127.0.0.1:8000/v1". */
   baseURL?: string;
-  /** Sent as a bearer token. */
+  /** The key of the server, which is sent as a bearer token. */
   apiKey?: string;
-  /** Instead of the global `fetch`. */
+  /** The function to use instead of the global `fetch`. */
   fetch?: typeof globalThis.fetch;
 }
 
 /**
- * A binding with settings of its own. What is left out is read at every call from the environment, where there is one:
- * `TERNVL_BASE_URL` and `TERNVL_API_KEY`.
+ * Return a binding with its own settings. Settings that are left out are read at every call from the environment, if
+ * the runtime has one: `TERNVL_BASE_URL` and `TERNVL_API_KEY`.
  */
 export declare function createAzion(options?: AzionOptions): AzionBinding;
 
-/** The binding with the environment's settings. */
+/** The binding with the settings of the environment. */
 export declare const Azion: AzionBinding;

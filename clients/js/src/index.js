@@ -6,8 +6,8 @@ export { AzionError, AzionStream };
 const DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"; // where `ternvl serve` listens
 
 /**
- * A binding with settings of its own. What is left out is read at every call from the environment, where there is one:
- * `TERNVL_BASE_URL` and `TERNVL_API_KEY`.
+ * Return a binding with its own settings. Settings that are left out are read at every call from the environment, if
+ * the runtime has one: `TERNVL_BASE_URL` and `TERNVL_API_KEY`.
  *
  * @param {import("./index.js").AzionOptions} [options]
  */
@@ -15,6 +15,7 @@ export function createAzion(options = {}) {
   return {
     AI: {
       /**
+       * Answer a Chat Completions request. Rejects with an AzionError if the request fails.
        * @param {string} model
        * @param {import("./index.js").ChatRequest} request
        * @param {import("./index.js").RunOptions} [runOptions]
@@ -30,10 +31,11 @@ export function createAzion(options = {}) {
   };
 }
 
-/** The binding with the environment's settings. */
+/** The binding with the settings of the environment. */
 export const Azion = createAzion();
 
 /**
+ * Send a request to the chat endpoint.
  * @param {import("./index.js").AzionOptions} options
  * @param {RequestInit} init
  */
@@ -51,17 +53,21 @@ async function send(options, init) {
   }
 }
 
-/** @param {string} baseURL */
+/**
+ * Return the URL of the chat endpoint.
+ * @param {string} baseURL
+ */
 function endpoint(baseURL) {
   const url = `${baseURL.replace(/\/+$/, "")}/chat/completions`;
   if (!/^https?:\/\/[^/]/.test(url) || !URL.canParse(url)) {
-    throw new TypeError(`The base URL is "${baseURL}"; it must be an http or https URL.`);
+    throw new TypeError(`The base URL is "${baseURL}", but must be an http or https URL.`);
   }
   return url;
 }
 
 /**
- * An abort is the caller's own and stays as it is; fetch reports everything else as TypeError.
+ * Return the error of a request that got no answer. The reason of an abort is the caller's and stays as it is; fetch
+ * reports all other failures as a TypeError.
  * @param {string} url
  * @param {unknown} cause
  */
@@ -71,7 +77,10 @@ function unreachable(url, cause) {
   return failure(502, `${url} could not be reached: ${detail}.`, "unreachable", cause);
 }
 
-/** @param {Response} response */
+/**
+ * Return the body of a response as text.
+ * @param {Response} response
+ */
 async function received(response) {
   try {
     return await response.text();
@@ -81,7 +90,7 @@ async function received(response) {
 }
 
 /**
- * The body of a success; throws for everything else.
+ * Return the body of a successful response. Throws an AzionError for any other response.
  * @param {Response} response
  * @param {string} text
  */
@@ -90,10 +99,14 @@ function answer(response, text) {
   if (response.ok && typeof body === "object" && body !== null) return body;
   if (!response.ok && isErrorBody(body)) throw new AzionError(response.status, body);
   const status = response.status >= 400 ? response.status : 502;
-  throw failure(status, `The server answered with status ${response.status} and no body of the protocol.`);
+  const message = `The server answered with status ${response.status}, but its body is neither an answer nor an error.`;
+  throw failure(status, message);
 }
 
-/** @param {string} text */
+/**
+ * Return the JSON value of a text, or undefined if it is not JSON.
+ * @param {string} text
+ */
 function parsed(text) {
   try {
     return JSON.parse(text);

@@ -1,3 +1,4 @@
+/** Importing this module sets the global `Azion`. */
 import { Azion } from "./index.js";
 
 globalThis.Azion = Azion;

@@ -2,9 +2,9 @@ import { AzionError, failure, isErrorBody } from "./error.js";
 import { EventDecoder } from "./events.js";
 
 /**
- * A streamed answer: a `ReadableStream` of the server-sent events' bytes, that `new Response(stream)` takes for its body,
- * and an async iterable of the parsed chunks. It can be read once, in one of both ways. Cancelling it, or leaving the
- * loop, ends the request.
+ * A streamed answer: a `ReadableStream` of the bytes of its server-sent events, which `new Response(stream)` accepts as
+ * its body, and an async iterable of the parsed chunks. It can be read once, in one of the two ways. Cancelling it or
+ * leaving the loop ends the request.
  *
  * @extends {ReadableStream<Uint8Array>}
  */
@@ -21,11 +21,11 @@ export class AzionStream extends ReadableStream {
         },
         cancel: (reason) => reader.cancel(reason),
       },
-      { highWaterMark: 0 }, // nothing is read ahead of whoever reads this
+      { highWaterMark: 0 }, // nothing is read before the reader asks for it
     );
   }
 
-  /** The chunks. A failure rejects with an AzionError, as does a stream that ends before `[DONE]`. */
+  /** Yield the chunks. Throws an AzionError for a failure, and for a stream that ends before `[DONE]`. */
   async *[Symbol.asyncIterator]() {
     const reader = this.getReader();
     const decoder = new EventDecoder();
@@ -39,7 +39,7 @@ export class AzionStream extends ReadableStream {
         }
       }
     } finally {
-      await reader.cancel().catch(() => {}); // of a stream that failed, it rejects with the failure that is on its way
+      await reader.cancel().catch(() => {}); // a failed stream rejects with the failure that is thrown already
       reader.releaseLock();
     }
   }
@@ -62,7 +62,7 @@ function parse(data) {
  * @returns {never}
  */
 function broken(cause) {
-  // An abort, with whatever reason the caller gave it, is the caller's own; fetch reports a lost connection as TypeError.
+  // The reason of an abort is the caller's and is thrown as it is. Fetch reports a lost connection as a TypeError.
   if (!(cause instanceof TypeError)) throw cause;
   throw failure(502, "The connection broke off before the answer ended.", "broken_stream", cause);
 }

@@ -1,4 +1,4 @@
-"""The API described for machines (`/openapi.json`, `/schema/chat-completions.json`) and for people (`/docs`)."""
+"""The description of the API for machines (`/openapi.json`, `/schema/chat-completions.json`) and people (`/docs`)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ternvl.server.docs.page import render
 REFERENCE = "#/components/schemas/{model}"
 
 _ERRORS = {
-    400: "The body is not JSON, a field breaks a rule, an image cannot be used, or the prompt is too long.",
+    400: "The body is not JSON, a field is invalid, an image cannot be used, or the prompt is too long.",
     401: "The key is missing or wrong.",
     404: "The model is not served.",
     408: "The body did not arrive in time.",
-    403: "The server does not load, unload or take uploads of adapters.",
+    403: "Loading, unloading or uploading adapters is not allowed.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
-    429: "Too much work is waiting; Retry-After says when to try again.",
-    500: "A fault of the server; its log has the cause under the id in the message.",
+    429: "Too many requests are waiting; Retry-After says when to try again.",
+    500: "The server failed; its log has the cause under the id in the message.",
     503: "The server is stopping.",
     504: "The answer took longer than the server allows.",
 }
@@ -40,7 +40,7 @@ def load_schema() -> dict[str, Any]:
 
 @cache
 def load_examples() -> dict[str, Any]:
-    """Return, by an operation's name, a `request` if it takes one and the `answer` that the embedded model gave."""
+    """Return for each operation's name an example: its `request`, if it has one, and the embedded model's `answer`."""
     return _load("examples.json")
 
 
@@ -106,7 +106,7 @@ def _errors(operation: Operation) -> dict[str, Any]:
 
 
 def schema_of(value: Any) -> dict[str, Any]:
-    """Return a schema that an example matches: its types, and the keys that its objects have."""
+    """Return a schema that an example matches, with its types and the keys of its objects."""
     match value:
         case None:
             return {}
@@ -144,15 +144,15 @@ def _error_schemas() -> dict[str, Any]:
 
 
 async def page_schema(request: Request) -> Response:
-    """`GET /schema/chat-completions.json`."""
+    """Answer `GET /schema/chat-completions.json`: the request schema of Chat Completions."""
     return JSONResponse(load_schema(), media_type="application/schema+json")
 
 
 async def openapi(request: Request) -> Response:
-    """`GET /openapi.json`."""
+    """Answer `GET /openapi.json`: the OpenAPI document."""
     return JSONResponse(document(request.app.state.operations))
 
 
 async def docs(request: Request) -> Response:
-    """`GET /docs`."""
+    """Answer `GET /docs`: the OpenAPI document as a page."""
     return HTMLResponse(render(document(request.app.state.operations)))

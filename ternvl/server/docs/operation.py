@@ -1,4 +1,4 @@
-"""What is known of one endpoint."""
+"""The description of one endpoint."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ class Operation:
     summary: str
     """One sentence for the documentation."""
     request: type[BaseModel] | None = None
-    """The schema of the request's body."""
+    """The schema of the request's body; None for a GET request."""
     streams: bool = False
     """Whether the answer may be a stream of server-sent events."""
     access: Literal["open", "key", "admin"] = "key"
-    """Who may ask, if the server has keys."""
+    """The key that a request needs, if the server has keys."""
     error_shape: Literal["openai", "anthropic"] = "openai"
+    """The protocol that defines the shape of errors."""
     media_type: str = JSON
-    """Of the answer."""
+    """The media type of the answer."""
     takes: str = JSON
     """The media type of the request's body."""
 
     @property
     def name(self) -> str:
+        """The method and the path, such as "GET /health"."""
         return f"{self.method.upper()} {self.path}"

@@ -1,4 +1,4 @@
-"""An OpenAPI document as one HTML page that loads nothing else."""
+"""Renders an OpenAPI document as one HTML page, which loads no other files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .1rem 1
 
 
 def render(document: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page of an OpenAPI document."""
     title = escape(f"{document['info']['title']} {document['info']['version']}")
-    operations = [(path, method, told) for path, item in document["paths"].items() for method, told in item.items()]
-    links = "".join(
-        f'<li><a href="#{told["operationId"]}">{method.upper()} {escape(path)}</a>: {escape(told["summary"])}</li>'
-        for path, method, told in operations
-    )
+    operations = [
+        (path, method, described) for path, item in document["paths"].items() for method, described in item.items()
+    ]
+    links = "".join(_link(*operation) for operation in operations)
     sections = "".join(_section(document, *operation) for operation in operations)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -36,14 +35,19 @@ def render(document: dict[str, Any]) -> str:
     )
 
 
-def _section(document: dict[str, Any], path: str, method: str, told: dict[str, Any]) -> str:
-    html = f'<section id="{told["operationId"]}"><h2><code>{method.upper()} {escape(path)}</code></h2>'
-    html += f"<p>{escape(told['summary'])}</p>"
-    body = next(iter(told.get("requestBody", {}).get("content", {}).values()), None)
+def _link(path: str, method: str, described: dict[str, Any]) -> str:
+    name, summary = f"{method.upper()} {escape(path)}", escape(described["summary"])
+    return f'<li><a href="#{described["operationId"]}">{name}</a>: {summary}</li>'
+
+
+def _section(document: dict[str, Any], path: str, method: str, described: dict[str, Any]) -> str:
+    html = f'<section id="{described["operationId"]}"><h2><code>{method.upper()} {escape(path)}</code></h2>'
+    html += f"<p>{escape(described['summary'])}</p>"
+    body = next(iter(described.get("requestBody", {}).get("content", {}).values()), None)
     if body:
         html += _fields(document, body["schema"])
         html += f"<h3>Request</h3>{_code(body['example'])}" if "example" in body else ""
-    answer = next(iter(told["responses"]["200"]["content"].values()))
+    answer = next(iter(described["responses"]["200"]["content"].values()))
     if "example" in answer:
         html += f"<h3>Answer</h3>{_code(answer['example'])}"
     return html + "</section>"
@@ -66,7 +70,7 @@ def _fields(document: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _kinds(field: dict[str, Any]) -> Iterator[str]:
-    """What a value may be, each kind once."""
+    """Yield the types that a value may have, each once."""
     seen = []
     for branch in field.get("anyOf") or field.get("oneOf") or [field]:
         kind = branch.get("type") or ("object" if "$ref" in branch else None)

@@ -1,1 +1,1 @@
-"""What protects the server: keys, admission, limits on bodies, and checks of its settings."""
+"""The protection of the server: keys, admission, limits on bodies, and checks of its settings."""

@@ -1,5 +1,7 @@
-"""One key for all clients and one for administrators, as a bearer token or, as Anthropic's clients send it, as
-`x-api-key`."""
+"""Checks keys: one for all clients and one for administrators.
+
+A key is sent as a bearer token or, as Anthropic's clients do, in the header `x-api-key`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ternvl.server.errors import HTTPError
 
 ACCESS = "ternvl.access"
-"""Key of an ASGI scope that says who may ask: "open" for everyone, "admin", or "key", the default."""
+"""The key of an ASGI scope for the access to the endpoint: "open" for everyone, "admin", or "key", the default."""
 
 
 class BearerAuth:
-    """ASGI middleware that answers 401 unless the request carries the key that its endpoint needs. The admin key is
-    accepted by every endpoint."""
+    """ASGI middleware that answers 401 unless a request has the key that its endpoint needs.
+
+    Every endpoint also accepts the admin key.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None = None) -> None:
         self._app = app
@@ -24,7 +28,7 @@ class BearerAuth:
         self._admin_key = admin_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on requests that carry the key or need none."""
+        """Pass on requests that have the key or need none."""
         keys = self._keys(scope.get(ACCESS, "key")) if scope["type"] == "http" else []
         if not keys:
             return await self._app(scope, receive, send)
@@ -39,13 +43,13 @@ class BearerAuth:
         if scheme.lower() == "bearer" and num_right:
             return await self._app(scope, receive, send)
         kind = "admin" if scope.get(ACCESS) == "admin" and self._admin_key else "API"
-        needed = f"An {kind} key is needed: send it as `Authorization: Bearer KEY`."
+        needed = f"This endpoint needs the {kind} key; send it as `Authorization: Bearer KEY`."
         message = f"The {kind} key is wrong." if key else needed
         error = HTTPError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         await error.response(scope)(scope, receive, send)
 
     def _keys(self, access: str) -> list[bytes]:
-        """Return the keys that give this access; none if everyone has it."""
+        """Return the keys that give this access; an empty list if no key is needed."""
         if access == "open":
             return []
         if access == "admin" and self._admin_key:

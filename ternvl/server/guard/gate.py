@@ -1,4 +1,4 @@
-"""Limits the number of requests in work, and refuses new ones once the server is stopping."""
+"""Limits the number of requests at a time, and refuses new requests once the server is stopping."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ternvl.errors import OverloadedError, UnavailableError
 from ternvl.server.errors import to_http
 
 _DISCARD_SECONDS = 2.0
+"""The most seconds for reading the body of a request that is refused."""
 
 
 class Gate:
-    """Counts the requests that cause work, from their first byte to the last byte of their answer."""
+    """Counts the running requests, each from its first byte to the last byte of its answer."""
 
     def __init__(self, limit: int, retry_after: Callable[[], int]) -> None:
-        """At most `limit` requests are in work at a time; `retry_after` estimates the seconds until there is room."""
+        """At most `limit` requests run at a time. `retry_after` estimates the seconds until there is room."""
         self.draining = False
         self.gave_up = False
         self._limit = limit
@@ -30,7 +31,7 @@ class Gate:
         return len(self._tasks)
 
     def enter(self) -> None:
-        """Count the running task as a request until it ends. Raises what `check` raises."""
+        """Count the current task as a request until it ends. Raises the errors of `check`."""
         self.check()
         task = asyncio.current_task()
         assert task is not None
@@ -38,26 +39,26 @@ class Gate:
         task.add_done_callback(self._tasks.discard)
 
     def check(self) -> None:
-        """Raise UnavailableError while draining, OverloadedError if as many requests are in work as may be."""
+        """Raise UnavailableError while draining, OverloadedError if the limit of running requests is reached."""
         if self.draining:
             raise UnavailableError("The server is stopping and takes no new requests.")
         if self.num_running >= self._limit:
-            message = f"The server already works on {self._limit} requests, which is all it takes at a time."
+            message = f"The server already works on {self._limit} requests, which is its limit."
             raise OverloadedError(message, retry_after=self._retry_after())
 
     async def wait_until_empty(self, seconds: float) -> bool:
-        """Wait for all requests to end, and return whether they did within this time."""
+        """Wait for all requests to end, and return whether they have ended within `seconds`."""
         return not self._tasks or not (await asyncio.wait(tuple(self._tasks), timeout=seconds))[1]
 
     def give_up(self) -> None:
-        """Cancel the requests that are still in work. Those whose answer has not begun get 503."""
+        """Cancel the requests that still run. Those whose answer has not begun get 503."""
         self.gave_up = True
         for task in tuple(self._tasks):
             task.cancel()
 
 
 class Gated:
-    """ASGI middleware that lets requests through a gate. Only requests that cause work are counted."""
+    """ASGI middleware that passes requests through a gate. Only POST requests are counted."""
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self._app = app
@@ -73,15 +74,15 @@ class Gated:
         try:
             self._gate.enter()
         except UnavailableError as error:
-            with suppress(TimeoutError):  # closing a connection with unread bytes can lose the answer
+            with suppress(TimeoutError):  # the answer can be lost if a connection is closed with unread bytes
                 await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
             await to_http(error).response(scope)(scope, receive, answer.send)
         except OverloadedError as error:
             await to_http(error).response(scope)(scope, receive, answer.send)
         else:
-            await self._visit(scope, receive, answer)
+            await self._run(scope, receive, answer)
 
-    async def _visit(self, scope: Scope, receive: Receive, answer: _Response) -> None:
+    async def _run(self, scope: Scope, receive: Receive, answer: _Response) -> None:
         try:
             await self._app(scope, receive, answer.send)
         except asyncio.CancelledError:
@@ -92,7 +93,7 @@ class Gated:
 
 
 class _Response:
-    """Sends an answer, which is the last one of its connection once the server is stopping."""
+    """Sends an answer, and closes its connection if the server is stopping."""
 
     def __init__(self, gate: Gate, send: Send) -> None:
         self.has_begun = False

@@ -1,4 +1,4 @@
-"""What a request may cost before anyone looks at it: its size, its time, its type, its depth."""
+"""Reads the JSON body of a request within limits on its type, size, time and depth."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ternvl.errors import RequestError
 from ternvl.server.errors import HTTPError
 
 MAX_DEPTH = 64
-"""Levels of arrays and objects in a JSON body."""
+"""The most levels of arrays and objects in a JSON body."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_json(request: Request, config: ServerConfig) -> Any:
-    """The decoded JSON body.
+    """Return the decoded JSON body of a request.
 
-    Raises HTTPError 415 for another content type, 413 past `max_body_bytes`, 408 past `body_timeout`, and RequestError
-    for what is no JSON.
+    Raises HTTPError 415 for another content type, 413 for more than `max_body_bytes`, 408 past `body_timeout` and 400
+    if the connection closes, and the errors of `decode_json`.
     """
     check_content_type(request)
     try:
@@ -37,13 +37,15 @@ async def read_json(request: Request, config: ServerConfig) -> Any:
 
 
 def check_content_type(request: Request) -> None:
-    """HTTPError 415 unless the body is plain JSON. Asking for the type by name keeps web pages of other origins out:
-    a browser sends it only after asking the server."""
+    """Raise HTTPError 415 unless the Content-Type is application/json and the body is not compressed.
+
+    This keeps out web pages of other origins, because a browser sends this type only after a preflight request.
+    """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.split(";")[0].strip().lower()
     if media_type != "application/json":
         given = f"is {content_type!r}" if content_type else "is missing"
-        raise HTTPError(415, f"The Content-Type header {given}; it must be application/json.")
+        raise HTTPError(415, f"The Content-Type header {given}, but must be application/json.")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise HTTPError(415, f"The Content-Encoding {encoding!r} is not supported; send the body uncompressed.")
@@ -64,19 +66,23 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> NoReturn:
-    message = f"The request body is larger than the {limit} bytes this server takes."
+    message = f"The request body is larger than the {limit} bytes that this server accepts."
     raise HTTPError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
 def decode_json(body: bytes) -> Any:
-    """A JSON value; RequestError for invalid UTF-8, invalid JSON, NaN and Infinity, and more than MAX_DEPTH levels."""
+    """Return the JSON value of a body.
+
+    Raises RequestError for invalid UTF-8, invalid JSON, NaN and Infinity, unpaired surrogates, and more than MAX_DEPTH
+    levels.
+    """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise RequestError(f"The request body is not UTF-8: byte {error.start} cannot be read.") from None
+        raise RequestError(f"The request body is not UTF-8: byte {error.start} is invalid.") from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(f"The request body is not JSON: {error.msg} ({place}).") from None
+        position = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(f"The request body is not JSON: {error.msg} ({position}).") from None
     except RecursionError:
         raise RequestError(f"The JSON is nested deeper than {MAX_DEPTH} levels.") from None
     except ValueError:
@@ -87,15 +93,17 @@ def decode_json(body: bytes) -> Any:
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise RequestError(f"The request body is not JSON: {name} is no JSON number.")
+def _refuse_constant(name: str) -> NoReturn:
+    raise RequestError(f"The request body is not JSON: {name} is not a number in JSON.")
 
 
 def _check_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise RequestError("The JSON holds half of a surrogate pair (as \\ud800), which is no character.") from None
+        raise RequestError(
+            "The JSON contains half of a surrogate pair (such as \\ud800), which is not a character."
+        ) from None
 
 
 def _check_depth(value: Any) -> None:

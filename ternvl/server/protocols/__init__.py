@@ -1,1 +1,1 @@
-"""One file for each protocol, beside its schema: JSON becomes an `Ask`, and deltas become events."""
+"""The protocols. Each has a schema, which turns JSON into an `Ask`, and a module that turns deltas into events."""

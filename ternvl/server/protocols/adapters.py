@@ -24,19 +24,21 @@ from ternvl.server.errors import HTTPError
 from ternvl.server.schema.types import NonEmpty, Schema
 
 _FORM_BYTES = 100_000
-"""The most bytes of an upload besides its files."""
+"""The most bytes of an upload in addition to its files."""
 
 
 class LoadRequest(Schema):
-    """The body of `POST /v1/load_lora_adapter`: a folder on the server's machine, as PEFT saved it."""
+    """The body of `POST /v1/load_lora_adapter`: a folder on the server's machine that PEFT saved."""
 
     lora_name: NonEmpty
     lora_path: NonEmpty
 
 
 class UnloadRequest(Schema):
-    """The body of `POST /v1/unload_lora_adapter`. With `abort`, the requests that use the adapter are given up; without
-    it, they are waited for."""
+    """The body of `POST /v1/unload_lora_adapter`.
+
+    With `abort`, the requests that use the adapter are aborted; otherwise they run to their end first.
+    """
 
     lora_name: NonEmpty
     abort: bool | None = None
@@ -51,7 +53,7 @@ class UploadForm(BaseModel):
 
 
 async def load(request: Request) -> Response:
-    """`POST /v1/load_lora_adapter`. An adapter with the same name is replaced for later requests."""
+    """Answer `POST /v1/load_lora_adapter`. An adapter with the same name is replaced for later requests."""
     _check_allowed(request)
     wanted, headers = await read(request, LoadRequest, "adapters")
     entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
@@ -59,7 +61,7 @@ async def load(request: Request) -> Response:
 
 
 async def unload(request: Request) -> Response:
-    """`POST /v1/unload_lora_adapter`. It answers once no request uses the adapter any more."""
+    """Answer `POST /v1/unload_lora_adapter`, once no request uses the adapter any more."""
     _check_allowed(request)
     wanted, headers = await read(request, UnloadRequest, "adapters")
     num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
@@ -68,10 +70,10 @@ async def unload(request: Request) -> Response:
 
 
 async def upload(request: Request) -> Response:
-    """`POST /v1/upload_lora_adapter`: a form with `lora_name` and the two files, named like them."""
+    """Answer `POST /v1/upload_lora_adapter`, whose body is a form with `lora_name` and the adapter's two files."""
     serving = serving_of(request)
     if not serving.config.allow_lora_upload:
-        message = "This server takes no uploads of adapters; start it with --allow-lora-upload to allow them."
+        message = "This server accepts no uploads of adapters; start it with --allow-lora-upload to allow them."
         raise HTTPError(403, message, code="uploads_not_allowed")
     form = await _form(request, serving.config)
     try:
@@ -90,11 +92,15 @@ def _loaded(request: Request, entry: RegisteredAdapter, headers: dict[str, str])
 
 
 def _check_allowed(request: Request) -> None:
-    """Without an admin key, only a server on this machine's loopback interface loads and unloads adapters; with one,
-    `guard/auth.py` has checked it."""
+    """Raise HTTPError 403 if the server has no admin key and listens on an address that other machines can reach.
+
+    If there is an admin key, `guard/auth.py` has already checked that the request has it.
+    """
     config = serving_of(request).config
     if config.admin_key is None and not _is_loopback(config.host):
-        message = f"The server listens on {config.host}: adapters can only be loaded and unloaded with --admin-key."
+        message = (
+            f"The server listens on {config.host}, where adapters can be loaded and unloaded only with --admin-key."
+        )
         raise HTTPError(403, message, code="admin_key_needed")
 
 
@@ -108,7 +114,7 @@ def _is_loopback(host: str) -> bool:
 async def _form(request: Request, config: ServerConfig) -> FormData:
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        raise HTTPError(415, f"The Content-Type is {media_type!r}; an upload is multipart/form-data.")
+        raise HTTPError(415, f"The Content-Type is {media_type!r}, but an upload must be multipart/form-data.")
     limit = config.max_lora_bytes + _FORM_BYTES
     with _form_errors(config):
         async with asyncio.timeout(config.body_timeout):
@@ -118,7 +124,7 @@ async def _form(request: Request, config: ServerConfig) -> FormData:
 
 @contextmanager
 def _form_errors(config: ServerConfig) -> Iterator[None]:
-    """Turn the errors of reading a form into answers."""
+    """Turn the errors of reading a form into HTTPError and RequestError."""
     try:
         yield
     except TimeoutError:
@@ -130,7 +136,7 @@ def _form_errors(config: ServerConfig) -> Iterator[None]:
 
 
 async def _limited(request: Request, limit: int, config: ServerConfig) -> AsyncGenerator[bytes]:
-    """Yield the body's bytes, up to a limit."""
+    """Yield the bytes of the body. Raises HTTPError 413 for more than `limit` bytes."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -141,7 +147,7 @@ async def _limited(request: Request, limit: int, config: ServerConfig) -> AsyncG
 
 
 def _file(form: FormData, name: str) -> UploadFile:
-    """Return the file whose field or whose own name is `name`."""
+    """Return the file whose form field or file name is `name`."""
     uploads = [(field, value) for field, value in form.multi_items() if isinstance(value, UploadFile)]
     for field, value in uploads:
         if name in (field, value.filename):

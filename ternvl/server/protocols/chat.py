@@ -1,5 +1,4 @@
-"""`POST /v1/chat/completions`: deltas to chunks, chunks to an answer. The answer that is not streamed is a fold over
-the chunks of the stream."""
+"""`POST /v1/chat/completions`: turns deltas into the chunks of a stream, and chunks into a whole answer."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ ChatChunk = dict[str, Any]
 
 @dataclass
 class ChatAnswer:
-    """An answer that is being generated: what its chunks have in common, and the counts so far."""
+    """An answer that is being generated: the fields that all its chunks share, and the counts so far."""
 
     id: str
     model: str
@@ -44,7 +43,7 @@ class ChatAnswer:
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens of the prompt and, so far, of all choices together."""
+        """The numbers of tokens of the prompt and of all choices so far."""
         details = {"cached_tokens": self.num_cached_tokens, "image_tokens": self.prompt.num_image_tokens}
         return {
             "prompt_tokens": self.prompt.num_tokens,
@@ -54,7 +53,7 @@ class ChatAnswer:
         }
 
     def chunk(self, *choices: dict[str, Any]) -> ChatChunk:
-        """Return a `chat.completion.chunk`."""
+        """Return a `chat.completion.chunk` with some choices."""
         return {
             "id": self.id,
             "object": "chat.completion.chunk",
@@ -65,8 +64,10 @@ class ChatAnswer:
         }
 
     def to_chunks(self, delta: Delta) -> Iterator[ChatChunk]:
-        """Yield the chunks of one delta: at most one with reasoning, one with text, one for each piece of a call, one
-        with the finish reason."""
+        """Yield the chunks of a delta: one each for reasoning, text, every piece of a call and the finish reason.
+
+        Parts that the delta does not have are left out.
+        """
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         listed = [logprobs.entry(self.tokenizer, *item) for item in delta.logprobs]
@@ -83,7 +84,7 @@ class ChatAnswer:
             yield self.chunk(self._choice(delta.index, last, [], delta.finish_reason))
 
     def _with_role(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
-        """What is added to the message of choice `index`; the first addition has the role."""
+        """Return the content with the role of the message if it is the first of choice `index`."""
         if index in self._introduced:
             return content
         self._introduced.add(index)
@@ -104,13 +105,16 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
 
 
 async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[ChatChunk]:
-    """Yield the chunks of the answer; the last one has no choices but the usage. Closing it aborts what still runs."""
+    """Yield the chunks of the answer. The last chunk has the usage and no choices.
+
+    Closing the generator aborts the requests that still run. Raises the errors of `ternvl.server.answering.answer`.
+    """
     answer_id = new_id("chatcmpl")
-    begun = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
+    running = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
     chunks = ChatAnswer(
-        answer_id, begun.model, serving.fingerprint, begun.prompts[0], serving.llm.tokenizer, begun.has_logprobs
+        answer_id, running.model, serving.fingerprint, running.prompts[0], serving.llm.tokenizer, running.has_logprobs
     )
-    async with aclosing(begun.deltas) as deltas:
+    async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
             for chunk in chunks.to_chunks(delta):
                 yield chunk
@@ -118,7 +122,7 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Cha
 
 
 async def fold(chunks: AsyncIterable[ChatChunk]) -> dict[str, Any]:
-    """Return the `chat.completion` that a stream of `chat.completion.chunk` adds up to."""
+    """Return the whole answer, a `chat.completion`, given the chunks of its stream."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     async for chunk in chunks:
@@ -158,7 +162,7 @@ def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 
 async def chat_completions(request: Request) -> Response:
-    """`POST /v1/chat/completions`."""
+    """Answer `POST /v1/chat/completions`."""
     wanted, headers = await read(request, ChatRequest, "chat")
     form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
     return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

@@ -1,5 +1,7 @@
-"""What a client may send to `POST /v1/chat/completions`: the request schema of the page that ternvl follows, with its
-undefined parts defined."""
+"""The request schema of `POST /v1/chat/completions`.
+
+It follows the schema of the platform's documentation, and defines the parts that are undefined there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class TextPart(Schema):
 
 
 class ImageUrl(Schema):
-    """Where an image is: `data:`, `http(s):` or, where allowed, `file:`."""
+    """The URL of an image: `data:`, `http:`, `https:` or, if the server allows it, `file:`."""
 
     url: Annotated[str, AfterValidator(uri)]
     detail: Literal["auto", "low", "high"] | None = None
@@ -52,21 +54,21 @@ UserContent = Annotated[
 
 
 class SystemMessage(Schema):
-    """Instructions; text only."""
+    """A system message: instructions as text."""
 
     role: Literal["system"]
     content: TextContent
 
 
 class UserMessage(Schema):
-    """A turn of the user: text and images."""
+    """A user message: text and images."""
 
     role: Literal["user"]
     content: UserContent
 
 
 class CalledFunction(Schema):
-    """The function that an assistant's tool call names; `arguments` is a string of JSON."""
+    """The function of a tool call, and its arguments as a string of JSON."""
 
     name: NonEmpty
     arguments: str
@@ -81,21 +83,21 @@ class AssistantToolCall(Schema):
 
 
 class AssistantMessage(Schema):
-    """An earlier answer: text, or tool calls with or without text."""
+    """An assistant message: text, or tool calls with or without text."""
 
     role: Literal["assistant"]
     content: TextContent | None = None
     tool_calls: Annotated[list[AssistantToolCall], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _is_not_empty(self) -> Self:
         if self.content is None and not self.tool_calls:
             raise refuse("content", "is required in an assistant message without tool_calls")
         return self
 
 
 class ToolMessage(Schema):
-    """The result of a tool call."""
+    """A tool message: the result of a tool call."""
 
     role: Literal["tool"]
     content: TextContent
@@ -112,7 +114,7 @@ ChatMessage = Annotated[
 
 
 class FunctionDefinition(Schema):
-    """A function the model may call; `parameters` is any JSON Schema of an object."""
+    """A function that the model may call. `parameters` is the JSON Schema of its arguments, an object."""
 
     name: NonEmpty
     description: str | None = None
@@ -121,14 +123,14 @@ class FunctionDefinition(Schema):
 
 
 class ToolDefinition(Schema):
-    """A tool of a request."""
+    """A tool that the model may call."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
 class ProcessorOptions(Schema):
-    """How images become tiles, as in vLLM's `mm_processor_kwargs`."""
+    """The settings for cutting images into tiles, as in vLLM's `mm_processor_kwargs`."""
 
     max_dynamic_patch: Annotated[Integer, Field(ge=1, le=40)] | None = None
 
@@ -151,7 +153,7 @@ class ChatRequest(SamplingFields, FormFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def to_ask(self, defaults: SamplingParams) -> Ask:
-        """Return what the request asks. Raises RequestError for messages or forms that contradict themselves."""
+        """Return the ask of the request. Raises RequestError for contradictory messages or forms."""
         return Ask(
             input=parse_messages([message.model_dump(exclude_unset=True) for message in self.messages]),
             params=replace(self.to_params(defaults), grammar=self.to_grammar()),
@@ -178,11 +180,13 @@ class ChatRequest(SamplingFields, FormFields):
         if self.continue_final_message and self.add_generation_prompt:
             raise refuse("continue_final_message", "and add_generation_prompt exclude each other")
         if self.continue_final_message and not _ends_open(self.messages):
-            raise refuse("continue_final_message", "needs an assistant message with text and no tool calls at the end")
+            raise refuse(
+                "continue_final_message", "needs a last message of the assistant with text and without tool calls"
+            )
         return self
 
 
 def _ends_open(messages: list[Any]) -> bool:
-    """Whether the conversation ends in text that the assistant can continue."""
+    """Return whether the last message is text of the assistant, which an answer can continue."""
     last = messages[-1] if messages else None
     return isinstance(last, AssistantMessage) and last.content is not None and not last.tool_calls

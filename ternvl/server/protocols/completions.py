@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: deltas to chunks, chunks to an answer."""
+"""`POST /v1/completions`: turns deltas into the chunks of a stream, and chunks into a whole answer."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ CompletionChunk = dict[str, Any]
 
 
 @dataclass
-class _Choice:
+class _ChoiceState:
     """The state of one answer to one of the prompts."""
 
     num_characters: int = 0
-    """The number of characters before the next listed token."""
+    """The number of characters before the next token that is listed."""
     echo: str = ""
-    """The prompt, until it has been shown before the answer."""
+    """The prompt, if it is still to be shown before the answer."""
 
 
 @dataclass
 class CompletionAnswer:
-    """An answer that is being generated: what its chunks have in common, and the counts so far."""
+    """An answer that is being generated: the fields that all its chunks share, and the counts so far."""
 
     id: str
     model: str
     fingerprint: str
     tokenizer: Tokenizer
     num_prompt_tokens: int
-    choices: list[_Choice]
+    choices: list[_ChoiceState]
     with_logprobs: bool
     created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
     num_cached_tokens: int = 0
 
     def chunk(self, *choices: dict[str, Any]) -> CompletionChunk:
-        """Return a `text_completion`."""
+        """Return a `text_completion` with some choices."""
         return {
             "id": self.id,
             "object": "text_completion",
@@ -59,7 +59,7 @@ class CompletionAnswer:
         }
 
     def to_chunk(self, delta: Delta) -> CompletionChunk | None:
-        """Return the chunk of a delta; None if it shows nothing."""
+        """Return the chunk of a delta; None if the delta has nothing to show."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         choice = self.choices[delta.index]
@@ -71,14 +71,14 @@ class CompletionAnswer:
             {"index": delta.index, "text": text, "logprobs": listed, "finish_reason": delta.finish_reason}
         )
 
-    def _logprobs(self, delta: Delta, choice: _Choice) -> dict[str, list[Any]]:
+    def _logprobs(self, delta: Delta, choice: _ChoiceState) -> dict[str, list[Any]]:
         listed = logprobs.legacy(self.tokenizer, delta.logprobs, choice.num_characters)
         choice.num_characters += sum(map(len, listed["tokens"]))
         return listed
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Tokens of all prompts and, so far, of all answers."""
+        """The numbers of tokens of all prompts and of all answers so far."""
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_tokens,
@@ -92,23 +92,24 @@ def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
 
 
 async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerator[CompletionChunk]:
-    """Yield the chunks of the answer; the last one has no choices but the usage. Closing it aborts what still runs.
+    """Yield the chunks of the answer. The last chunk has the usage and no choices.
 
-    Answer j to prompt i is choice `i * n + j`. Raises what `ternvl.server.answering.answer` raises.
+    Answer j to prompt i is choice `i * n + j`. Closing the generator aborts the requests that still run. Raises the
+    errors of `ternvl.server.answering.answer`.
     """
     answer_id, tokenizer = new_id("cmpl"), serving.llm.tokenizer
-    begun = await answer(serving, request, request.to_asks, answer_id)
+    running = await answer(serving, request, request.to_asks, answer_id)
     echoes = [_echo(tokenizer, each) if request.echo else "" for each in request.prompts]
     chunks = CompletionAnswer(
         answer_id,
-        begun.model,
+        running.model,
         serving.fingerprint,
         tokenizer,
-        sum(prompt.num_tokens for prompt in begun.prompts),
-        [_Choice(echo=echo) for echo in echoes for _ in range(begun.params.n)],
-        begun.has_logprobs,
+        sum(prompt.num_tokens for prompt in running.prompts),
+        [_ChoiceState(echo=echo) for echo in echoes for _ in range(running.params.n)],
+        running.has_logprobs,
     )
-    async with aclosing(begun.deltas) as deltas:
+    async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
             chunk = chunks.to_chunk(delta)
             if chunk:
@@ -117,7 +118,7 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
 
 
 async def fold(chunks: AsyncIterable[CompletionChunk]) -> CompletionChunk:
-    """Return the answer that is not streamed: the concatenation of the chunks."""
+    """Return the whole answer, which is the concatenation of the chunks."""
     answer: CompletionChunk = {}
     choices: dict[int, dict[str, Any]] = {}
     async for chunk in chunks:
@@ -137,7 +138,7 @@ def _joined(before: dict[str, list[Any]] | None, more: dict[str, list[Any]] | No
 
 
 async def completions(request: Request) -> Response:
-    """`POST /v1/completions`."""
+    """Answer `POST /v1/completions`."""
     wanted, headers = await read(request, CompletionRequest, "completions")
     form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
     return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

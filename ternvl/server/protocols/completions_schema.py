@@ -1,4 +1,4 @@
-"""What a client may send to `POST /v1/completions`: plain prompts, which are continued as they are."""
+"""The request schema of `POST /v1/completions`, whose prompts are continued as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ternvl.server.schema.sampling import SamplingFields, TokenId
 from ternvl.server.schema.types import REFUSED, Integer, refuse
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's default, which only this endpoint has."""
+"""OpenAI's default for `max_tokens`, which only this endpoint has."""
 
 _MAX_PROMPTS = 128
 
@@ -51,12 +51,12 @@ class CompletionRequest(SamplingFields):
 
     @property
     def answer_limit(self) -> int:
-        """The most tokens that an answer may have."""
+        """The most tokens that an answer may have, 16 by default."""
         return super().answer_limit or max(DEFAULT_MAX_TOKENS, self.least_tokens)
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
-        """One or more prompts."""
+        """The prompts as a list, each a text or token ids."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return self.prompt

@@ -1,4 +1,4 @@
-"""Log probabilities of drawn tokens as OpenAI shows them: text, value and the token's own bytes."""
+"""Log probabilities of generated tokens in OpenAI's form: the token's text, its bytes and the value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import TokenLogprobs
 
 _MIN_LOGPROB = -9999.0
-"""Stands for a probability of zero, as in OpenAI's API: JSON has no infinity."""
+"""The value for a probability of zero, as in OpenAI's API, because JSON has no infinity."""
 
 
 def entry(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs) -> dict[str, Any]:
-    """One element of `logprobs.content`."""
+    """Return one element of `logprobs.content` of Chat Completions."""
     top = [_shown(tokenizer, other_id, logprob) for other_id, logprob in logprobs.top]
     return {**_shown(tokenizer, token_id, logprobs.logprob), "top_logprobs": top}
 
@@ -26,7 +26,7 @@ def _shown(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any
 
 
 def legacy(tokenizer: Tokenizer, listed: Sequence[tuple[int, TokenLogprobs]], offset: int) -> dict[str, list[Any]]:
-    """`logprobs` of the completions endpoint; `offset` is how many characters the tokens before these have."""
+    """Return the `logprobs` of the completions endpoint. `offset` is the number of characters before these tokens."""
     entries = [entry(tokenizer, *item) for item in listed]
     tokens = [item["token"] for item in entries]
     return {

@@ -1,4 +1,4 @@
-"""`POST /v1/messages`: deltas to the events of Anthropic's Messages."""
+"""`POST /v1/messages`: turns deltas into the events of Anthropic's Messages, and events into a whole message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool
 
 @dataclass
 class MessageAnswer:
-    """A message that is being generated: how many blocks it has, and the type of the open block."""
+    """A message that is being generated: its number of tokens and blocks, and the type of the open block."""
 
     id: str
     running: InFlightAnswer
@@ -37,7 +37,7 @@ class MessageAnswer:
     open_type: str | None = None
 
     def begin(self, delta: Delta) -> MessageEvent:
-        """Return the event before the first block."""
+        """Return the first event of the stream, given the first delta."""
         prompt = self.running.prompts[0]
         usage = {
             "input_tokens": prompt.num_tokens - delta.num_cached_tokens,
@@ -58,7 +58,7 @@ class MessageAnswer:
         return {"type": "message_start", "message": message}
 
     def add(self, delta: Delta) -> Iterator[MessageEvent]:
-        """Yield the events of a delta; the last delta has the last event."""
+        """Yield the events of a delta. Those of the last delta end the stream."""
         self.num_tokens += delta.num_tokens
         if delta.text:
             if self.open_type != "text":
@@ -99,11 +99,11 @@ class MessageAnswer:
 
 
 async def respond(serving: Serving, request: MessagesRequest) -> AsyncGenerator[MessageEvent]:
-    """Yield the events of a message. Closing it aborts what still runs."""
+    """Yield the events of a message. Closing the generator aborts the request."""
     answer_id = new_id("msg", "_")
-    begun = await answer(serving, request, lambda defaults: [request.to_ask(request.to_params(defaults))], answer_id)
-    message, has_begun = MessageAnswer(answer_id, begun), False
-    async with aclosing(begun.deltas) as deltas:
+    running = await answer(serving, request, lambda defaults: [request.to_ask(request.to_params(defaults))], answer_id)
+    message, has_begun = MessageAnswer(answer_id, running), False
+    async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
             if not has_begun:
                 has_begun = True
@@ -113,7 +113,7 @@ async def respond(serving: Serving, request: MessagesRequest) -> AsyncGenerator[
 
 
 async def fold(events: AsyncIterable[MessageEvent]) -> dict[str, Any]:
-    """Return the message that is not streamed: what the events of a stream add up to."""
+    """Return the whole message, given the events of its stream."""
     message: dict[str, Any] = {}
     pieces: dict[int, str] = {}
     async for event in events:
@@ -137,7 +137,7 @@ def _fill(block: dict[str, Any], text: str) -> None:
     if block["type"] == "text":
         block["text"] = text
     else:
-        # A call that was cut is read as far as it goes, as Anthropic's clients do with a stream.
+        # The arguments of a call that was cut are parsed up to the cut, as Anthropic's clients do with a stream.
         block["input"] = from_json(text or "{}", allow_partial=True)
 
 
@@ -149,14 +149,14 @@ FORM: Form[MessageEvent] = Form(named_event, _failure)
 
 
 async def messages(request: Request) -> Response:
-    """`POST /v1/messages`."""
+    """Answer `POST /v1/messages`."""
     wanted, headers = await read(request, MessagesRequest, "messages")
     events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=FORM if wanted.stream else None, headers=headers)
 
 
 async def count_tokens(request: Request) -> Response:
-    """`POST /v1/messages/count_tokens`: the number of tokens of the prompt that the same conversation would make."""
+    """Answer `POST /v1/messages/count_tokens`: the number of tokens of a conversation's prompt."""
     serving = serving_of(request)
     wanted, headers = await read(request, CountTokensRequest, "messages")
     serving.names.resolve(wanted.model)

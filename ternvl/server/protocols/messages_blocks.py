@@ -1,4 +1,4 @@
-"""The content blocks of Anthropic's Messages."""
+"""The schemas of the content blocks of Anthropic's Messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ternvl.server.schema.types import STRING_OR_ARRAY, NonEmpty, Schema, by, ur
 
 
 class CacheControl(Schema):
-    """Asks to cache the prompt up to here; the server always caches prompts."""
+    """A request to cache the prompt up to this block. It has no effect, because the server always caches prompts."""
 
     type: Literal["ephemeral"]
 
@@ -25,7 +25,7 @@ class TextBlock(Schema):
 
 
 class Base64Source(Schema):
-    """The bytes of an image."""
+    """The bytes of an image as Base64."""
 
     type: Literal["base64"]
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
@@ -68,7 +68,7 @@ Texts = Annotated[
 
 
 class ToolResultBlock(Schema):
-    """The result of a tool call: text. The text of an error is given to the model after "Error: "."""
+    """The result of a tool call, as text. In the prompt, "Error: " precedes the text of an error."""
 
     type: Literal["tool_result"]
     tool_use_id: str

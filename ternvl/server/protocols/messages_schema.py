@@ -1,4 +1,4 @@
-"""What a client may send to `POST /v1/messages` (Anthropic's Messages)."""
+"""The request schema of `POST /v1/messages` (Anthropic's Messages)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UserTurn(Schema):
     ]
 
     def to_messages(self, path: str) -> Iterator[Message]:
-        """Yield the messages of the prompt: results of tool calls come before what the user says."""
+        """Yield the messages of the prompt: results of tool calls come before the user's text and images."""
         if isinstance(self.content, str):
             yield Message("user", self.content, path=path)
             return
@@ -54,7 +54,7 @@ class UserTurn(Schema):
 
 
 class AssistantTurn(Schema):
-    """An earlier answer. If the conversation ends with one that has no calls, the new answer continues it."""
+    """An earlier answer. If the conversation ends with an answer without calls, the new answer continues it."""
 
     role: Literal["assistant"]
     content: Annotated[
@@ -84,7 +84,7 @@ class CustomTool(Schema):
 
 
 class AnthropicToolChoice(Schema):
-    """Whether, and which, tools are called."""
+    """The choice between an answer and calls of tools."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: NonEmpty | None = None
@@ -92,20 +92,20 @@ class AnthropicToolChoice(Schema):
 
 
 class UserMetadata(Schema):
-    """A label; changes nothing."""
+    """A label of the request, which does not change the answer."""
 
     user_id: str | None = None
 
 
 class AnthropicFormat(Schema):
-    """JSON that matches a schema."""
+    """The format of JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: dict[str, Any] = Field(alias="schema")
 
 
 class OutputConfig(Schema):
-    """The form of a message."""
+    """The settings for the form of the message."""
 
     format: AnthropicFormat | None = None
 
@@ -117,7 +117,7 @@ class OutputConfig(Schema):
 
 
 class CountTokensRequest(Schema):
-    """What makes the prompt: the body of `POST /v1/messages/count_tokens`."""
+    """The body of `POST /v1/messages/count_tokens`: the fields that determine the prompt."""
 
     model: str | None = None
     messages: Annotated[
@@ -135,7 +135,7 @@ class CountTokensRequest(Schema):
     output_config: OutputConfig | None = None
 
     def to_ask(self, params: SamplingParams) -> Ask:
-        """Return what the request asks. Reasoning stays part of the text."""
+        """Return the ask of the request. Reasoning stays part of the text."""
         turns = [
             message for index, turn in enumerate(self.messages) for message in turn.to_messages(f"messages[{index}]")
         ]
@@ -167,7 +167,7 @@ class CountTokensRequest(Schema):
 
 
 class MessagesRequest(CountTokensRequest, TextRequest):
-    """The body of `POST /v1/messages`. Sampling fields that Anthropic lacks mean what they mean in Chat Completions."""
+    """The body of `POST /v1/messages`. It also accepts the sampling fields of Chat Completions."""
 
     max_tokens: Annotated[Integer, Field(ge=1)]
     stop_sequences: Annotated[list[NonEmpty], Field(max_length=16)] | None = None
@@ -188,7 +188,7 @@ class MessagesRequest(CountTokensRequest, TextRequest):
         return replace(params, stop=stops)
 
     def to_ask(self, params: SamplingParams) -> Ask:
-        """Return what the request asks."""
+        """Return the ask of the request, with its priority and cache salt."""
         return replace(super().to_ask(params), priority=self.priority or 0, cache_salt=self.cache_salt or "")
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: deltas to the events of OpenAI's Responses."""
+"""`POST /v1/responses`: turns deltas into the events of OpenAI's Responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ResponseEvent = dict[str, Any]
 
 @dataclass
 class ResponseAnswer:
-    """A response that is being generated: its items so far, and the events that announce them."""
+    """A response that is being generated: its items and counts so far."""
 
     request: ResponseRequest
     id: str
@@ -36,10 +36,10 @@ class ResponseAnswer:
     num_cached_tokens: int = 0
     num_events: int = 0
     is_open: bool = False
-    """Whether the last item may still grow."""
+    """Whether the last item is not complete yet."""
 
     def event(self, kind: str, **fields: Any) -> ResponseEvent:
-        """Return the next event."""
+        """Return the next event of the stream."""
         self.num_events += 1
         return {"type": f"response.{kind}", "sequence_number": self.num_events - 1, **fields}
 
@@ -49,7 +49,7 @@ class ResponseAnswer:
             yield self.event(kind, response=self.to_json("in_progress"))
 
     def add(self, delta: Delta) -> Iterator[ResponseEvent]:
-        """Yield the events of a delta; the last delta has the last event."""
+        """Yield the events of a delta. Those of the last delta end the stream."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.text:
@@ -114,7 +114,7 @@ class ResponseAnswer:
         yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
 
     def to_json(self, status: str) -> dict[str, Any]:
-        """Return the response as it is now."""
+        """Return the response so far as JSON, with a status."""
         request, cut = self.request, status == "incomplete"
         given = request.model_dump(include={"tools", "text", "tool_choice"}, exclude_unset=True, by_alias=True)
         return {
@@ -158,11 +158,11 @@ class ResponseAnswer:
 
 
 async def respond(serving: Serving, request: ResponseRequest) -> AsyncGenerator[ResponseEvent]:
-    """Yield the events of a response; the last one holds all of it. Closing it aborts what still runs."""
+    """Yield the events of a response; the last has the whole response. Closing the generator aborts the request."""
     answer_id = new_id("resp", "_")
-    begun = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
-    response = ResponseAnswer(request, answer_id, begun)
-    async with aclosing(begun.deltas) as deltas:
+    running = await answer(serving, request, lambda defaults: [request.to_ask(defaults)], answer_id)
+    response = ResponseAnswer(request, answer_id, running)
+    async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
             if not response.num_events:
                 for event in response.begin():
@@ -172,7 +172,7 @@ async def respond(serving: Serving, request: ResponseRequest) -> AsyncGenerator[
 
 
 async def fold(events: AsyncIterable[ResponseEvent]) -> dict[str, Any]:
-    """Return the response that is not streamed: that of the last event."""
+    """Return the whole response, which is that of the last event."""
     response: dict[str, Any] = {}
     async for event in events:
         response = event.get("response", response)
@@ -195,7 +195,7 @@ def _form() -> Form[ResponseEvent]:
 
 
 async def responses(request: Request) -> Response:
-    """`POST /v1/responses`."""
+    """Answer `POST /v1/responses`."""
     wanted, headers = await read(request, ResponseRequest, "responses")
     events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=_form() if wanted.stream else None, headers=headers)

@@ -66,7 +66,7 @@ class FunctionCallItem(Schema):
 
 
 class FunctionCallOutputItem(Schema):
-    """The result of a function call."""
+    """The result of a function call, as text."""
 
     type: Literal["function_call_output"]
     call_id: str

@@ -1,4 +1,4 @@
-"""What a client may send to `POST /v1/responses` (OpenAI Responses).
+"""The request schema of `POST /v1/responses` (OpenAI's Responses).
 
 The server keeps no responses: `input` holds the whole conversation.
 """
@@ -49,7 +49,7 @@ class FunctionTool(Schema):
 
 
 class NamedFunction(Schema):
-    """Asks for a call of one function, in the form of Responses or of Chat Completions."""
+    """A tool choice that requires a call of one function, in the form of Responses or of Chat Completions."""
 
     type: Literal["function"]
     name: NonEmpty | None = None
@@ -63,12 +63,12 @@ class NamedFunction(Schema):
 
     @property
     def function_name(self) -> str:
-        """The name, wherever it is given."""
+        """The name of the function, in either form."""
         return self.name or (self.function.name if self.function else "")
 
 
 class ResponseSchemaFormat(Schema):
-    """JSON that matches a schema."""
+    """The format of JSON that matches a schema."""
 
     type: Literal["json_schema"]
     name: NonEmpty
@@ -86,14 +86,14 @@ TextFormatField = Annotated[
 
 
 class TextOptions(Schema):
-    """The form of the answer's text."""
+    """The settings for the form of the answer's text."""
 
     format: TextFormatField | None = None
     verbosity: Literal["medium"] | None = None
 
 
 class ResponseRequest(TextRequest):
-    """The body of `POST /v1/responses`. The other fields mean what they mean in Chat Completions."""
+    """The body of `POST /v1/responses`. It also accepts the sampling fields of Chat Completions."""
 
     limit_name: ClassVar[str] = "max_output_tokens"
 
@@ -120,7 +120,7 @@ class ResponseRequest(TextRequest):
         return self.max_output_tokens
 
     def to_ask(self, defaults: SamplingParams) -> Ask:
-        """Return what the request asks. Reasoning stays part of the text."""
+        """Return the ask of the request. Reasoning stays part of the text."""
         return Ask(
             input=list(self._turns()),
             params=replace(self.to_params(defaults), grammar=self._grammar()),

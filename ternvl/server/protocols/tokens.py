@@ -21,7 +21,7 @@ from ternvl.server.schema.types import Schema, refuse
 
 
 class TokenizeRequest(Schema):
-    """The body of `POST /tokenize`: a text, or a conversation as Chat Completions has it."""
+    """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
 
     model: str | None = None
     prompt: str | None = None
@@ -35,11 +35,11 @@ class TokenizeRequest(Schema):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise refuse("prompt", "or messages is required, and not both")
+            raise refuse("prompt", "or messages is required, but not both")
         return self
 
     def to_ask(self, defaults: SamplingParams) -> Ask:
-        """Return the ask that has the same prompt."""
+        """Return an ask with the same prompt."""
         if self.prompt is not None:
             return Ask(input=self.prompt, params=defaults, path="prompt")
         fields = self.model_dump(exclude={"prompt", "return_token_strs"}, exclude_unset=True)
@@ -47,14 +47,14 @@ class TokenizeRequest(Schema):
 
 
 class DetokenizeRequest(Schema):
-    """The body of `POST /detokenize`."""
+    """The body of `POST /detokenize`: token ids."""
 
     model: str | None = None
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 async def tokenize(request: Request) -> Response:
-    """`POST /tokenize`."""
+    """Answer `POST /tokenize`: the token ids of a text or a conversation."""
     serving = serving_of(request)
     wanted, headers = await read(request, TokenizeRequest, "tokens")
     serving.names.resolve(wanted.model)
@@ -71,7 +71,7 @@ async def tokenize(request: Request) -> Response:
 
 
 async def detokenize(request: Request) -> Response:
-    """`POST /detokenize`. Every token is shown, even those that an answer never shows."""
+    """Answer `POST /detokenize`: the text of token ids, including tokens that an answer never shows."""
     serving = serving_of(request)
     wanted, headers = await read(request, DetokenizeRequest, "tokens")
     serving.names.resolve(wanted.model)

@@ -1,1 +1,1 @@
-"""What the schemas of all protocols are made of."""
+"""The parts that the request schemas of all protocols share."""

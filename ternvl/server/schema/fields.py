@@ -1,7 +1,7 @@
-"""Which fields of a request are served, and how the other fields are treated.
+"""Parses requests, and decides how fields that are not served are treated.
 
-A field that is documented (here, by OpenAI, Anthropic or vLLM) is served or refused, never accepted and then ignored. A
-field that nobody defines is accepted and reported.
+A documented field (by ternvl, OpenAI, Anthropic or vLLM) is served or refused; it is never accepted and then ignored.
+An unknown field is accepted and reported.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ KNOWN_FIELDS = (
     KnownField("verbosity"),
     KnownField("web_search_options"),
 )
-"""The one table for all endpoints. A field that an endpoint's schema defines is served there and skipped here."""
+"""The table for all endpoints. A row does not apply to an endpoint whose schema defines the field."""
 
 NEVER_SERVED = ("chat_template", "chat_template_kwargs")
-"""A chat template is code."""
+"""Fields that are refused with any value, because a chat template is code."""
 
 _NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
-"""Labels of a request, like `user` and `metadata`: the answer does not depend on them."""
+"""Labels of a request, like `user` and `metadata`, that do not change the answer."""
 
 _LENGTHS = {
     "too_short": "has fewer than the {min_length} that are needed",
@@ -98,10 +98,10 @@ _RULES = _LENGTHS | {
     "int_type": "must be an integer",
     "float_type": "must be a number",
 }
-"""Pydantic's rules that name Python's types, in the words of JSON."""
+"""Messages for pydantic's rules whose own messages name Python's types."""
 
 _KEY = "[key]"
-"""The end of pydantic's path of an object's key that breaks a rule."""
+"""The last part of pydantic's path if the key of an object breaks a rule."""
 
 _MAX_HEADER = 1_000
 _MAX_PATH = 200
@@ -117,10 +117,10 @@ def known_values(protocol: str, schema: type[Schema]) -> dict[str, tuple[Any, ..
 
 
 def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) -> tuple[T, list[str]]:
-    """Return the request in a decoded JSON body, and the paths of fields that nobody defines.
+    """Return the request of a decoded JSON body, and the paths of its unknown fields.
 
-    Raises RequestError that names the field: for what the schema forbids, for documented fields that are not served
-    (code "unsupported_parameter") and, with `strict`, for unknown fields.
+    Raises RequestError, which names the field, for a value that the schema forbids, for a documented field that is not
+    served (code "unsupported_parameter") and, with `strict`, for an unknown field.
     """
     if not isinstance(body, dict):
         raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
@@ -133,7 +133,7 @@ def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) ->
     ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | _NO_EFFECT]
     if ignored and strict:
         path = _path([ignored[0]])
-        raise RequestError(f"Unknown field {path}; the server is strict.", param=path, code="unknown_field")
+        raise RequestError(f"{path} is an unknown field, which this server refuses.", param=path, code="unknown_field")
     return request, ignored
 
 
@@ -164,12 +164,12 @@ def _check_known(body: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) 
 
 
 def _same_json(value: Any, other: Any) -> bool:
-    """Whether two values are equal in JSON: 1.0 is 1, true is not."""
+    """Return whether two values are equal in JSON, where 1.0 equals 1 but true does not."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def _request_error(error: ValidationError) -> RequestError:
-    """The first violation as one sentence that begins with the field's path."""
+    """Return the first violation as an error whose message begins with the field's path."""
     first = error.errors(include_url=False)[0]
     field = first["type"].removeprefix(REFUSED) if first["type"].startswith(REFUSED) else ""
     parts = [part for part in first["loc"] if not str(part).startswith(TAG_MARK) and part != _KEY]
@@ -184,7 +184,7 @@ def _request_error(error: ValidationError) -> RequestError:
 
 
 def _path(parts: list[int | str]) -> str:
-    """("messages", 0, "content") as `messages[0].content`, cut if a client's own names are long."""
+    """Return a path such as `messages[0].content`, which is cut if the client's own names make it long."""
     path = ""
     for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' * bool(path)}{part}"
@@ -192,7 +192,7 @@ def _path(parts: list[int | str]) -> str:
 
 
 def _unknown_fields(value: Any, path: str) -> Iterator[str]:
-    """The paths of fields that no schema names, in a validated request. Tools are for the model to read."""
+    """Yield the paths of unknown fields of a validated request. The fields of tools are passed to the model."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _unknown_fields(item, f"{path}[{index}]")
@@ -209,7 +209,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: a short one as JSON, any other by its kind."""
+    """Return a value as messages show it: a string, number or boolean as JSON, any other value as its kind."""
     if isinstance(value, str | int | float | bool):
         text = json.dumps(value, ensure_ascii=False)
         return text if len(text) <= 60 else text[:57] + "..."

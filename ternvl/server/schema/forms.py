@@ -1,5 +1,4 @@
-"""The form of an answer: the schemas of `tool_choice`, `response_format` and vLLM's `structured_outputs`, and the
-grammars that they ask for."""
+"""The schemas of `tool_choice`, `response_format` and vLLM's `structured_outputs`, and their grammars."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, r
 
 
 class FunctionName(Schema):
-    """Which function is to be called."""
+    """The function to call."""
 
     name: NonEmpty
 
 
 class NamedToolChoice(Schema):
-    """Asks for a call of one function."""
+    """A tool choice that requires a call of one function."""
 
     type: Literal["function"]
     function: FunctionName
@@ -33,19 +32,19 @@ ToolChoiceField = Annotated[
 
 
 class TextFormat(Schema):
-    """Free text."""
+    """The format of free text."""
 
     type: Literal["text"]
 
 
 class JsonObjectFormat(Schema):
-    """Any JSON object."""
+    """The format of any JSON object."""
 
     type: Literal["json_object"]
 
 
 class NamedSchema(Schema):
-    """A JSON Schema. The answer is held to it whatever `strict` says."""
+    """A JSON Schema with a name. The answer always matches it, whatever the value of `strict` is."""
 
     name: NonEmpty
     description: str | None = None
@@ -54,7 +53,7 @@ class NamedSchema(Schema):
 
 
 class JsonSchemaFormat(Schema):
-    """JSON that matches a schema."""
+    """The format of JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -71,12 +70,12 @@ JsonText = Annotated[
     Annotated[str, Tag("@string")] | Annotated[dict[str, Any], Tag("@object")],
     STRING_OR_OBJECT,
 ]
-"""A JSON Schema, or its text."""
+"""A JSON Schema as an object or as text."""
 ChoiceList = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
 
 class StructuredOutputs(Schema):
-    """One of vLLM's forms of an answer."""
+    """The form of an answer in vLLM's field `structured_outputs`; exactly one of its fields is given."""
 
     json_schema: JsonText | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
@@ -96,7 +95,7 @@ class StructuredOutputs(Schema):
 
 
 class FormFields(Schema):
-    """The fields of Chat Completions that give an answer a form, OpenAI's and vLLM's."""
+    """The fields of Chat Completions that define the form of the answer: OpenAI's and vLLM's."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -106,10 +105,12 @@ class FormFields(Schema):
     guided_grammar: str | None = None
 
     def to_grammar(self) -> Grammar | None:
-        """Return the form that the answer must have; None for free text. Raises RequestError if two are given."""
+        """Return the grammar of the answer; None for free text. Raises RequestError if the request has two forms."""
         grammars = list(self._grammars())
         if len(grammars) > 1:
-            message = f"{grammars[1].param} is given beside {grammars[0].param}, but an answer has one form."
+            message = (
+                f"{grammars[1].param} and {grammars[0].param} are both given, but an answer can have only one form."
+            )
             raise RequestError(message, param=grammars[1].param)
         return grammars[0] if grammars else None
 

@@ -1,6 +1,6 @@
-"""The fields of a request that say how its answer is drawn and sent, whatever its prompt is made of.
+"""The fields of a request that control how its answer is drawn and sent.
 
-The sampling parameters among them are made from the table in `ternvl/params.py`.
+The fields of sampling parameters are generated from the table in `ternvl/params.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_LIST, fail_fast=T
 
 
 def _annotation(row: Parameter) -> Any:
-    """The pydantic type of a sampling parameter's field."""
+    """Return the pydantic type of a sampling parameter's field."""
     low, high = (None if isinf(bound) else bound for bound in (row.low, row.high))
     match row.kind:
         case Kind.NUMBER:
@@ -72,10 +72,10 @@ class StreamOptions(Schema):
 
 
 class TextRequest(SharedParameters):
-    """What the requests of all endpoints that generate text have in common."""
+    """The fields that all endpoints for generating text have in common."""
 
     limit_name: ClassVar[str] = "max_tokens"
-    """What the protocol calls the most tokens that an answer may have."""
+    """The protocol's name for the limit of an answer's tokens."""
 
     model: str | None = None
     lora: NonEmpty | None = None
@@ -91,7 +91,7 @@ class TextRequest(SharedParameters):
         return None
 
     def to_params(self, defaults: SamplingParams) -> SamplingParams:
-        """Return the sampling parameters: what the request says, otherwise `defaults`."""
+        """Return the sampling parameters: those of the request, and `defaults` for the others."""
         given = {name: self._value(name, row) for name, row in _SHARED.items()}
         given["max_tokens"] = self.answer_limit
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
@@ -116,7 +116,7 @@ class TextRequest(SharedParameters):
 
 
 class SamplingFields(TextRequest):
-    """What Chat Completions and completions have in common besides."""
+    """The further fields that Chat Completions and Completions have in common."""
 
     n: Annotated[Integer, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[Integer, Field(ge=1)] | None = None
@@ -131,7 +131,7 @@ class SamplingFields(TextRequest):
 
     @property
     def num_logprobs(self) -> int | None:
-        """The number of likeliest tokens listed beside each token; None if no token is listed."""
+        """The number of alternatives listed for each token; None if log probabilities are not listed."""
         return None
 
     @property

@@ -1,8 +1,8 @@
-"""What request schemas are made of: JSON's own types, and errors that name the field.
+"""The building blocks of request schemas: JSON's types, unions, and errors that name the field.
 
-Types are JSON's: a string is no number, `true` is no integer, 1.0 is the integer 1 as in JSON Schema. `null` in an
-optional field is the same as leaving it out. Fields that no one defines are accepted and kept in `model_extra`. Long
-lists are left at their first error: a request cannot make the server describe millions of them.
+Types are JSON's: a string is not a number, `true` is not an integer, and 1.0 is the integer 1, as in JSON Schema. An
+optional field that is `null` counts as left out. Unknown fields are accepted and kept in `model_extra`. The validation
+of a long list stops at its first error, so that a request cannot make the server report millions of errors.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic_core import PydanticCustomError
 
 TAG_MARK = "@"
-"""Begins the name of a branch of a union, which is no part of a field's path."""
+"""The prefix of the names of a union's branches, which are not parts of a field's path."""
 
 REFUSED = "refused."
-"""Begins the type of our own errors; the field that they mean follows."""
+"""The prefix of the types of this module's errors, which is followed by the name of the field."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def refuse(field: str, message: str, code: str | None = None) -> PydanticCustomError:
-    """An error at `field` of the model that raises it, or at the value itself where `field` is empty."""
+    """Return an error of the field `field` of the validated object or, if `field` is empty, of the validated value."""
     return PydanticCustomError(f"{REFUSED}{field}", message, {"code": code})
 
 
@@ -33,7 +33,7 @@ def _whole(value: Any) -> Any:
 
 
 def uri(value: str) -> str:
-    """A URI as RFC 3986 writes it."""
+    """Return a valid URI (RFC 3986). Raises PydanticCustomError for any other string."""
     if not _URI.fullmatch(value) or _BROKEN_ESCAPE.search(value):
         raise refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,AAAA")
     return value
@@ -46,12 +46,12 @@ def _not_empty(value: str) -> str:
 
 
 def _kind(value: Any) -> str | None:
-    """The branch of a field that is a string or an array."""
+    """Return the branch of a field that is a string or an array."""
     return "@string" if isinstance(value, str) else "@array" if isinstance(value, list) else None
 
 
 def by(field: str, *names: str) -> Discriminator:
-    """Chooses a branch of a union of objects by the value of `field`, one of `names`."""
+    """Return a discriminator that chooses a branch of a union of objects by the value of `field`, one of `names`."""
 
     def branch(value: Any) -> str | None:
         name = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
@@ -78,7 +78,7 @@ NonEmpty = Annotated[str, AfterValidator(_not_empty)]
 
 
 class Schema(BaseModel):
-    """Base of all parts of a request: strict types, unknown fields kept."""
+    """The base of all parts of a request. Types are strict, and unknown fields are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
