@@ -12,7 +12,7 @@ from PIL import Image
 
 from ternvl.checkpoint import weights
 from ternvl.quant.guard import BOUNDS, Format
-from tests.cli.test_cli import run
+from tests.cli.test_app import run
 from tests.fakes import tiny_tokenizer
 from tests.quant.private_cache import private_cache
 from tests.server.fakes import tiny_model

@@ -20,7 +20,7 @@ from ternvl.llm import LLM
 from tests.server.calling import CHAT, HI, PARAMETERS, ask, tool
 from tests.server.fakes import serving, tiny_llm
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from ternvl.model.internvl import InternVL
 from ternvl.server import create_app
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import serving, tiny_config
-from tests.server.test_chat import data_uri, png
+from tests.server.protocols.test_chat import data_uri, png
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0, "ignore_eos": True

@@ -280,7 +280,7 @@ def test_ignored_header_holds_nothing_but_header_characters() -> None:
 def page_validator() -> Any:
     """Of the page's schema, its undefined part made to accept what it must."""
     jsonschema = pytest.importorskip("jsonschema")
-    page = Path(__file__).resolve().parents[2] / "../shared/seed.txt"
+    page = Path(__file__).resolve().parents[3] / "../shared/seed.txt"
     if not page.is_file():
         pytest.skip("the page is not here")
     schema = page.read_text(encoding="utf-8").split("JSON Schema\n", 1)[1]
