@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from ternvl.llm import LLM
 from ternvl.params import Grammar, SamplingParams
+from tests.server.calling import CHAT
 from tests.server.fakes import serving, tiny_llm
 
-CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "Name the european capitals"}]}
 SCHEMA = {
     "type": "object",
