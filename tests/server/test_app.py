@@ -9,15 +9,19 @@ from tests.server.calling import BRIEF, CHAT, error_of
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", CHAT, 405), ("POST", "/v1/models", 405), ("GET", "/nope", 404), ("POST", "/chat/completions", 404)],
+    ("method", "path", "status", "allowed"),
+    [
+        ("GET", CHAT, 405, "POST"),
+        ("POST", "/v1/models", 405, "GET, HEAD"),
+        ("GET", "/nope", 404, ""),
+        ("POST", "/chat/completions", 404, ""),
+    ],
 )
-def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, status: int) -> None:
+def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, allowed: str) -> None:
     response = http.request(method, path)
     assert response.status_code == status
     assert path in error_of(response)["message"]
-    if status == 405:
-        assert response.headers["allow"]
+    assert response.headers.get("allow", "") == allowed
 
 
 def test_no_origin_is_allowed_by_default(http: httpx.Client) -> None:

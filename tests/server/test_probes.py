@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from ternvl import __version__
 from tests.server.fakes import scripted_llm, serving
 
 
@@ -19,4 +20,4 @@ def test_a_full_queue_is_not_ready() -> None:
 
 def test_health_and_version(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
-    assert http.get("/version").json()["version"]
+    assert http.get("/version").json() == {"version": __version__}

@@ -81,7 +81,8 @@ def test_offline_chat_calls_as_the_server_does(choice: Any) -> None:
         assert [(call.name, call.arguments) for call in answer.tool_calls] == [
             (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])
         ]
-        assert bool(answer.tool_calls) or choice in ("auto", "none")
+    if choice != "auto":
+        assert [bool(answer.tool_calls) for answer in answers] == [choice != "none"] * 4
 
 
 def test_offline_chat_refuses_a_choice_that_there_is_no_tool_for() -> None:
