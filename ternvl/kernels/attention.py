@@ -20,7 +20,7 @@ from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 
 
 class Problem(ctypes.Structure):
-    """One call of attention: `Problem` of `cpu/attention/attention.h`. It points into tensors but does not keep them."""
+    """One call of attention: `Problem` of `cpu/attention/attention.h`. It points into tensors without keeping them."""
 
     _fields_ = (
         *((name, Pointer) for name in ("q", "out", "tables", "query_starts", "lengths")),

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from tests.azion import page
-from tests.azion.waiting import eventually
 from tests.npm import install
 from tests.server.fakes import scripted_llm, serving
+from tests.waiting import eventually
 
 
 def test_its_own_tests() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from ternvl.azion import Azion, AzionStream
 from ternvl.llm import LLM
-from tests.azion.waiting import eventually
 from tests.server.fakes import scripted_llm, serving
+from tests.waiting import eventually
 
 MODEL = "opengvlab-internvl3-1b-instruct"
 REQUEST = {"messages": [{"role": "user", "content": "Go on"}]}

@@ -7,29 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from ternvl.checkpoint import weights
 from ternvl.quant.guard import BOUNDS, Format
-from tests.cli.test_cli import run
-from tests.fakes import tiny_tokenizer
+from tests.cli.calling import run
 from tests.quant.private_cache import private_cache
-from tests.server.fakes import tiny_model
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return private_cache(monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint of the tiny random model."""
-    path = tmp_path_factory.mktemp("models") / "tiny-vl"
-    weights.save(tiny_model(), path, dtype=torch.float32)
-    (path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture
@@ -41,7 +28,7 @@ def own_samples(tmp_path: Path) -> Path:
     return folder
 
 
-def test_quantize_converts_once(capsys: pytest.CaptureFixture[str], cache: Path, folder: str) -> None:
+def test_quantize_converts_once(capsys: pytest.CaptureFixture[str], cache: Path, folder: Path) -> None:
     code, out, err = run(capsys, "quantize", folder)
     (path,) = cache.glob("int8-*.safetensors")
     assert (code, err) == (0, "")
@@ -58,7 +45,7 @@ def test_quantize_converts_once(capsys: pytest.CaptureFixture[str], cache: Path,
 
 
 def test_quantize_names_what_does_not_fit(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setitem(BOUNDS, Format.INT4, 1e-6)
     _, out, _ = run(capsys, "quantize", folder, "--quantization", "int4")
@@ -72,7 +59,7 @@ def test_quantize_names_what_does_not_fit(
 
 
 def test_quantize_for_ones_own_samples(
-    capsys: pytest.CaptureFixture[str], cache: Path, folder: str, own_samples: Path
+    capsys: pytest.CaptureFixture[str], cache: Path, folder: Path, own_samples: Path
 ) -> None:
     assert run(capsys, "quantize", folder)[0] == 0
     code, out, _ = run(capsys, "quantize", folder, "--calibration", str(own_samples))
@@ -92,7 +79,7 @@ def test_quantize_for_ones_own_samples(
     ],
 )
 def test_what_goes_wrong_is_one_line(
-    capsys: pytest.CaptureFixture[str], folder: str, command: str, arguments: list[str], says: str
+    capsys: pytest.CaptureFixture[str], folder: Path, command: str, arguments: list[str], says: str
 ) -> None:
     code, out, err = run(capsys, command, *(argument.format(folder=folder) for argument in arguments))
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -101,7 +88,7 @@ def test_what_goes_wrong_is_one_line(
 
 
 def test_samples_that_cannot_be_read_are_named(
-    capsys: pytest.CaptureFixture[str], folder: str, own_samples: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, own_samples: Path
 ) -> None:
     (own_samples / "broken.jpg").write_bytes(b"no image")
     code, _, err = run(capsys, "quantize", folder, "--calibration", str(own_samples))
@@ -113,7 +100,7 @@ def test_samples_that_cannot_be_read_are_named(
 
 
 def test_quantize_needs_a_cache_that_can_be_written(
-    capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     code, out, err = run(capsys, "quantize", folder)
@@ -166,7 +153,7 @@ def test_verify_fails_below_the_bound(
     ],
 )
 def test_settings_that_verify_refuses(
-    capsys: pytest.CaptureFixture[str], folder: str, arguments: list[str], says: str
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], says: str
 ) -> None:
     code, out, err = run(capsys, "verify", folder, *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1)

@@ -197,6 +197,14 @@ def test_requests_without_seed_differ_and_repeat_with_the_engine(model: InternVL
     assert len({tuple(answer.token_ids) for answer in [*first.values(), *other.values()]}) == 8
 
 
+def test_biased_and_restricted_draws_are_the_references(model: InternVL) -> None:
+    params = SamplingParams(seed=3, max_tokens=8, logit_bias=((40, 3.0), (41, 4.0)), allowed_token_ids=(40, 41, 42))
+    request = Request("a", text_prompt(random.Random(3), 5), params)
+    answer = run(make_engine(model), [request])["a"]
+    assert answer == expected(model, request)
+    assert set(answer.token_ids) <= {40, 41, 42}
+
+
 def test_logprobs_are_the_models(model: InternVL) -> None:
     prompt = image_prompt(random.Random(2), (1, 2))
     params = SamplingParams(temperature=1.3, top_k=3, seed=5, max_tokens=4, ignore_eos=True, logprobs=3)

@@ -16,8 +16,7 @@ from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table
 from ternvl.params import SamplingParams
 from ternvl.quant.guard import quantize, relative_error
-
-from . import tiny
+from tests.engine import tiny
 
 CONFIG = ModelConfig(tiny.CONFIG.vision, LanguageConfig(64, 3, 4, 2, 96, tiny.VOCAB_SIZE, max_position_embeddings=512))
 LENGTHS, COUNTS = [5, 70, 33], [1, 9, 33]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import signal
@@ -17,10 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.types import Message, Receive, Scope, Send
-
-from ternvl.server.guard.gate import Gate, Gated
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {"messages": [{"role": "user", "content": "Hello"}], "ignore_eos": True, "max_tokens": 100_000}
@@ -137,68 +132,3 @@ def test_a_second_signal_ends_at_once() -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert stream.last.endswith("CUT")
-
-
-def visit(app: Any, *, method: str = "POST") -> tuple[asyncio.Task[None], list[Message]]:
-    """A request to an application, as a task, and what it sends."""
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": method, "path": "/", "headers": []}
-    return asyncio.create_task(app(scope, receive, send)), sent
-
-
-async def forever(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["method"] == "GET":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-    await asyncio.sleep(3600)
-
-
-def test_the_gate_has_a_limit_and_counts_work_alone() -> None:
-    async def main() -> None:
-        gate = Gate(1, retry_after=lambda: 7)
-        app = Gated(forever, gate)
-        looking, _ = visit(app, method="GET")
-        working, _ = visit(app)
-        await asyncio.sleep(0)
-        refused, answer = visit(app)
-        await refused
-        assert answer[0]["status"] == 429
-        assert (b"retry-after", b"7") in answer[0]["headers"]
-        assert gate.num_running == 1
-        assert not await gate.wait_until_empty(0.01)
-        working.cancel()
-        assert await gate.wait_until_empty(5)
-        looking.cancel()
-
-    asyncio.run(main())
-
-
-def test_a_gate_that_gives_up_answers_who_has_no_answer_yet() -> None:
-    async def begun(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(3600)
-
-    async def main() -> None:
-        gate = Gate(9, retry_after=lambda: 1)
-        silent, answer = visit(Gated(forever, gate))
-        streaming, cut = visit(Gated(begun, gate))
-        await asyncio.sleep(0.01)
-        gate.draining = True
-        gate.give_up()
-        assert await gate.wait_until_empty(5)
-        await silent
-        assert answer[0]["status"] == 503
-        assert (b"connection", b"close") in answer[0]["headers"]
-        assert streaming.cancelled()
-        assert [message["type"] for message in cut] == ["http.response.start"]
-        late, refusal = visit(Gated(PlainTextResponse("never"), gate))
-        await late
-        assert refusal[0]["status"] == 503
-
-    asyncio.run(main())

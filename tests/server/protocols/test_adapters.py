@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,52 +11,16 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from openai import NotFoundError, OpenAI
-from safetensors.torch import save_file
 
-from ternvl.config import ServerConfig
-from ternvl.errors import AdapterError, ConfigError
-from ternvl.llm import LLM
-from ternvl.lora.store import AdapterStore
-from ternvl.model.internvl import InternVL
-from ternvl.server import create_app
-from tests.fakes import tiny_tokenizer
-from tests.server.fakes import serving, tiny_config
-from tests.server.test_chat import data_uri, png
+from tests.server.fakes import serving
+from tests.server.images import data_uri, png
+from tests.server.lora import files, make_llm, write_adapter
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0, "ignore_eos": True
 }  # fmt: skip
 ADMIN = {"Authorization": "Bearer admin"}
-
-
-def make_llm(**options: Any) -> LLM:
-    """Models of their own: one that has adapters is run by one engine."""
-    torch.manual_seed(3)
-    options = {"max_model_len": 512, "max_num_seqs": 8, **options}
-    return LLM.from_parts(InternVL(tiny_config()), tiny_tokenizer(), name="tiny", **options)
-
-
-def write_adapter(folder: Path, seed: int, *, rank: int = 2, vision: bool = False, **config: Any) -> Path:
-    """A random adapter of the tiny model, large enough to change what it says."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {f"language_model.model.layers.{layer}.mlp.down_proj": (32, 32) for layer in range(2)}
-    if vision:
-        shapes = {"mlp1.3": (32, 32), "vision_model.encoder.layers.0.attn.qkv": (48, 16)}
-    tensors = {}
-    for module, (rows, inputs) in shapes.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator)
-    values = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "base_model_name_or_path": "tiny", **config}
-    (folder / "adapter_config.json").write_text(json.dumps(values))
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
-def files(folder: Path) -> dict[str, Any]:
-    return {name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
 
 
 def text(http: httpx.Client, **fields: Any) -> str:
@@ -303,74 +261,3 @@ def test_without_an_admin_key_only_this_machine_loads(root: Path) -> None:
     with serving(make_llm(), host="0.0.0.0") as url, httpx.Client(base_url=url, timeout=60) as http:
         refused = http.post("/v1/load_lora_adapter", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_key_needed")
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"lora": ("one",)}, "NAME=PATH"),
-        ({"allow_lora_upload": True}, "--lora-dir"),
-        ({"admin_key": ""}, "admin_key"),
-        ({"admin_key": "same", "api_key": "same"}, "same"),
-        ({"lora_dir": Path("absent")}, "absent"),
-        ({"lora": ("one=absent",)}, "adapter_config.json"),
-        ({"lora": ("tiny=absent",)}, "model itself"),
-    ],
-)
-def test_settings_that_cannot_be(options: dict[str, Any], told: str) -> None:
-    with pytest.raises((ConfigError, AdapterError), match=told):
-        create_app(make_llm(), ServerConfig(**options))
-
-
-KILLED = """
-import io, sys
-from pathlib import Path
-from ternvl.lora.store import AdapterStore
-store, given = AdapterStore(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
-print("ready", flush=True)
-while True:
-    for folder in given:
-        parts = [(folder / name).open("rb") for name in ("adapter_config.json", "adapter_model.safetensors")]
-        with store.incoming(*parts) as incoming:
-            store.commit(incoming, "often")
-"""
-
-
-def test_a_kill_leaves_the_old_adapter_or_the_new(tmp_path: Path) -> None:
-    """Uploads of two adapters under one name, again and again, killed at some moment."""
-    given = [write_adapter(tmp_path / "given" / str(seed), seed, rank=60) for seed in (1, 2)]
-    (tmp_path / "dir").mkdir()
-    llm = make_llm()
-    whole = {llm.adapters.read("often", folder).digest for folder in given}
-    for turn in range(4):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "dir"), *map(str, given)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(0.05 + 0.07 * turn)
-            os.kill(process.pid, signal.SIGKILL)
-        app = create_app(make_llm(), ServerConfig(lora_dir=tmp_path / "dir"))
-        names = [entry.name for entry in app.state.serving.adapters.pool.entries]
-        assert names in ([], ["often"])
-        for name in names:
-            with app.state.serving.adapters.pool.use(name) as adapter:
-                assert adapter.digest in whole
-    assert names == ["often"]
-
-
-def test_what_kills_left_is_removed_after_a_while(tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path)
-    given = write_adapter(tmp_path.parent / "left" / "given", 1)
-    contents = [io.BytesIO(content) for content in files(given).values()]
-    with store.incoming(*contents) as incoming:
-        kept = store.commit(incoming, "kept")
-    hidden = tmp_path / ".ternvl"
-    for age in ("old", "new"):
-        (hidden / f"incoming-{age}").mkdir()
-        (hidden / f"link-{age}").symlink_to("nowhere")
-    long_ago = time.time() - 10_000
-    for path in (hidden / "incoming-old", hidden / "link-old", kept):
-        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
-    store.remove_stale()
-    assert {path.name for path in hidden.iterdir()} == {"incoming-new", "link-new", kept.name}
-    assert store.folders() == {"kept": kept}

@@ -21,7 +21,7 @@ from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.server.schema.fields import NEVER_SERVED, known_values
 from tests.server.draw import values_of
 from tests.server.fakes import serving, tiny_llm
-from tests.server.test_chat import data_uri, png
+from tests.server.images import data_uri, png
 
 EXAMPLES = int(os.environ.get("TERNVL_PROPERTY_EXAMPLES", "150"))
 IMAGES = [data_uri(png(colour, (8, 8))) for colour in ("red", "green")]

@@ -1,4 +1,4 @@
-"""Fields of Chat Completions that change the prompt, the draw or the text, as a client sees them."""
+"""Fields that change the draw, the text or the order of answers, as a client sees them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from ternvl.llm import LLM
-from ternvl.prompt.messages import Message
 from tests.fakes import tiny_tokenizer
+from tests.server.calling import BRIEF, CHAT, refusal
 from tests.server.fakes import scripted_llm, serving, tiny_llm
 
-CHAT = "/v1/chat/completions"
-HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+HI: dict[str, Any] = {**BRIEF, "max_tokens": 8}
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -23,13 +21,6 @@ def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     choice: dict[str, Any] = response.json()["choices"][0]
     return choice
-
-
-def refusal(http: httpx.Client, **fields: Any) -> dict[str, Any]:
-    response = http.post(CHAT, json={**HI, **fields})
-    assert response.status_code == 400, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
 
 
 def test_a_bias_of_100_decides_and_of_minus_100_bans(http: httpx.Client) -> None:
@@ -85,25 +76,6 @@ def test_the_stop_string_shows_where_it_is_asked_for(stream: bool) -> None:
         assert text == "one two"
 
 
-def test_the_final_message_is_gone_on_with() -> None:
-    llm = scripted_llm("ok")
-    turns = [Message("user", "hi"), Message("assistant", "So be")]
-    body = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "So be"}]}
-    with serving(llm) as url, httpx.Client(base_url=url) as http:
-        for fields in ({"continue_final_message": True}, {"add_generation_prompt": False}, {}):
-            assert http.post(CHAT, json={**body, **fields}).status_code == 200
-    continued, closed, asked = (prompt_of(llm, index) for index in range(3))
-    assert continued.endswith("<|im_start|>assistant\nSo be")
-    assert closed == continued + "<|im_end|>\n"
-    assert asked == closed + "<|im_start|>assistant\n"
-    assert list(llm.builder.build(turns).token_ids) == list(llm.engine.requests[2].prompt.token_ids)  # type: ignore[union-attr]
-
-
-def prompt_of(llm: LLM, index: int) -> str:
-    ids = llm.engine.requests[index].prompt.token_ids  # type: ignore[union-attr]
-    return b"".join(map(tiny_tokenizer().token_bytes, ids)).decode()
-
-
 def test_a_lower_priority_number_goes_first() -> None:
     llm = tiny_llm(max_num_seqs=1)
     requests = [
@@ -124,13 +96,3 @@ def test_a_lower_priority_number_goes_first() -> None:
             for each in [first, *others]:
                 each.result()
     assert order == [0, 1, 3, 5]
-
-
-def test_more_answer_tokens_than_a_request_may_have() -> None:
-    with serving(tiny_llm(), max_answer_tokens=100) as url, httpx.Client(base_url=url, timeout=30) as http:
-        error = refusal(http, n=11, max_tokens=10)
-        assert (error["param"], error["code"]) == ("n", "too_many_answer_tokens")
-        assert "110" in error["message"]
-        assert "100" in error["message"]
-        assert refusal(http, n=2, max_tokens=None)["code"] == "too_many_answer_tokens"
-        assert http.post(CHAT, json={**HI, "n": 10, "max_tokens": 10}).status_code == 200

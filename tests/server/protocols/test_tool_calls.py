@@ -1,4 +1,4 @@
-"""Calls in a stream come in pieces; calls that are cut; calls offline; reasoning before an answer."""
+"""Tool calls as an answer shows them: whole, in a stream, cut, offline; and reasoning before an answer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
 from tests.fakes import tiny_tokenizer
-from tests.server.calling import CHAT, HI, ask, tool
+from tests.server.calling import CHAT, HI, ask, events, tool
 from tests.server.fakes import scripted_llm, serving, tiny_llm
 
 
@@ -24,9 +25,9 @@ def client() -> Iterator[httpx.Client]:
 
 def streamed(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
     body = {**HI, "max_tokens": 500, "seed": 1, "stream": True, **fields}
-    events = client.post(CHAT, json=body).raise_for_status().text.split("\n\n")
-    assert events[-2:] == ["data: [DONE]", ""]
-    return [json.loads(event.removeprefix("data: "))["choices"][0] for event in events[:-2]]
+    *chunks, end = events(client.post(CHAT, json=body).raise_for_status())
+    assert end == "[DONE]"
+    return [json.loads(chunk)["choices"][0] for chunk in chunks]
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "find"}}])
@@ -80,7 +81,8 @@ def test_offline_chat_calls_as_the_server_does(choice: Any) -> None:
         assert [(call.name, call.arguments) for call in answer.tool_calls] == [
             (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])
         ]
-        assert bool(answer.tool_calls) or choice in ("auto", "none")
+    if choice != "auto":
+        assert [bool(answer.tool_calls) for answer in answers] == [choice != "none"] * 4
 
 
 def test_offline_chat_refuses_a_choice_that_there_is_no_tool_for() -> None:
@@ -113,3 +115,42 @@ def test_reasoning_is_a_field_of_its_own() -> None:
     assert [delta["role"] for delta in deltas if "role" in delta] == ["assistant"]
     assert (text, formed["content"]) == (THOUGHT, THOUGHT)
     assert "reasoning_content" not in formed
+
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": {"x": [1]}}}\n</tool_call>'
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+
+def test_tool_calls_through_the_client() -> None:
+    with serving(scripted_llm("Look: " + CALL)) as url, OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+        asked: dict[str, Any] = {"model": "tiny", "messages": HI["messages"], "tools": TOOLS}
+        whole = client.chat.completions.create(**asked).choices[0]
+        with client.chat.completions.stream(**asked) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        untold = client.chat.completions.create(**asked, tool_choice="none").choices[0]
+    for choice in (whole, streamed):
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Look: ")
+        assert choice.message.tool_calls
+        (call,) = choice.message.tool_calls
+        assert call.type == "function"
+        assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"at": {"x": [1]}})
+        assert call.id
+    assert (untold.finish_reason, untold.message.content) == ("stop", "Look: " + CALL)
+
+
+def test_content_is_null_where_only_calls_are() -> None:
+    with serving(scripted_llm(CALL)) as url:
+        message = httpx.post(url + CHAT, json={**HI, "tools": TOOLS}).json()["choices"][0]["message"]
+        chunks = [json.loads(event) for event in events(httpx.post(url + CHAT, json={**HI, "stream": True}))[:-1]]
+    assert message["content"] is None
+    assert all("finish_reason" in choice for chunk in chunks for choice in chunk["choices"])
+
+
+def test_tools_reach_the_prompt_unless_none_is_chosen() -> None:
+    llm = scripted_llm("ok")
+    with serving(llm) as url:
+        counts = [
+            httpx.post(url + CHAT, json={**HI, **fields}).json()["usage"]["prompt_tokens"]
+            for fields in ({}, {"tools": TOOLS}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []})
+        ]
+    assert counts[1] > counts[0] == counts[2] == counts[3]

@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
-from PIL import Image
 
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
-from tests.server.fakes import serving, tiny_llm
+from ternvl.prompt.messages import Message
+from tests.fakes import tiny_tokenizer
+from tests.server.fakes import scripted_llm, serving, tiny_llm
+from tests.server.images import data_uri, file_server, png
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
-
-
-def png(colour: str = "red", size: tuple[int, int] = (60, 40)) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", size, colour).save(data, "PNG")
-    return data.getvalue()
 
 
 def about(url: str) -> list[Any]:
     image = {"type": "image_url", "image_url": {"url": url}}
     return [{"role": "user", "content": [image, {"type": "text", "text": "?"}]}]
-
-
-def data_uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-@contextmanager
-def file_server(data: bytes) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/image.png"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_the_answer_is_the_offline_answer(client: OpenAI) -> None:
@@ -266,3 +230,22 @@ def test_the_async_client_streams(url: str) -> None:
             return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
 
     assert asyncio.run(stream()) == tiny_llm().chat(HI, SamplingParams(temperature=0, max_tokens=8))[0].text
+
+
+def test_the_final_message_is_gone_on_with() -> None:
+    llm = scripted_llm("ok")
+    turns = [Message("user", "hi"), Message("assistant", "So be")]
+    body = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "So be"}]}
+    with serving(llm) as url, httpx.Client(base_url=url) as http:
+        for fields in ({"continue_final_message": True}, {"add_generation_prompt": False}, {}):
+            assert http.post("/v1/chat/completions", json={**body, **fields}).status_code == 200
+    continued, closed, asked = (prompt_of(llm, index) for index in range(3))
+    assert continued.endswith("<|im_start|>assistant\nSo be")
+    assert closed == continued + "<|im_end|>\n"
+    assert asked == closed + "<|im_start|>assistant\n"
+    assert list(llm.builder.build(turns).token_ids) == list(llm.engine.requests[2].prompt.token_ids)  # type: ignore[union-attr]
+
+
+def prompt_of(llm: LLM, index: int) -> str:
+    ids = llm.engine.requests[index].prompt.token_ids  # type: ignore[union-attr]
+    return b"".join(map(tiny_tokenizer().token_bytes, ids)).decode()

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from typing import Any
 
 import httpx
 import pytest
 from openai import BadRequestError, OpenAI
-from PIL import Image
 
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import ScriptedEngine, scripted_llm, serving
+from tests.server.images import data_uri, png
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": {"x": [1]}}}\n</tool_call>'
 TOOLS: list[Any] = [
     {"type": "function", "name": "look", "description": "Looks.", "parameters": {"type": "object"}, "strict": False}
 ]
-
-
-def png() -> str:
-    data = io.BytesIO()
-    Image.new("RGB", (60, 40), "red").save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def test_the_answer_is_that_of_chat(client: OpenAI) -> None:
@@ -55,7 +47,7 @@ def test_an_answer_that_is_cut_is_incomplete(client: OpenAI) -> None:
 
 
 def test_an_image(client: OpenAI) -> None:
-    image = {"type": "input_image", "image_url": png(), "detail": "low"}
+    image = {"type": "input_image", "image_url": data_uri(png()), "detail": "low"}
     items: Any = [{"role": "user", "content": [{"type": "input_text", "text": "?"}, image]}]
     response = client.responses.create(model="tiny", input=items, max_output_tokens=3)
     assert response.usage is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +12,10 @@ import httpx
 import pytest
 from anthropic import Anthropic
 from openai import OpenAI
-from PIL import Image
 
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import ScriptedEngine, scripted_llm, serving, tiny_llm
+from tests.server.images import png
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": {"x": [1]}}}\n</tool_call>'
 TOOLS: list[Any] = [{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}]
@@ -28,12 +27,6 @@ GREEDY = {"temperature": 0}
 def claude(url: str) -> Iterator[Anthropic]:
     with Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         yield client
-
-
-def png() -> str:
-    data = io.BytesIO()
-    Image.new("RGB", (60, 40), "red").save(data, "PNG")
-    return base64.b64encode(data.getvalue()).decode()
 
 
 def test_the_answer_is_that_of_chat(claude: Anthropic, client: OpenAI) -> None:
@@ -65,7 +58,7 @@ def test_why_it_ended(claude: Anthropic) -> None:
 
 
 def test_an_image_and_an_answer_begun(claude: Anthropic) -> None:
-    source: Any = {"type": "base64", "media_type": "image/png", "data": png()}
+    source: Any = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png()).decode()}
     turn: Any = {"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "?"}]}
     without: Any = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with_image, plain = (

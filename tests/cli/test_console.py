@@ -1,0 +1,47 @@
+"""`ternvl chat`, from its input to what it prints."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ternvl.cli.console import ConsoleChat, answer
+from ternvl.llm import LLM
+from tests.cli.calling import GREEDY, expected, run, user
+from tests.server.fakes import scripted_llm
+
+
+def test_chat_keeps_the_conversation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM, image: Path
+) -> None:
+    lines = ["a", f"/image {image}", "b", "", "/nothing", "/image none.png", "/reset", "c", "/help", "/quit", "never"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = run(capsys, "chat", str(folder), *GREEDY)
+    first = expected(offline, user("a"))
+    said = {"role": "assistant", "content": first}
+    second = expected(offline, user("a"), said, user("b", Image.open(image)))
+    third = expected(offline, user("c"))
+    assert code == 0
+    assert out.startswith(f"{first}\n{second}\n{third}\n/image PATH")
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["ternvl", "ternvl"]
+    assert "/nothing" in err
+    assert "none.png" in err
+
+
+def test_chat_ends_with_its_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM, image: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what?"))
+    code, out, _ = run(capsys, "chat", str(folder), "--image", str(image), *GREEDY)
+    assert (code, out) == (0, expected(offline, user("what?", Image.open(image))) + "\n")
+
+
+def test_reasoning_is_shown_before_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    answer(ConsoleChat(scripted_llm("<think>Hm.\n</think>\n\nYes."), {"max_tokens": 99}), "hi", as_json=False)
+    assert capsys.readouterr().out == "Hm.\n\nYes.\n"
+    answer(ConsoleChat(scripted_llm("Yes."), {"max_tokens": 99}), "hi", as_json=False)
+    assert capsys.readouterr().out == "Yes.\n"
