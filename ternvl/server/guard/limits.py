@@ -45,7 +45,7 @@ def check_content_type(request: Request) -> None:
     media_type = content_type.split(";")[0].strip().lower()
     if media_type != "application/json":
         given = f"is {content_type!r}" if content_type else "is missing"
-        raise HTTPError(415, f"The Content-Type header {given}, but must be application/json.")
+        raise HTTPError(415, f"The Content-Type header {given}; it must be application/json.")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise HTTPError(415, f"The Content-Encoding {encoding!r} is not supported; send the body uncompressed.")
