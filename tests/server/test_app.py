@@ -11,17 +11,17 @@ from tests.server.calling import BRIEF, CHAT, error_of
 @pytest.mark.parametrize(
     ("method", "path", "status", "allowed"),
     [
-        ("GET", CHAT, 405, "POST"),
-        ("POST", "/v1/models", 405, "GET, HEAD"),
-        ("GET", "/nope", 404, ""),
-        ("POST", "/chat/completions", 404, ""),
+        ("GET", CHAT, 405, ["POST"]),
+        ("POST", "/v1/models", 405, ["GET", "HEAD"]),
+        ("GET", "/nope", 404, [""]),
+        ("POST", "/chat/completions", 404, [""]),
     ],
 )
-def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, allowed: str) -> None:
+def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, allowed: list[str]) -> None:
     response = http.request(method, path)
     assert response.status_code == status
     assert path in error_of(response)["message"]
-    assert response.headers.get("allow", "") == allowed
+    assert sorted(response.headers.get("allow", "").split(", ")) == allowed
 
 
 def test_no_origin_is_allowed_by_default(http: httpx.Client) -> None:
