@@ -157,10 +157,13 @@ class Package:
         return found
 
     def folders(self) -> dict[str, tuple[int, int]]:
-        """Return how many files lie directly in each folder: all of them, and the Python ones."""
+        """Return how many files lie directly in each folder: all of them, and the Python ones.
+
+        An `__init__.py` does not count: it names the folder, and a reader does not choose between it and the others.
+        """
         found: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and not SKIPPED & set(path.parts):
+            if path.is_file() and path.name != "__init__.py" and not SKIPPED & set(path.parts):
                 found[str(path.parent.relative_to(self.folder.parent))].append(path)
         return {name: (len(paths), sum(path.suffix == ".py" for path in paths)) for name, paths in found.items()}
 

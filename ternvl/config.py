@@ -227,7 +227,10 @@ class ServerConfig:
     )
     max_answer_tokens: int = setting(524_288, "The most tokens of all answers to a request together (n x max_tokens).")
     prompt_workers: int = setting(4, "The number of threads that fetch, decode and tile images.")
+    max_total_body_bytes: int = setting(256 * 1024**2, "The most bytes of the bodies of all requests together.")
     body_timeout: float = setting(60.0, "The most seconds that a request body may take to arrive.")
+    min_body_rate: int = setting(1_000, "The least bytes per second at which a request body must arrive.")
+    write_timeout: float = setting(60.0, "The most seconds that a client may take to read a part of its answer.")
     request_timeout: float | None = setting(
         None, "The most seconds from a request to the end of its answer; by default there is no limit."
     )

@@ -177,11 +177,10 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Continue prompts as they are, all in one batch. Outputs are in the order of the prompts.
+        """Continue prompts as they are, all in one batch, and return the outputs in the order of the prompts.
 
-        `params` are for all prompts, or one for each; None takes `default_params`. Answer i of `params.n` has the seed
-        `params.seed` + i. `adapter` names the LoRA adapter of all prompts or of each, None the model alone. `progress`
-        shows a bar. Raises RequestError (ContextLengthError) for a prompt that cannot be answered,
+        `params` and `adapter` are for all prompts, or one for each; None takes `default_params`, and the model without
+        an adapter. Answer i of `params.n` has the seed `params.seed` + i. `progress` shows a bar. Raises RequestError,
         UnknownAdapterError, and EngineError if the engine fails; nothing of the call is then left in the engine.
         """
         prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
@@ -199,11 +198,11 @@ class LLM:
     ) -> AnswerStream:
         """Answer a conversation as `chat` does, or a prompt as `generate` does, piece by piece.
 
-        Returns an iterator of `Delta`s as the engine gives them; those of `params.n` answers are mixed and have an
-        `index`. The concatenation of the deltas is what `chat` returns. Raises what `chat` raises.
+        Returns an iterator of `Delta`s, whose `index` says to which of `params.n` answers they belong. They add up to
+        what `chat` returns. Raises what `chat` raises.
         """
-        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
-        return self._answerer.stream(ask)
+        offered = Tools(tools, tool_choice, parallel_tool_calls)
+        return self._answerer.stream(self._ask(messages, params, adapter, offered))
 
     async def astream(
         self,

@@ -67,14 +67,13 @@ class Loading:
                 calibration=self._calibration,
                 reading=self._reading,
             ).model
-        loaded = with_progress(
-            "Loading weights",
-            progress,
-            lambda show: weights.load(self._folder, self._config, dtype=self._storage_dtype, progress=show),
-        )
+        loaded = with_progress("Loading weights", progress, self._load)
         if self._is_packed:
             prepare(loaded)
         return loaded.to(self._device)
+
+    def _load(self, progress: Progress | None) -> InternVL:
+        return weights.load(self._folder, self._config, dtype=self._storage_dtype, progress=progress)
 
 
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:

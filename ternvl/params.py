@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, get_args
 
 from ternvl.errors import RequestError
 
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 1_000
 MAX_BIAS = 100
 MAX_TOKEN_LIST = 1024
 """The most entries of `logit_bias` and of `allowed_token_ids`: each entry costs time at every token."""
@@ -30,8 +30,7 @@ class Grammar:
 
     kind: GrammarKind
     text: str = ""
-    """A JSON Schema, an empty string, a regular expression, a JSON array of strings, a Lark grammar, or the JSON that
-    `sampling/tools.py` writes."""
+    """A JSON Schema, nothing, a regular expression, a JSON array of strings, a Lark grammar, or JSON of `Tools`."""
     param: str = field(default="grammar", compare=False)
     """The field of the request that the grammar came from. Errors name it."""
 
@@ -198,7 +197,10 @@ def _strings(name: str, value: Any, row: Parameter) -> tuple[str, ...]:
     given = () if value is None else (value,) if isinstance(value, str) else value
     is_list = isinstance(given, list | tuple)
     if not is_list or len(given) > MAX_STOP_STRINGS or not all(isinstance(text, str) and text for text in given):
-        message = f"{name} is {value!r}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
+        message = f"{name} is {value!r:.200}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
+        raise RequestError(message, param=name)
+    if (longest := max(map(len, given), default=0)) > MAX_STOP_LENGTH:
+        message = f"{name} has a string of {longest} characters; it may have {MAX_STOP_LENGTH}."
         raise RequestError(message, param=name)
     return tuple(given)
 

@@ -14,7 +14,7 @@ from ternvl.answer.choice import Choices, Delta, generate, generate_on_thread
 from ternvl.answer.completion import Fold, RequestOutput
 from ternvl.engine.request import Request
 from ternvl.engine.service import Service
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool
 from ternvl.prompt.build import PromptBuilder
 from ternvl.sampling.grammar import GrammarCompiler

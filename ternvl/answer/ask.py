@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ternvl.engine.request import Request, check_prompt
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message

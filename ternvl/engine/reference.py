@@ -15,7 +15,8 @@ from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.settings import check_config
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import OverloadedError
-from ternvl.lora.bank import Adapter, attach
+from ternvl.lora.adapter import Adapter
+from ternvl.lora.bank import attach
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
 from ternvl.sampling.grammar import Matcher, fill_masks

@@ -12,7 +12,7 @@ from ternvl.params import SamplingParams
 from ternvl.types import Prompt, TokenOutput
 
 if TYPE_CHECKING:
-    from ternvl.lora.bank import Adapter
+    from ternvl.lora.adapter import Adapter
     from ternvl.sampling.grammar import CompiledGrammar, Matcher
 
 

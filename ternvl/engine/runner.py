@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ternvl.engine.batch import Batch
 from ternvl.engine.schedule import TileWork
-from ternvl.lora.bank import Adapter, AdapterBank, Span, attach
+from ternvl.lora.adapter import Adapter
+from ternvl.lora.bank import AdapterBank, Span, attach
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, copy_blocks, make_cache
 

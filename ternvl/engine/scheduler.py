@@ -242,10 +242,8 @@ class Scheduler:
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
         self.images.check_integrity(image.digest for sequence in self.running for image in sequence.held_images)
         assert all(sequence.status is Status.RUNNING for sequence in self.running)
-        for sequence in self.waiting:
-            assert sequence.status is Status.WAITING
-            assert not sequence.block_table
-            assert not sequence.held_images
+        assert all(sequence.status is Status.WAITING for sequence in self.waiting)
+        assert not any(sequence.block_table or sequence.held_images for sequence in self.waiting)
         assert all(sequence.num_uncomputed > 0 for sequence in self.running + self.waiting)
         for queue in (self.running, self.waiting):
             assert queue == sorted(queue, key=_by_order)

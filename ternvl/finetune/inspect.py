@@ -12,7 +12,7 @@ import torch
 from ternvl.checkpoint import source, weights
 from ternvl.kernels.lora import Weights
 from ternvl.lora import files
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 
 
 def inspect(folder: Path, model: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from ternvl.checkpoint import source, weights
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.lora import files
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.model.internvl import InternVL
 
 _TOKENIZER = ("tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")

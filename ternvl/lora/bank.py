@@ -9,7 +9,7 @@ Shapes: T rows, K inputs, N outputs of a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -17,35 +17,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from ternvl.kernels.lora import Segments, Table, Target, Weights, add
+from ternvl.kernels.lora import Segments, Table, Target, add
+from ternvl.lora.adapter import Adapter
 
 _NOTHING: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapter:
-    """A LoRA adapter in memory."""
-
-    name: str
-    digest: bytes
-    """SHA-256 of its files. Caches use it as a key, so adapters never share cached values, whatever their names."""
-    modules: Mapping[str, tuple[Weights, ...]]
-    """The matrices by the module's name in the original layout; several if the adapter changes parts of a module."""
-
-    @property
-    def touches_images(self) -> bool:
-        """Whether the adapter changes image features, that is, any module outside the language model."""
-        return any(not name.startswith("language_model.") for name in self.modules)
-
-    @property
-    def rank(self) -> int:
-        """The highest rank of any module."""
-        return max(weights.rank for parts in self.modules.values() for weights in parts)
-
-    @property
-    def num_bytes(self) -> int:
-        """The memory of all its matrices in bytes."""
-        return sum(weights.num_bytes for parts in self.modules.values() for weights in parts)
 
 
 Span = tuple[Adapter | None, int, int]

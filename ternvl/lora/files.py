@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
 from ternvl.kernels.lora import Weights, side_by_side
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.names import Matrix, parse_key
 from ternvl.lora.settings import LoRASettings, check_base, parse
 from ternvl.model.internvl import InternVL

@@ -22,7 +22,7 @@ import torch
 
 from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.files import linears, read
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -50,10 +50,8 @@ class AdapterPool:
 
     def __init__(self, config: ModelConfig, engine: EngineConfig, *, base: str, device: torch.device) -> None:
         """`base` is the name of the model, by which adapters of other models are recognised."""
-        self._config = config
-        self._engine = engine
-        self._base = base
-        self._device = device
+        self._config, self._engine = config, engine
+        self._base, self._device = base, device
         self._entries: dict[str, RegisteredAdapter] = {}
         self._resident: dict[RegisteredAdapter, None] = {}  # in order of last use, including retired entries with users
         self._lock = threading.Lock()
@@ -219,8 +217,7 @@ class AdapterPool:
         with self._lock:
             if not self._has_room():
                 limit = self._engine.max_loras
-                message = f"All {limit} LoRA adapters that may be in memory (--max-loras) are in use."
-                raise OverloadedError(message)
+                raise OverloadedError(f"All {limit} LoRA adapters that may be in memory (--max-loras) are in use.")
             self._resident[entry] = None
         try:
             entry.adapter = self.read(entry.name, entry.folder)

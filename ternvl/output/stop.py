@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ternvl.errors import RequestError
+
+
+@lru_cache(maxsize=128)
+def _borders(string: str) -> list[int]:
+    """By length of a matched prefix, its longest proper border. The choices of a request share them."""
+    borders = [0, 0]
+    for char in string[1:]:
+        borders.append(_longer(string, borders, borders[-1], char))
+    return borders
+
+
+def _longer(string: str, borders: Sequence[int], size: int, char: str) -> int:
+    while size and string[size] != char:
+        size = borders[size]
+    return size + (string[size] == char)
 
 
 class _Matcher:
@@ -14,9 +30,7 @@ class _Matcher:
         self.string = string
         self.size = 0
         """Length of the longest proper prefix of the string that the text ends with."""
-        self._shorter = [0, 0]  # by length of a matched prefix: its longest proper border
-        for char in string[1:]:
-            self._shorter.append(self._longer(self._shorter[-1], char))
+        self._shorter = _borders(string)
 
     def follow(self, char: str) -> bool:
         """Take the next character of the text; return whether the stop string is now complete."""
@@ -27,9 +41,7 @@ class _Matcher:
         return is_complete
 
     def _longer(self, size: int, char: str) -> int:
-        while size and self.string[size] != char:
-            size = self._shorter[size]
-        return size + (self.string[size] == char)
+        return _longer(self.string, self._shorter, size, char)
 
 
 class StopStrings:

@@ -47,11 +47,8 @@ def tiles(
     """
     cols, rows = grid(*image.size, min_num=min_num, max_num=max_num, side=side)
     resized = image.resize((side * cols, side * rows), Image.Resampling.BICUBIC)
-    cut = [
-        resized.crop((side * col, side * row, side * (col + 1), side * (row + 1)))
-        for row in range(rows)
-        for col in range(cols)
-    ]
+    corners = [(side * col, side * row) for row in range(rows) for col in range(cols)]
+    cut = [resized.crop((left, top, left + side, top + side)) for left, top in corners]
     if thumbnail and len(cut) > 1:
         cut.append(image.resize((side, side), Image.Resampling.BICUBIC))
     return cut

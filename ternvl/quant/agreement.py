@@ -68,8 +68,8 @@ def measure(
     if a logit is NaN or infinite.
     """
     found: list[Agreement] = []
-    for prompt, answer in answered:
-        found.append(compare(plain, quantised, prompt, answer))
+    for given in answered:
+        found.append(compare(plain, quantised, *given))
         if progress is not None:
             progress(len(found), len(answered))
     return found
@@ -81,11 +81,9 @@ def compare(plain: InternVL, quantised: InternVL, prompt: Prompt, answer: Sequen
 
     Raises ConfigError if a logit is NaN or infinite.
     """
-    whole = replace(prompt, token_ids=(*prompt.token_ids, *answer))
-    total = Agreement()
-    for wanted, got in zip(
-        *(_logits(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True
-    ):
+    whole, total = replace(prompt, token_ids=(*prompt.token_ids, *answer)), Agreement()
+    pairs = zip(*(_logits(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True)
+    for wanted, got in pairs:
         if not (wanted.isfinite().all() and got.isfinite().all()):
             raise ConfigError("The models cannot be compared, because a logit on a sample is NaN or infinite.")
         expected, log_probs = wanted.log_softmax(dim=1), got.log_softmax(dim=1)

@@ -166,9 +166,8 @@ class Reading:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
         self._entries = {name: entry for name, entry in header.items() if _is_read_often(name)}
-        size = max(
-            entry["data_offsets"][1] for entry in self._entries.values()
-        )  # these tensors are at the start of the file
+        # These tensors are at the start of the file.
+        size = max(entry["data_offsets"][1] for entry in self._entries.values())
         self._memory = allocate(size)
         # Few, large parts: between two parts a thread has to wait for the interpreter lock.
         parts = self._memory.split(min(_MOST_AT_ONCE, -(-size // torch.get_num_threads())))

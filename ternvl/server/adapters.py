@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
 from ternvl.errors import AdapterError, ConfigError, UnavailableError
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.lora.store import AdapterStore
 

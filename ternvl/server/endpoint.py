@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.server.errors import HTTPError
+from ternvl.server.errors import ClientGone, HTTPError
 from ternvl.server.guard.limits import read_json
 from ternvl.server.schema.fields import ignored_header, parse
 from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
-from ternvl.server.sse import ClientGone, EventStream, Form, event, until_disconnect
+from ternvl.server.sse import EventStream, Form, event, until_disconnect
 
 logger = logging.getLogger("ternvl.server")
 

@@ -89,6 +89,10 @@ class HTTPError(Exception):
         return kinds.get(min(self.status, 500), "invalid_request_error")
 
 
+class ClientGone(Exception):
+    """Raised if the client has closed the connection, so that no answer can be sent."""
+
+
 def to_http(error: BaseException) -> HTTPError:
     """Return the answer to an exception. An unexpected one is logged with an id, and its answer has only the id."""
     match error:

@@ -12,7 +12,7 @@ from ternvl import __version__
 from ternvl.config import ServerConfig
 from ternvl.server.adapters import AdapterService
 from ternvl.server.cards import ModelCards
-from ternvl.server.guard.gate import Gate
+from ternvl.server.guard.gate import Gate, GateLimits
 from ternvl.server.metrics import Metrics
 from ternvl.server.names import ModelNames
 from ternvl.server.threads import Threads
@@ -33,7 +33,10 @@ class Serving:
         self.llm = llm
         self.config = config
         self.service = llm.service
-        self.gate = Gate(config.max_concurrent_requests, retry_after=partial(self.service.retry_after, 1))
+        limits = GateLimits(
+            config.max_concurrent_requests, config.max_total_body_bytes, config.min_body_rate, config.write_timeout
+        )
+        self.gate = Gate(limits, retry_after=partial(self.service.retry_after, 1))
         self.metrics = Metrics(self.service.engine.stats)
         self.names = ModelNames(llm.name, config, llm.adapters)
         self.adapters = AdapterService(llm.adapters, self.service, config, {*self.names.served, *self.names.aliases})

@@ -12,13 +12,9 @@ from typing import Any, Generic, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ternvl.server.errors import HTTPError, to_http
+from ternvl.server.errors import ClientGone, HTTPError, to_http
 
 T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """Raised if the client has closed the connection, so that no answer can be sent."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -97,6 +93,8 @@ class EventStream(Response):
             await _send_body(send, self._form.event(self._first))
             async for value in self._rest:
                 await _send_body(send, self._form.event(value))
+        except ClientGone:
+            raise
         except Exception as error:
             await _send_body(send, self._form.failure(to_http(error)))
         else:

@@ -23,7 +23,7 @@ from ternvl.finetune.forward import PackedAttention
 from ternvl.finetune.merge import merge_into
 from ternvl.finetune.settings import AdapterConfig
 from ternvl.lora import files
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.model.internvl import InternVL
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
 from tests.server.fakes import tiny_config, tiny_model

@@ -24,7 +24,8 @@ from ternvl.fused.vision import FusedVisionLayer
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.loader import available
 from ternvl.kernels.stage import Stage
-from ternvl.lora.bank import Adapter, attach
+from ternvl.lora.adapter import Adapter
+from ternvl.lora.bank import attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import VisionAttention

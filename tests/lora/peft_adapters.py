@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 
 from ternvl.checkpoint.source import load_config
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.files import linears, read
 from tests.checkpoint import hf
 

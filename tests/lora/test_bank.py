@@ -17,7 +17,8 @@ from ternvl.engine.engine import Engine
 from ternvl.engine.reference import generate
 from ternvl.engine.request import Request
 from ternvl.fused.exact import prepare
-from ternvl.lora.bank import Adapter, attach
+from ternvl.lora.adapter import Adapter
+from ternvl.lora.bank import attach
 from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
-from ternvl.lora.bank import Adapter
+from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool
 from tests.engine import tiny
 from tests.lora.tiny import PARTS, pool_of, write

@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ternvl.errors import OverloadedError, UnavailableError
-from ternvl.server.errors import to_http
+from ternvl.errors import OverloadedError, TernvlError, UnavailableError
+from ternvl.server.errors import ClientGone, HTTPError, to_http
 
 _DISCARD_SECONDS = 2.0
 """The most seconds for reading the body of a request that is refused."""
 
+_SLOW_SECONDS = 10.0
+"""The seconds before a body's rate counts."""
+
+_ARRIVING_FOR_EACH_WORKING = 4
+"""The requests that may be there for each that may work: the others are still sending their bodies."""
+
+logger = logging.getLogger("ternvl.server")
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What the requests may take of the server."""
+
+    max_working: int
+    """The requests whose body has arrived and whose answer has not ended."""
+    max_total_body_bytes: int = 256 * 1024**2
+    min_body_rate: int = 1_000
+    """Bytes per second, on average over the time that a body takes."""
+    write_timeout: float = 60.0
+    """The most seconds that a client may take to read a part of its answer."""
+
 
 class Gate:
-    """Counts the running requests, each from its first byte to the last byte of its answer."""
+    """Counts the requests, each from its first byte to the last byte of its answer.
 
-    def __init__(self, limit: int, retry_after: Callable[[], int]) -> None:
-        """At most `limit` requests run at a time. `retry_after` estimates the seconds until there is room."""
+    A request takes a place among the working ones once its body has arrived, so clients that send slowly keep nobody
+    else out.
+    """
+
+    def __init__(self, limits: GateLimits, retry_after: Callable[[], int]) -> None:
+        """`retry_after` estimates the seconds until there is room."""
         self.draining = False
         self.gave_up = False
-        self._limit = limit
+        self.limits = limits
         self._retry_after = retry_after
         self._tasks: set[asyncio.Task[object]] = set()
+        self._num_working = 0
+        self._num_body_bytes = 0
 
     @property
     def num_running(self) -> int:
@@ -39,12 +70,37 @@ class Gate:
         task.add_done_callback(self._tasks.discard)
 
     def check(self) -> None:
-        """Raise UnavailableError while draining, OverloadedError if the limit of running requests is reached."""
+        """Raise UnavailableError while draining, OverloadedError if there is no room for another request."""
         if self.draining:
             raise UnavailableError("The server is stopping and takes no new requests.")
-        if self.num_running >= self._limit:
-            message = f"The server already works on {self._limit} requests, which is its limit."
+        self._check_room(self._num_working, self.limits.max_working)
+        self._check_room(len(self._tasks), _ARRIVING_FOR_EACH_WORKING * self.limits.max_working)
+
+    def _check_room(self, number: int, limit: int) -> None:
+        if number >= limit:
+            message = f"The server already works on {limit} requests, which is its limit."
             raise OverloadedError(message, retry_after=self._retry_after())
+
+    def begin_work(self) -> None:
+        """Count a request whose body has arrived as working. Raises OverloadedError if as many work as may."""
+        self._check_room(self._num_working, self.limits.max_working)
+        self._num_working += 1
+
+    def end_work(self) -> None:
+        """Stop counting a request as working."""
+        self._num_working -= 1
+
+    def hold(self, num_bytes: int) -> None:
+        """Count bytes of a body that is held in memory. Raises OverloadedError if all bodies have too many bytes."""
+        if self._num_body_bytes + num_bytes > self.limits.max_total_body_bytes:
+            limit = self.limits.max_total_body_bytes
+            message = f"The bodies of all requests together may have {limit} bytes, and there is no room for this one."
+            raise OverloadedError(message, retry_after=self._retry_after())
+        self._num_body_bytes += num_bytes
+
+    def let_go(self, num_bytes: int) -> None:
+        """Stop counting bytes that `hold` has counted."""
+        self._num_body_bytes -= num_bytes
 
     async def wait_until_empty(self, seconds: float) -> bool:
         """Wait for all requests to end, and return whether they have ended within `seconds`."""
@@ -69,27 +125,81 @@ class Gated:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         answer = _Response(self._gate, send)
-        if scope["method"] != "POST":
-            return await self._app(scope, receive, answer.send)
-        try:
-            self._gate.enter()
-        except UnavailableError as error:
-            with suppress(TimeoutError):  # the answer can be lost if a connection is closed with unread bytes
-                await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
-            await to_http(error).response(scope)(scope, receive, answer.send)
-        except OverloadedError as error:
-            await to_http(error).response(scope)(scope, receive, answer.send)
-        else:
+        with suppress(ClientGone):
+            if scope["method"] != "POST":
+                return await self._app(scope, receive, answer.send)
+            try:
+                self._gate.enter()
+            except (UnavailableError, OverloadedError) as error:
+                return await self._refuse(error, scope, receive, answer)
             await self._run(scope, receive, answer)
 
+    async def _refuse(self, error: TernvlError, scope: Scope, receive: Receive, answer: _Response) -> None:
+        if isinstance(error, UnavailableError):
+            with suppress(TimeoutError):  # the answer can be lost if a connection is closed with unread bytes
+                await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
+        await to_http(error).response(scope)(scope, receive, answer.send)
+
     async def _run(self, scope: Scope, receive: Receive, answer: _Response) -> None:
+        body = _Body(self._gate, scope, receive)
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, body.receive, answer.send)
         except asyncio.CancelledError:
             if answer.has_begun or not self._gate.gave_up:
                 raise
             error = UnavailableError("The server is stopping and gave this request up.")
             await to_http(error).response(scope)(scope, receive, answer.send)
+        finally:
+            body.end()
+
+
+class _Body:
+    """Receives a request's body, which must arrive at a least rate."""
+
+    def __init__(self, gate: Gate, scope: Scope, receive: Receive) -> None:
+        self._gate = gate
+        self._receive = receive
+        self._started = time.monotonic()
+        # The files of a form are kept on the disk, not in memory.
+        self._is_form = Headers(scope=scope).get("content-type", "").startswith("multipart/")
+        self._size = self._num_held = 0
+        self._is_working = False
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises HTTPError 408 for a body that is too slow, and OverloadedError."""
+        if self._is_working:
+            return await self._receive()
+        message = await self._next()
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            if not self._is_form:
+                self._gate.hold(size)
+                self._num_held += size
+            self._size += size
+            if not message.get("more_body"):
+                self._gate.begin_work()
+                self._is_working = True
+        return message
+
+    async def _next(self) -> Message:
+        rate = self._gate.limits.min_body_rate
+        seconds = _SLOW_SECONDS + self._size / rate - (time.monotonic() - self._started)
+        try:
+            async with asyncio.timeout(max(0.0, seconds)) as limit:
+                return await self._receive()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = f"The request body arrives at less than {rate} bytes a second (--min-body-rate)."
+            raise HTTPError(408, message, headers={"Connection": "close"}) from None
+
+    def end(self) -> None:
+        """Give back what the request has taken of the gate."""
+        self._gate.let_go(self._num_held)
+        self._num_held = 0
+        if self._is_working:
+            self._is_working = False
+            self._gate.end_work()
 
 
 class _Response:
@@ -101,11 +211,19 @@ class _Response:
         self._send = send
 
     async def send(self, message: Message) -> None:
+        """Send a message. Raises ClientGone if the client does not read it within `write_timeout` seconds."""
         if message["type"] == "http.response.start":
             self.has_begun = True
             if self._gate.draining:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._gate.limits.write_timeout) as limit:
+                await self._send(message)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            logger.warning("a client did not read its answer for %g seconds", self._gate.limits.write_timeout)
+            raise ClientGone from None
 
 
 async def _discard(receive: Receive) -> None:

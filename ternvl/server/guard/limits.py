@@ -16,6 +16,9 @@ from ternvl.server.errors import HTTPError
 MAX_DEPTH = 64
 """The most levels of arrays and objects in a JSON body."""
 
+MAX_VALUES = 1_000_000
+"""The most commas in a JSON body: reading millions of values would keep Python's lock for seconds."""
+
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -76,6 +79,8 @@ def decode_json(body: bytes) -> Any:
     Raises RequestError for invalid UTF-8, invalid JSON, NaN and Infinity, unpaired surrogates, and more than MAX_DEPTH
     levels.
     """
+    if body.count(b",") > MAX_VALUES:
+        raise RequestError(f"The request body has more than {MAX_VALUES} values.")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -12,6 +12,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_body_bytes": (1, inf),
+    "max_total_body_bytes": (1, inf),
+    "min_body_rate": (1, inf),
     "max_lora_bytes": (1, inf),
     "max_concurrent_requests": (1, inf),
     "max_answer_tokens": (1, inf),
@@ -28,7 +30,7 @@ def check_config(config: ServerConfig) -> None:
         if not low <= getattr(config, name) <= high:
             rule = f"at least {low}" if high == inf else f"from {low} to {high}"
             raise ConfigError(f"{name} is {getattr(config, name)}, but must be {rule}.")
-    for name in ("body_timeout", "request_timeout"):
+    for name in ("body_timeout", "request_timeout", "write_timeout"):
         seconds = getattr(config, name)
         if seconds is not None and not 0 < seconds < inf:
             raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0.")

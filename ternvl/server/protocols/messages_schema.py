@@ -27,7 +27,7 @@ from ternvl.server.protocols.messages_blocks import (
     UserBlock,
 )
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, StopString, by, refuse
 
 
 class UserTurn(Schema):
@@ -170,7 +170,7 @@ class MessagesRequest(CountTokensRequest, TextRequest):
     """The body of `POST /v1/messages`. It also accepts the sampling fields of Chat Completions."""
 
     max_tokens: Annotated[Integer, Field(ge=1)]
-    stop_sequences: Annotated[list[NonEmpty], Field(max_length=16)] | None = None
+    stop_sequences: Annotated[list[StopString], Field(max_length=16)] | None = None
     metadata: UserMetadata | None = None  # type: ignore[assignment]
 
     @property

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from ternvl.params import MAX_STOP_LENGTH
+
 TAG_MARK = "@"
 """The prefix of the names of a union's branches, which are not parts of a field's path."""
 
@@ -83,9 +85,11 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
 
+StopString = Annotated[NonEmpty, Field(max_length=MAX_STOP_LENGTH)]
+
 StringOrStrings = (
     Annotated[
-        Annotated[NonEmpty, Tag("@string")] | Annotated[list[NonEmpty], Field(max_length=16), Tag("@array")],
+        Annotated[StopString, Tag("@string")] | Annotated[list[StopString], Field(max_length=16), Tag("@array")],
         STRING_OR_ARRAY,
     ]
     | None

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
+import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ternvl.server.guard.gate import Gate, Gated
+from ternvl.config import ServerConfig
+from ternvl.llm import LLM
+from ternvl.server import bind, create_app
+from ternvl.server.guard import gate as gate_module
+from ternvl.server.guard.gate import Gate, Gated, GateLimits
 from tests.server.calling import BRIEF, CHAT
 from tests.server.fakes import scripted_llm, serving
 
@@ -42,6 +55,7 @@ def visit(app: Any, *, method: str = "POST") -> tuple[asyncio.Task[None], list[M
 
 
 async def forever(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
     if scope["method"] == "GET":
         await send({"type": "http.response.start", "status": 200, "headers": []})
     await asyncio.sleep(3600)
@@ -49,7 +63,7 @@ async def forever(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_the_gate_has_a_limit_and_counts_work_alone() -> None:
     async def main() -> None:
-        gate = Gate(1, retry_after=lambda: 7)
+        gate = Gate(GateLimits(1), retry_after=lambda: 7)
         app = Gated(forever, gate)
         looking, _ = visit(app, method="GET")
         working, _ = visit(app)
@@ -73,7 +87,7 @@ def test_a_gate_that_gives_up_answers_who_has_no_answer_yet() -> None:
         await asyncio.sleep(3600)
 
     async def main() -> None:
-        gate = Gate(9, retry_after=lambda: 1)
+        gate = Gate(GateLimits(9), retry_after=lambda: 1)
         silent, answer = visit(Gated(forever, gate))
         streaming, cut = visit(Gated(begun, gate))
         await asyncio.sleep(0.01)
@@ -90,3 +104,75 @@ def test_a_gate_that_gives_up_answers_who_has_no_answer_yet() -> None:
         assert refusal[0]["status"] == 503
 
     asyncio.run(main())
+
+
+@contextmanager
+def serving_little(llm: LLM, **options: Any) -> Iterator[str]:
+    """A server whose sockets hold few unread bytes."""
+    config = ServerConfig(port=0, log_level="error", **options)
+    with bind(config) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started:
+            thread.join(0.01)
+        try:
+            yield "http://{}:{}".format(*sock.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def connect(url: str) -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((httpx.URL(url).host, httpx.URL(url).port or 80))
+    return client
+
+
+def head(size: int) -> bytes:
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {size}", "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def test_bodies_that_arrive_slowly_take_no_place_and_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "_SLOW_SECONDS", 0.5)
+    with serving(scripted_llm("abc"), max_concurrent_requests=2) as url, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(url)) for _ in range(5)]
+        for client in slow:
+            client.sendall(head(1000) + b"{")
+        assert httpx.post(url + CHAT, json=BRIEF).status_code == 200
+        for client in slow:
+            assert client.recv(4096).startswith(b"HTTP/1.1 408")
+        with connect(url) as steady:  # a slow body above the least rate
+            body = json.dumps(BRIEF | {"user": "x" * 3000}).encode()
+            steady.sendall(head(len(body)))
+            for start in range(0, len(body), 1000):
+                steady.sendall(body[start : start + 1000])
+                time.sleep(0.3)
+            assert steady.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_does_not_read_loses_its_place() -> None:
+    llm = scripted_llm("abc", endless=True)
+    with serving_little(llm, max_concurrent_requests=1, write_timeout=0.3) as url, connect(url) as client:
+        body = json.dumps({**BRIEF, "stream": True, "max_tokens": 100_000}).encode()
+        client.sendall(head(len(body)) + body)
+        while not llm.engine.aborted:  # type: ignore[union-attr]
+            time.sleep(0.05)
+        llm.engine.endless = False  # type: ignore[union-attr]
+        assert httpx.post(url + CHAT, json=BRIEF).status_code == 200
+
+
+def test_all_bodies_together_have_a_limit() -> None:
+    with serving(scripted_llm("abc"), max_total_body_bytes=5000) as url, connect(url) as first:
+        first.sendall(head(4000) + b"{" + b" " * 3000)
+        time.sleep(0.2)
+        refused = httpx.post(url + CHAT, json=BRIEF | {"user": "x" * 4000})
+        assert refused.status_code == 429
+        assert "bodies of all requests together may have 5000 bytes" in refused.json()["error"]["message"]
+        assert httpx.post(url + CHAT, json=BRIEF).status_code == 200
+        first.close()
+        while httpx.post(url + CHAT, json=BRIEF | {"user": "x" * 4000}).status_code != 200:
+            time.sleep(0.05)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from ternvl.errors import RequestError
+from ternvl.server.guard.limits import decode_json
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import serving, tiny_llm
 
@@ -80,3 +82,9 @@ def test_a_body_that_never_ends_is_given_up() -> None:
         response = httpx.post(url + CHAT, content=pieces(), headers=JSON)
     assert response.status_code == 408
     assert "0.2 seconds" in error_of(response)["message"]
+
+
+def test_a_body_of_millions_of_values_is_not_read() -> None:
+    with pytest.raises(RequestError, match="more than 1000000 values"):
+        decode_json(b"[" + b"1," * 1_000_001 + b"1]")
+    assert len(decode_json(b"[" + b"1," * 999_999 + b"1]")) == 1_000_000

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ternvl.errors import RequestError
+from ternvl.params import SamplingParams
 from tests.fakes import tiny_tokenizer
 from tests.server.calling import BRIEF, CHAT, refusal
 from tests.server.fakes import scripted_llm, serving, tiny_llm
@@ -96,3 +98,10 @@ def test_a_lower_priority_number_goes_first() -> None:
             for each in [first, *others]:
                 each.result()
     assert order == [0, 1, 3, 5]
+
+
+def test_a_stop_string_has_a_greatest_length(http: httpx.Client) -> None:
+    assert "stop has more than the 1000 characters that are allowed" in refusal(http, stop="x" * 1001)["message"]
+    with pytest.raises(RequestError, match="stop has a string of 1001 characters; it may have 1000"):
+        SamplingParams(stop=("x" * 1001,))
+    assert SamplingParams(stop="x" * 1000).stop == ("x" * 1000,)
