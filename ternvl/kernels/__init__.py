@@ -1,1 +1,1 @@
-"""Native kernels for the CPU beside their references in plain torch, and the one place that picks between the two."""
+"""Native kernels for the CPU. Beside each is its reference in plain torch, which computes where the kernel cannot."""

@@ -1,11 +1,12 @@
-"""Attention over a paged cache of keys and values: native where it can be, else in plain torch.
+"""Attention over a paged cache of keys and values: native where possible, otherwise in plain torch.
 
-The native kernel reads blocks where they lie, and a row's bits follow from its own query and from the keys and values
-up to its position alone: not from its company, chunks, blocks or threads. The arithmetic is told in
-`cpu/attention.cpp`.
+The native kernel reads blocks where they are. The bits of a row depend only on its own query and on the keys and
+values up to its position, not on other rows, chunks, blocks or threads. `cpu/attention/float32.cpp` describes the
+arithmetic.
 
-Shapes: T tokens, S sequences, H query heads, K key-value heads, G = H / K, D head size, B blocks, W blocks a table
-can hold; one layer's keys [B, K, D, block size], a vector of keys side by side, and values [B, K, block size, D].
+Shapes: T tokens, S sequences, H query heads, K key-value heads, D head size, B blocks, W blocks that a table can hold.
+One layer's keys are [B, K, D, block size], so that a vector holds neighbouring keys, and its values [B, K, block size,
+D].
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 
 
 class Problem(ctypes.Structure):
-    """One call of attention: `Problem` of `cpu/attention/attention.h`. It points into tensors without keeping them."""
+    """One call of attention: `Problem` of `cpu/attention/attention.h`. It points into tensors that it does not keep."""
 
     _fields_ = (
         *((name, Pointer) for name in ("q", "out", "tables", "query_starts", "lengths")),
@@ -51,10 +52,11 @@ def paged_attention(
 ) -> Tensor:
     """Attend over the past of each sequence: q [T, H, D] -> [T, H, D].
 
-    Rows query_starts[s] : query_starts[s + 1] of q are the last queries of sequence s, which has lengths[s] positions
-    with them; each sees the positions up to its own. `block_tables` [S, W] names a sequence's blocks, and what follows
-    the last that it needs is not read; `query_starts` is [S + 1], `lengths` [S], all int32. Slots that nothing was
-    written to may hold anything. Raises IndexError where a table names a block that is not there.
+    Rows query_starts[s] to query_starts[s + 1] of q are the last queries of sequence s, which has lengths[s] positions
+    including theirs; each query sees the positions up to its own. `block_tables` [S, W] holds the blocks of each
+    sequence; entries behind the last block that it needs are not read. `query_starts` is [S + 1] and `lengths` [S]; all
+    three are int32. Slots that were never written may hold anything. Raises IndexError if a table names a block that
+    does not exist.
     """
     loaded = _library_for(q, keys)
     if loaded is None:
@@ -63,9 +65,9 @@ def paged_attention(
 
 
 def write(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    """Put k and v [T, K, D] at slots [T], int64; a slot is block * block size + offset.
+    """Write k and v [T, K, D] to slots [T], int64, where a slot is block * block size + offset.
 
-    Raises IndexError for a slot that is not there.
+    Raises IndexError if a slot does not exist.
     """
     loaded = _library_for(k, keys)
     if loaded is None:
@@ -77,7 +79,7 @@ def write(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> 
 def paged_attention_reference(
     q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor
 ) -> Tensor:
-    """`paged_attention` in plain torch: one sequence after the other, its past gathered."""
+    """`paged_attention` in plain torch: gathers the past of one sequence after the other."""
     out = torch.empty_like(q)
     starts = query_starts.tolist()
     block_size = values.shape[2]
@@ -107,7 +109,7 @@ def _library_for(x: Tensor, cache: Tensor) -> Library | None:
     return library() if is_served else None
 
 
-# These run once a layer and step: shapes are asked for once, since each question to torch takes its time.
+# The functions below run once for each layer and step. They read each shape once, because asking torch takes time.
 
 
 def _paged_attention(

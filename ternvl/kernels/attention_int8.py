@@ -1,10 +1,10 @@
-"""Attention over keys and values of 8 bits in blocks of 16 positions: native where it can be, else in plain torch.
+"""Attention over keys and values of 8 bits in blocks of 16 positions: native where possible, otherwise in plain torch.
 
-A cache is bytes [B, K, 32 * D + 128]; `cpu/attention_int8.cpp` draws a block. Keys and values have one scale a position
-and head. The native kernel also brings queries to 8 bits, and a tile's weights; a row's bits follow from its own query
-and what it sees alone.
+A cache is bytes [B, K, 32 * D + 128]; `cpu/attention/int8_cache.h` describes a block. Keys and values have one scale
+for each position and head. The native kernel also quantises queries, and the weights within a tile, to 8 bits. The bits
+of a row depend only on its own query and on the positions that it sees.
 
-Shapes: T tokens, S sequences, H query heads, K key-value heads, D head size, B blocks, W blocks a table can hold.
+Shapes: T tokens, S sequences, H query heads, K key-value heads, D head size, B blocks, W blocks that a table can hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 16
 
 
 def block_bytes(head_size: int) -> int:
-    """Bytes of one block of one key-value head."""
+    """Return the bytes of one block of one key-value head."""
     return 2 * BLOCK * head_size + 2 * BLOCK * 4
 
 
@@ -33,8 +33,7 @@ def attention_int8(
     """Attend over the past of each sequence: q [T, H, D] float32 -> [T, H, D].
 
     `block_tables` [S, W], `query_starts` [S + 1] and `lengths` [S] are int32, as `paged_attention` takes them.
-    Without `causal` each query sees all of its sequence. Raises IndexError where a table names a block that is not
-    there.
+    Without `causal` each query sees its whole sequence. Raises IndexError if a table names a block that does not exist.
     """
     loaded = _library_for(q)
     if loaded is None:
@@ -49,8 +48,10 @@ def attention_int8(
 
 
 def write_int8(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    """Put k and v [T, K, D] float32 at slots [T] int64: block * 16 + offset. Raises IndexError for one that is not
-    there."""
+    """Write k and v [T, K, D] float32 to slots [T] int64, where a slot is block * 16 + offset.
+
+    Raises IndexError if a slot does not exist.
+    """
     loaded = _library_for(k)
     if loaded is None:
         return write_int8_reference(cache, slots, k, v)
@@ -67,10 +68,10 @@ def write_int8(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def tile_attention(qkv: Tensor) -> Tensor:
-    """Attention among the patches of each tile, in 8 bits: qkv [N, L, 3, H, D] float32 -> [N, L, H, D].
+    """Attend among the patches of each image tile, in 8 bits: qkv [N, L, 3, H, D] float32 -> [N, L, H, D].
 
-    Keys lose their mean over the patches first, which changes no weight and makes their range smaller (arXiv
-    2410.02367).
+    The mean of the keys over the patches is subtracted from the keys first, which changes no weight and narrows the
+    range of the keys (arXiv 2410.02367).
     """
     n, length, _, heads, size = qkv.shape
     loaded = _library_for(qkv)
@@ -83,7 +84,7 @@ def tile_attention(qkv: Tensor) -> Tensor:
 
 
 def tile_attention_reference(qkv: Tensor) -> Tensor:
-    """`tile_attention` in plain torch: over the same keys and values, with exact queries and weights."""
+    """`tile_attention` in plain torch: with the same quantised keys and values, but exact queries and weights."""
     n, length, _, heads, size = qkv.shape
     rows = qkv.flatten(0, 1)  # [N * L, 3, H, D]
     keys = (qkv[:, :, 1] - qkv[:, :, 1].mean(dim=1, keepdim=True)).flatten(0, 1)
@@ -102,7 +103,7 @@ def tile_attention_reference(qkv: Tensor) -> Tensor:
 def attention_int8_reference(
     q: Tensor, cache: Tensor, block_tables: Tensor, query_starts: Tensor, lengths: Tensor, *, causal: bool = True
 ) -> Tensor:
-    """`attention_int8` in plain torch: over the same keys and values, with exact queries and weights."""
+    """`attention_int8` in plain torch: with the same quantised keys and values, but exact queries and weights."""
     out = torch.empty_like(q)
     starts = query_starts.tolist()
     for table, start, end, length in zip(block_tables, starts, starts[1:], lengths.tolist(), strict=False):
@@ -118,7 +119,7 @@ def attention_int8_reference(
 
 
 def read(blocks: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [K, n * 16, D] float32 of blocks [n, K, bytes]."""
+    """Return the keys and values [K, n * 16, D] float32 that blocks [n, K, bytes] hold."""
     n, heads, _ = blocks.shape
     bytes_of = BLOCK * size
     keys = blocks[..., :bytes_of].view(n, heads, size // 4, BLOCK, 4).permute(1, 0, 3, 2, 4).flatten(3) - 128.0

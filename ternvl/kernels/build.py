@@ -1,7 +1,8 @@
 """Compiles the kernels: `python -m ternvl.kernels.build [--quiet]`.
 
-One source, one library for each instruction set. A library's name holds a digest of all that it is made from, so that
-what is up to date is seen by its name, and another version is never loaded by mistake. No torch is needed here.
+The same sources make one library for each instruction set. The name of a library contains a digest of its sources and
+flags, so that the name shows whether it is up to date, and a library of other sources is never loaded by mistake. This
+module does not need torch.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ X86_FLAGS = {
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
 FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
-"""What each instruction set adds, the least one first."""
-# Results are to be the same on every path through a kernel, so the compiler may not contract a * b + c by itself.
+"""The flags of each instruction set, the least capable one first."""
+# The compiler may not contract a * b + c by itself, so that results are the same on every path through a kernel.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti")
 MORE_FLAGS = ("-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
 
 
 class BuildError(Exception):
-    """The kernels cannot be compiled; the message is one line."""
+    """The kernels could not be compiled. The message is one line."""
 
 
 def sources() -> list[Path]:
@@ -45,7 +46,7 @@ def sources() -> list[Path]:
 
 @cache
 def digest() -> str:
-    """Of the sources and the flags."""
+    """Return a digest of the sources and the flags."""
     content = hashlib.sha256(repr((FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
     for path in sorted((*sources(), *SOURCES.rglob("*.h"))):
         content.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
@@ -53,19 +54,19 @@ def digest() -> str:
 
 
 def folders() -> tuple[Path, Path]:
-    """Where libraries lie: beside the sources, or in the user's cache where that is not writable."""
+    """Return the folders of libraries: one beside the sources, and one in the user's cache if that is not writable."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return SOURCES.parent / "_build", Path(cache_home) / "ternvl" / "kernels"
 
 
 def find(isa: str) -> Path | None:
-    """The library of an instruction set, if it is built from these sources."""
+    """Return the library of an instruction set, or None if it has not been built from these sources."""
     paths = (folder / f"{isa}-{digest()}.so" for folder in folders())
     return next((path for path in paths if path.is_file()), None)
 
 
 def build() -> list[str]:
-    """Compile what is not up to date; returns the instruction sets that were. Raises BuildError."""
+    """Compile the libraries that are not up to date, and return their instruction sets. Raises BuildError."""
     wanted = [isa for isa in FLAGS if find(isa) is None]
     if not wanted:
         return []
@@ -75,7 +76,7 @@ def build() -> list[str]:
         jobs = {isa: _start(pool, compiler, isa, Path(scratch)) for isa in wanted}
         for isa, objects in jobs.items():
             library = Path(scratch) / f"{isa}.so"
-            # Not linked with an OpenMP library: the symbols are those of torch's, so that there is one thread pool.
+            # No OpenMP library is linked: torch has loaded one already, so that there is one pool of threads.
             _run([*compiler, "-shared", "-o", str(library), *(job.result() for job in objects)])
             os.replace(library, folder / f"{isa}-{digest()}.so")
     _remove_others(folders()[0])
@@ -104,7 +105,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def find_compiler() -> list[str]:
-    """`$CXX`, or the first that is there."""
+    """Return the command `$CXX`, or the first compiler that is found. Raises BuildError if there is none."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)
     for name in ("g++", "c++", "clang++"):
@@ -125,16 +126,16 @@ def _writable_folder() -> Path:
 
 
 def _remove_others(folder: Path) -> None:
-    """Libraries of older sources."""
+    """Delete the libraries of other sources."""
     for path in folder.glob("*.so"):
         if digest() not in path.name:
             path.unlink(missing_ok=True)
 
 
 def main(quiet: bool = False) -> None:
-    """Build and say so. Without a compiler the torch path serves everything, so that is no failure.
+    """Build and print the result. A missing compiler is no failure, because torch then computes everything.
 
-    `quiet` says nothing where nothing is to be done.
+    With `quiet` nothing is printed if everything is up to date.
     """
     try:
         built = build()

@@ -1,5 +1,5 @@
-"""Weights to whole numbers from -8 to 7 with one scale for each 32 inputs: each for itself, or so that the errors of
-some take back those of others on given inputs (arXiv 2210.17323).
+"""Rounds weights to whole numbers from -8 to 7 with one scale for each group of 32 inputs: each weight to its nearest
+value, or so that later weights compensate for the errors of earlier ones on given inputs (arXiv 2210.17323).
 
 Shapes: N outputs, K inputs, G groups of 32 inputs, R rows.
 """
@@ -14,12 +14,16 @@ from ternvl.kernels.panels import GROUP
 
 _DIVISORS = (-8.0, 7.0, -8.5, 7.5, -9.0, 8.0, -7.5, 8.5)
 _DAMPING = 0.1
-"""Of the inputs' second moments, relative to their mean: fewer rows than inputs say little of some directions."""
+"""The damping of the inputs' second moments, relative to their mean. It is needed because fewer rows than inputs leave
+some directions hardly observed."""
 
 
 def nearest(weight: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
-    """weight [N, K] -> whole numbers [N, K] int8 and scales [N, G] bfloat16, each the best of some for its group, in
-    which an input counts by its `importance` [K]. Outputs are taken some at a time, which saves memory."""
+    """weight [N, K] -> whole numbers [N, K] int8 and scales [N, G] bfloat16.
+
+    Each scale is the best candidate for its group, in which an input is weighted by its `importance` [K]. A part of the
+    outputs is rounded at a time, which saves memory.
+    """
     n, k = weight.shape
     importance = torch.ones(k) if importance is None else importance
     groups = -(-k // GROUP)
@@ -35,8 +39,11 @@ def nearest(weight: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def compensated(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [N, K] and inputs [R, K], float32 -> as `nearest`. Input by input is rounded, and the weights that are not
-    yet are changed so that the products with such inputs stay as near as they can."""
+    """weight [N, K] and sample inputs [R, K], float32 -> the same as `nearest`.
+
+    The weights are rounded input by input. The weights that are not rounded yet are changed so that the products with
+    the sample inputs stay as near to the exact ones as possible.
+    """
     n, k = weight.shape
     pad = (0, -k % GROUP)
     left, rows = F.pad(weight, pad), F.pad(inputs, pad)
@@ -61,7 +68,7 @@ def compensated(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(rows: Tensor) -> Tensor:
-    """The upper Cholesky factor [K, K] of the inverse of the inputs' damped second moments."""
+    """Return the upper Cholesky factor [K, K] of the inverse of the inputs' damped second moments."""
     moments = rows.T @ rows / len(rows)
     moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp_min(1e-12))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
@@ -70,7 +77,7 @@ def _factor(rows: Tensor) -> Tensor:
 
 
 def _scales(groups: Tensor, importance: Tensor) -> Tensor:
-    """Groups [..., 32] -> of some scales the one with the least squared error, [..., 1]."""
+    """Groups [..., 32] -> the candidate scales with the least squared error, [..., 1]."""
     extreme = groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True))
     best = torch.full_like(extreme, torch.inf)
     best_scale = torch.zeros_like(extreme)

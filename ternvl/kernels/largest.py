@@ -1,4 +1,4 @@
-"""The largest element of each row and where it is: native where it can be, else in plain torch.
+"""The largest element of each row and its position: native where possible, otherwise in plain torch.
 
 Shapes: M rows, N elements of a row.
 """
@@ -12,7 +12,10 @@ from ternvl.kernels.loader import Int, Int64, Pointer, library
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, N] float32 -> values [M] and indices [M] int64, of equal ones the first. NaN is larger than all."""
+    """x [M, N] float32 -> values [M] and indices [M] int64 of the largest elements, the first of equal ones.
+
+    NaN counts as larger than every number.
+    """
     loaded = library() if x.is_cpu and x.dtype == torch.float32 and x.stride(1) == 1 and x.numel() else None
     if loaded is None:
         return largest_reference(x)

@@ -1,4 +1,4 @@
-"""Memory in huge pages, where the system has them: what is read from end to end comes faster without table walks."""
+"""Memory in huge pages, where the system has them: reading it from end to end needs fewer page-table walks."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ import torch
 from torch import Tensor
 
 _HUGEPAGE, _COLLAPSE = 14, 25
-"""Of Linux's madvise: pages may become huge, and they do now (since 6.1)."""
+"""Advice to Linux's madvise: pages may become huge, and pages become huge now (since Linux 6.1)."""
 _AT_ONCE = 2**24
-"""Bytes whose pages are replaced at a time: whoever reads them waits as long."""
+"""Bytes whose pages are replaced at a time. A thread that reads them waits until they are replaced."""
 _SETTLED = 2.0
-"""Seconds after which a start is over."""
+"""Seconds after which a program counts as started."""
 
 
 def allocate(num_bytes: int) -> Tensor:
-    """Bytes [num_bytes], at a multiple of 64, all 0, in ordinary pages: filling huge ones takes longer where a virtual
-    machine's host has to find them. Raises OSError where the memory cannot be had."""
+    """Return bytes [num_bytes], all 0, at an address that is a multiple of 64.
+
+    They are in ordinary pages, because filling huge pages takes longer if the host of a virtual machine has to find
+    them. Raises OSError if the memory cannot be allocated.
+    """
     size = max(1, num_bytes)
-    # Memory that is shared, the default, counts as a file: most systems have no huge pages for these.
+    # Shared memory, the default, counts as a file, for which most systems have no huge pages.
     private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.uint8)[:num_bytes]
 
 
 def make_huge(memory: Tensor) -> None:
-    """Put what `allocate` gave, filled, into huge pages; its contents and its address stay. Where the system cannot, it
-    goes on as it is."""
+    """Move filled memory of `allocate` into huge pages. Its contents and its address stay the same.
+
+    If the system has no huge pages, the memory stays as it is.
+    """
     if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise  # unlike that of `mmap` it lets other threads run
+    madvise = ctypes.CDLL(None).madvise  # unlike the method of `mmap`, it releases the GIL
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     start, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
     madvise(start, memory.nbytes, _HUGEPAGE)
@@ -44,7 +49,7 @@ def make_huge(memory: Tensor) -> None:
 
 
 def make_huge_later(memory: Tensor) -> None:
-    """`make_huge` in a thread of its own, once a start is over."""
+    """Call `make_huge` two seconds later in a thread of its own, when the program has started."""
     timer = threading.Timer(_SETTLED, make_huge, (memory,))
     timer.daemon = True
     timer.start()
@@ -52,7 +57,7 @@ def make_huge_later(memory: Tensor) -> None:
 
 
 def _end(reference: weakref.ref[threading.Timer]) -> None:
-    """Before Python ends, since it would end a thread in the midst of whatever it calls."""
+    """Stop the timer before Python exits, which would otherwise end its thread within a call."""
     timer = reference()
     if timer is not None:
         timer.cancel()

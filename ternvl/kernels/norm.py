@@ -1,4 +1,4 @@
-"""Root-mean-square norm of rows: native where it can be, else in plain torch.
+"""Root-mean-square norm of rows: native where possible, otherwise in plain torch.
 
 Shapes: M rows, K elements of a row.
 """
@@ -12,7 +12,7 @@ from ternvl.kernels.loader import Float, Int, Int64, Pointer, library
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [M, K] and weight [K], float32 -> [M, K]. A row's bits follow from the row alone."""
+    """x [M, K] and weight [K], float32 -> [M, K]. The bits of a row depend on that row alone."""
     loaded = library() if x.is_cpu and x.dtype == weight.dtype == torch.float32 else None
     if loaded is None:
         return rms_norm_reference(x, weight, eps)

@@ -1,4 +1,4 @@
-"""Rotary positions in place: native where it can be, else in plain torch, with the same bits.
+"""Rotary positions in place: native where possible, otherwise in plain torch, with the same bits.
 
 Shapes: T tokens, H heads, D head size.
 """
@@ -12,7 +12,7 @@ from ternvl.kernels.loader import Int, Int64, Pointer, library
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate the halves of each head of x [T, H, D], whose tokens may lie apart, by cos and sin [T, 1, D]."""
+    """Rotate the halves of each head of x [T, H, D], whose tokens may be apart, by cos and sin [T, 1, D]."""
     loaded = library() if x.is_cpu and x.dtype == cos.dtype == torch.float32 else None
     if loaded is None or x.stride()[1:] != (x.shape[2], 1):
         return rotate_reference(x, cos, sin)

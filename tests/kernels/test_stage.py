@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ternvl.kernels.lora import Segments, Table, Target, Targets, Weights
-from ternvl.kernels.panels import GROUP
-from ternvl.kernels.stage import Stage, stage_reference, unpack
+from ternvl.kernels.stage import Stage, stage_reference
 from ternvl.kernels.stage_formats import pack, pack_int4, pack_int8
 from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
@@ -100,30 +99,6 @@ def test_what_adapters_add_is_the_references_and_a_rows_own(after: After, storag
                 alone = (targets, Segments([(slot, 0, 1)], 1))
                 assert torch.equal(stage(x[row : row + 1], residual[row : row + 1], alone)[0], y[row])
                 assert not torch.equal(stage(x, residual)[row], y[row])
-
-
-def test_panels_are_the_references_and_unpack_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    for (n, k), after in itertools.product(SIZES, (After.NOTHING, After.SWIGLU)):
-        if after is After.SWIGLU and n % 2:
-            continue
-        given = layer(n, k, after, "none")
-        native = [pack_int8(given), pack_int4(given)]
-        for stage, bound in zip(native, (0.01, 0.12), strict=True):
-            whole, scales = unpack(stage)
-            assert scales is not None
-            wide = whole.float().unflatten(1, (1, k)) if scales.shape[1] == 1 else None
-            weight = (wide * scales[..., None]).flatten(1) if wide is not None else grouped(whole, scales)
-            assert ((weight - given.weight).norm() / given.weight.norm()) < bound
-        with monkeypatch.context() as patch:
-            patch.setenv("TERNVL_KERNELS", "torch")
-            plain = [pack_int8(given), pack_int4(given)]
-        for one, other in zip(native, plain, strict=True):
-            for (name, buffer), (_, same) in zip(one.named_buffers(), other.named_buffers(), strict=True):
-                assert torch.equal(buffer, same), (name, n, k)
-
-
-def grouped(whole: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return whole * scales.repeat_interleave(GROUP, dim=1)[:, : whole.shape[1]]
 
 
 def test_threads_change_no_bit() -> None:

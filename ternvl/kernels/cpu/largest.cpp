@@ -32,8 +32,8 @@ float largest_of(const float* x, int64_t size) {
 
 }  // namespace
 
-// x [rows, size], with rows `stride` apart -> the largest element of each row and its index, the first of equal ones. NaN
-// counts as larger than every number.
+// x [rows, size], with rows `stride` apart -> the largest element of each row and its index, the first of equal ones.
+// NaN counts as larger than every number.
 EXPORT void ternvl_largest(const float* x, int64_t rows, int64_t size, int64_t stride, float* values, int64_t* indices,
                            int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_threads > 1 && rows > 1)

@@ -1,12 +1,13 @@
-// The limits of this machine, with which benchmarks are compared: reading memory once from end to end, and multiply-adds
-// whose operands stay in registers.
+// The limits of this machine, with which benchmarks are compared: reading memory once from end to end, and
+// multiply-adds whose operands stay in registers.
 #include "kernels.h"
 #include "simd.h"
 #include "work.h"
 
 namespace {
 
-constexpr int CHAINS = 12;  // independent accumulators: more than latency times ports, but fewer than the 16 registers of AVX2
+// Independent accumulators: more than latency times ports, but fewer than the 16 registers of AVX2.
+constexpr int CHAINS = 12;
 
 #if defined(__AVX512VNNI__)
 typedef __m512i Int8Vec;

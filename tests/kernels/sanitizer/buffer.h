@@ -1,4 +1,4 @@
-// Memory of exactly the size that a kernel may touch: an address sanitizer sees the first byte beyond it.
+// Memory of exactly the size that a kernel may touch, so that an address sanitizer reports the first byte beyond it.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-// The name of the buffer that is made one element too short, which the sanitizer must then report; null for none.
+// The name of the buffer to make one element too short, which the sanitizer must then report; null for none.
 inline const char* short_buffer = nullptr;
 
 inline uint32_t next_random() {
@@ -17,7 +17,7 @@ inline uint32_t next_random() {
 template <typename T>
 class Buffer {
  public:
-  // Random numbers: real ones from -1 to 1, whole ones of any size.
+  // Fills the buffer with random numbers: floats from -1 to 1, integers of any size.
   Buffer(const char* name, int64_t size) : size_(size - (short_buffer && !std::strcmp(name, short_buffer))) {
     data_ = static_cast<T*>(std::malloc(size_ * sizeof(T)));
     for (int64_t i = 0; i < size_; ++i) {
@@ -32,7 +32,7 @@ class Buffer {
 
   T* data() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
-  // Every element becomes a whole number from 0 on, below `below`.
+  // Fills the buffer with whole numbers from 0 to `below` - 1.
   void under(T below) const {
     for (int64_t i = 0; i < size_; ++i) data_[i] = T(next_random() % uint32_t(below));
   }

@@ -1,8 +1,8 @@
 // Runs the kernels over buffers of exact size, in odd sizes, with one thread and two. Built with sanitizers, which end
 // the program at the first access out of bounds and at the first undefined operation.
 //
-//     driver          everything
-//     driver NAME     the same with the buffer NAME one element too short: it must fail
+//     driver          runs everything
+//     driver NAME     runs everything with the buffer NAME one element too short: it must fail
 #include <cstdio>
 #include <initializer_list>
 
@@ -24,7 +24,7 @@ void require(bool is_true, const char* what) {
 constexpr int SIZES[] = {1, 2, 3, 5, 7, 16, 31, 33, 64, 100};
 constexpr int ROWS[] = {1, 2, 5, 7, 15, 31};
 
-void element_by_element() {
+void rows_and_elements() {
   for (int64_t n : {1, 2, 3, 5, 7, 31, 33, 1025, 20001}) {
     const Buffer<float> x("map.x", n), y("map.y", n);
     ternvl_gelu(x.data(), y.data(), n, 2);
@@ -34,6 +34,15 @@ void element_by_element() {
     for (int d : {2, 6, 64}) {
       const Buffer<float> x("rotate.x", tokens * 3 * d), cos("rotate.cos", tokens * d), sin("rotate.sin", tokens * d);
       ternvl_rotate(x.data(), 3 * d, cos.data(), sin.data(), tokens, 3, d, 2);
+    }
+  for (int64_t m : {1, 3, 17})
+    for (int64_t k : {1, 3, 7, 16, 33, 1024, 1025, 2100}) {
+      const int64_t stride = k + 1;
+      const Buffer<float> x("rms_norm.x", m * k), weight("rms_norm.weight", k), out("rms_norm.out", m * k);
+      ternvl_rms_norm(x.data(), m, k, weight.data(), 1e-6f, out.data(), 2);
+      const Buffer<float> rows("largest.x", (m - 1) * stride + k), values("largest.values", m);
+      const Buffer<int64_t> indices("largest.indices", m);
+      ternvl_largest(rows.data(), m, k, stride, values.data(), indices.data(), 2);
     }
 }
 
@@ -47,7 +56,7 @@ void linear(int64_t n, int64_t k, int64_t m, int threads) {
   ternvl_linear(x.data(), m, k, ldx, packed.data(), sizeof(T), n, bias.data(), y.data(), threads);
 }
 
-// All ways through a stage whose weights are there already.
+// Runs a stage with and without a residual, in place, and in parts.
 void run(const Stage& stage, int64_t m, int threads) {
   const int64_t outputs = stage.after == SWIGLU ? stage.n / 2 : stage.n, ldx = stage.k + 1;
   const Buffer<float> x("stage.x", (m - 1) * ldx + stage.k), residual("stage.residual", m * outputs);
@@ -61,7 +70,7 @@ void run(const Stage& stage, int64_t m, int threads) {
   if (stage.before != NO_NORM) ternvl_stage_inputs(&stage, x.data(), m, ldx, rows.data(), threads);
 }
 
-// A stage and what it points to. With `has_more` there is a bias, and smoothing where there can be.
+// A stage and the memory that it points to. With `has_more` it has a bias, and smoothing if its weights are quantised.
 struct Made {
   bool is_float;
   int64_t padded, groups, floats;
@@ -126,7 +135,7 @@ void products() {
   for (Format format : {FLOAT32, BFLOAT16, INT8, INT4}) stage(34, 1025, format, LAYER_NORM, SWIGLU, true, 2);
 }
 
-// Two sequences side by side: one of `length` positions of which `queries` are asked, one of a single position.
+// Two sequences: one of `length` positions with `queries` queries, and one of a single position.
 struct Sequences {
   int64_t length, queries, block_size, width, blocks, tokens;
   Buffer<int32_t> tables, starts, lengths;
@@ -166,7 +175,7 @@ void attention(int64_t length, int64_t queries, int key_heads, int group, int d,
   s.slots[0] = s.blocks * block_size;
   require(!ternvl_write_kv(keys.data(), values.data(), s.slots.data(), k.data(), key_heads * d, v.data(), key_heads * d,
                            length + 1, s.blocks, key_heads, d, block_size, threads),
-          "a slot that is not there was written");
+          "a slot that does not exist was written");
 }
 
 void attention_int8(int64_t length, int64_t queries, int key_heads, int group, int d, bool causal, int threads) {
@@ -192,7 +201,7 @@ void tile_attention(int64_t tiles, int64_t length, int heads, int d, int threads
   ternvl_tile_attention(qkv.data(), tiles, length, heads, d, out.data(), threads);
 }
 
-// What an adapter adds to all but the first outputs of a stage; the slot before it is empty.
+// An adapter that adds to all but the first output of a stage. The slot before its own is empty.
 template <typename T>
 struct MadeAdapter {
   Buffer<T> a, b;
@@ -212,6 +221,28 @@ struct MadeAdapter {
   }
 };
 
+// An adapter for some of m rows, added to outputs behind which there is other memory.
+template <typename T>
+void lora_add(int64_t n, int64_t k, int64_t rank, int64_t m, int threads) {
+  const MadeAdapter<T> made(n, k, rank);
+  const int64_t ldx = k + 1, ldo = n + 2;
+  const Buffer<float> x("lora_add.x", (m - 1) * ldx + k), out("lora_add.out", (m - 1) * ldo + n);
+  const Segment segments[] = {{0, 0, 1}, {1, m > 1 ? 1 : 0, m}, {7, 0, 1}};
+  const Adapters adapters{segments, 3, 1};
+  ternvl_lora_add(&made.added, &adapters, x.data(), m, ldx, k, out.data(), n, ldo, threads);
+}
+
+void lora_adds() {
+  for (int64_t n : {2, 16, 33, 300})
+    for (int64_t k : {1, 7, 33})
+      for (int64_t rank : {1, 3, 16, 17}) {
+        const int64_t m = 1 + (n + k + rank) % 5;
+        lora_add<float>(n, k, rank, m, 1 + m % 2);
+        lora_add<uint16_t>(n, k, rank, m, 1 + m % 2);
+        lora_add<int8_t>(n, k, rank, m, 1 + m % 2);
+      }
+}
+
 // Two layers over a sequence of `length` tokens and one of a single token, whose keys and values are all new.
 template <typename T>
 void decode(int64_t length, Format format, bool is_int8, int threads) {
@@ -225,7 +256,8 @@ void decode(int64_t length, Format format, bool is_int8, int threads) {
   const int64_t floats = s.blocks * KEY_HEADS * 16 * D, bytes = s.blocks * KEY_HEADS * (32 * D + 128);
   const Buffer<float> keys("decode.keys", 2 * floats), values("decode.values", 2 * floats);
   const Buffer<uint8_t> cache("decode.cache", 2 * bytes);
-  const Buffer<float> cos("decode.cos", s.tokens * D), sin("decode.sin", s.tokens * D), x("decode.x", s.tokens * HIDDEN);
+  const Buffer<float> cos("decode.cos", s.tokens * D), sin("decode.sin", s.tokens * D);
+  const Buffer<float> x("decode.x", s.tokens * HIDDEN);
   const Decoder decoder{layers, 2, HEADS, KEY_HEADS, D};
   const Cache held = is_int8 ? Cache{nullptr, nullptr, cache.data(), bytes, s.blocks, 16}
                              : Cache{keys.data(), values.data(), nullptr, floats, s.blocks, 16};
@@ -239,7 +271,7 @@ void decode(int64_t length, Format format, bool is_int8, int threads) {
   const AddedToDecoder added{some, {segments, 3, 1}};
   require(ternvl_decode(&decoder, &held, &step, &added, x.data(), threads), "nothing was decoded with adapters");
   s.slots[0] = -1;
-  require(!ternvl_decode(&decoder, &held, &step, nullptr, x.data(), threads), "a slot that is not there was decoded to");
+  require(!ternvl_decode(&decoder, &held, &step, nullptr, x.data(), threads), "a slot that does not exist was written");
 }
 
 void decodes() {
@@ -276,9 +308,10 @@ void attentions() {
 
 int main(int argc, char** argv) {
   if (argc > 1) short_buffer = argv[1];
-  element_by_element();
+  rows_and_elements();
   products();
   attentions();
+  lora_adds();
   decodes();
   std::puts("all kernels ran");
 }

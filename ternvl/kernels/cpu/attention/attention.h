@@ -1,8 +1,8 @@
-// What attention over float32 (float32.cpp) and attention over bytes (int8.cpp) share: a call, its items of work, and the
-// arithmetic of softmax.
+// What attention over float32 (float32.cpp) and attention over bytes (int8.cpp) share: a call, its items of work, and
+// the arithmetic of softmax.
 //
-// A row is one query of one head. The G heads that share a key head are rows side by side, so a key is read once for all
-// of them. Softmax runs online over tiles of TILE positions, which are aligned to absolute positions.
+// A row is one query of one head. The G heads that share a key head are rows side by side, so a key is read once for
+// all of them. Softmax runs online over tiles of TILE positions, which are aligned to absolute positions.
 //
 // Names: T tokens, S sequences, H query heads, D head size.
 #pragma once

@@ -18,8 +18,8 @@ struct Tile {
   int64_t key_stride;
 };
 
-// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE]. The next keys are prefetched, because
-// the processor cannot foresee in which block they are.
+// Scores of R rows with LANES keys: q [R, d], keys [d, stride] -> scores [R, TILE]. The next keys are prefetched,
+// because the processor cannot foresee in which block they are.
 template <int R>
 void score(const float* q, int d, const float* keys, const float* next_keys, int64_t stride, float* scores) {
   Vec sum[R][N] = {};

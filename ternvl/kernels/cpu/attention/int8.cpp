@@ -1,10 +1,10 @@
 // Attention over keys and values in bytes (int8_cache.h), in blocks of 16 positions, read where they are.
 //
-// Queries are quantised to signed bytes with one scale for each row. Scores are exact sums of products of bytes, scaled.
-// Within a tile a weight is relative to the largest weight of the tile. A weight times the scale of its value becomes a
-// byte from 0 to 255, where 255 stands for the largest scale that the row sees in the tile. So a weighted sum is exact,
-// too; it is scaled, and added in the order of tiles. A row's arithmetic depends on its position alone, and not on how
-// rows are cut into chunks, items and threads.
+// Queries are quantised to signed bytes with one scale for each row. Scores are exact sums of products of bytes,
+// scaled. Within a tile a weight is relative to the largest weight of the tile. A weight times the scale of its value
+// becomes a byte from 0 to 255, where 255 stands for the largest scale that the row sees in the tile. So a weighted sum
+// is exact, too; it is scaled, and added in the order of tiles. A row's arithmetic depends on its position alone, and
+// not on how rows are cut into chunks, items and threads.
 #include <vector>
 
 #include "attention/int8_tile.h"
@@ -75,8 +75,8 @@ void attend(const Int8Problem& problem, const Item& item, const Scratch& s) {
     store_result(problem, item, row, s.weights + row * LANES, s.sums + row * problem.head_size);
 }
 
-// One head of one tile: quantises its keys and values to a cache in `memory`, then each patch attends to all. qkv and out
-// point to the first element of the head.
+// One head of one tile: quantises its keys and values to a cache in `memory`, then each patch attends to all. qkv and
+// out point to the first element of the head.
 void attend_head(const float* qkv, int64_t stride, int length, int d, float* out, int64_t out_stride, char* memory) {
   const int blocks = (length + BLOCK - 1) / BLOCK;
   const float *keys = qkv + stride / 3, *values = keys + stride / 3;
@@ -85,10 +85,9 @@ void attend_head(const float* qkv, int64_t stride, int length, int d, float* out
   int32_t* table = reinterpret_cast<int32_t*>(centred + 4 * d);
   uint8_t* cache = reinterpret_cast<uint8_t*>(memory) + rounded(4 * (5 * d + blocks));
   const int32_t starts[2] = {0, length};
-  const Int8Problem problem{{qkv, out, table, starts, starts + 1, stride, out_stride, blocks, 1, blocks, length, 1, 1, d,
-                             BLOCK},
-                            cache,
-                            false};
+  const Problem call{qkv,    out, table,  starts, starts + 1, stride, out_stride,
+                     blocks, 1,   blocks, length, 1,          1,      d,          BLOCK};
+  const Int8Problem problem{call, cache, false};
   std::fill_n(mean, d, 0.0f);
   for (int64_t t = 0; t < length; ++t)
     for (int i = 0; i < d; ++i) mean[i] += keys[t * stride + i];
@@ -114,9 +113,9 @@ void attend_head(const float* qkv, int64_t stride, int length, int d, float* out
 
 }  // namespace
 
-// q [T, heads, D] -> out of the same shape, over a cache [blocks, key heads, block bytes] with blocks of 16 positions. D is
-// a multiple of 16 up to 1024. Without `is_causal` each query sees all positions of its sequence. Returns whether the
-// tables and lengths are sound; nothing is computed if they are not.
+// q [T, heads, D] -> out of the same shape, over a cache [blocks, key heads, block bytes] with blocks of 16 positions.
+// D is a multiple of 16 up to 1024. Without `is_causal` each query sees all positions of its sequence. Returns whether
+// the tables and lengths are sound; nothing is computed if they are not.
 EXPORT bool ternvl_attention_int8(const Problem* call, const uint8_t* cache, bool is_causal, int num_threads) {
   if (call->group() > MOST_ROWS || !is_sound(*call)) return false;
   const Int8Problem problem{*call, cache, is_causal};
@@ -135,8 +134,8 @@ EXPORT bool ternvl_attention_int8(const Problem* call, const uint8_t* cache, boo
   return true;
 }
 
-// Attention among the patches of each image tile: qkv [tiles, length, 3, heads, D] -> out [tiles, length, heads, D]. The
-// mean of the keys over the patches is subtracted from the keys first.
+// Attention among the patches of each image tile: qkv [tiles, length, 3, heads, D] -> out [tiles, length, heads, D].
+// The mean of the keys over the patches is subtracted from the keys first.
 EXPORT void ternvl_tile_attention(const float* qkv, int64_t num_tiles, int64_t length, int heads, int d, float* out,
                                   int num_threads) {
   static thread_local Workspace workspace;

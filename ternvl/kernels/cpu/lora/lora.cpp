@@ -1,10 +1,10 @@
 // The two thin products of LoRA, for rows that each have an adapter or none.
 //
 // A [rank, k] and B [rows, rank] are in panels of 16 outputs (product/linear.cpp): [ceil(rank / 16)][k][16] and
-// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x, and of B h, is CHAINS chains of
-// fma, with input i in chain i mod CHAINS, added up in a fixed order. Alternatively both are whole numbers of 8 bits: A
-// in the same panels, B in those of digits.h, and A x is quantised to 16 bits. What a row receives depends neither on the
-// other rows nor on the threads.
+// [ceil(rows / 16)][rank][16], as float32 or as the bits of bfloat16. An element of A x, and of B h, is CHAINS chains
+// of fma, with input i in chain i mod CHAINS, added up in a fixed order. Alternatively both are whole numbers of 8
+// bits: A in the same panels, B in those of digits.h, and A x is quantised to 16 bits. What a row receives depends
+// neither on the other rows nor on the threads.
 #include "lora/lora.h"
 
 #include <algorithm>
@@ -54,7 +54,8 @@ inline void shrink_panel(const Entry& entry, const float* x, int64_t k, int64_t 
 inline void expand_panel(const Entry& entry, const float* hidden, const Digits& digits, int64_t index,
                          Vec (&result)[NV]) {
   const int64_t rank = entry.rank, steps = (rank + 3) / 4;
-  const char* panel = static_cast<const char*>(entry.b) + index * NR * (entry.size == 1 ? 4 * steps : rank * entry.size);
+  const int64_t bytes = entry.size == 1 ? 4 * steps : rank * entry.size;  // of one output
+  const char* panel = static_cast<const char*>(entry.b) + index * NR * bytes;
   if (entry.size == 1) return multiply(digits, steps, reinterpret_cast<const uint8_t*>(panel), result);
   if (entry.size == 2) return multiply<false>(hidden, rank, reinterpret_cast<const uint16_t*>(panel), result);
   multiply<false>(hidden, rank, reinterpret_cast<const float*>(panel), result);

@@ -1,9 +1,9 @@
 // Stages whose weights are whole numbers from -8 to 7 with one scale for each group of 32 inputs of an output.
 //
-// A group of a panel of 16 outputs is 16 scales in bfloat16 and four runs of 64 bytes. Byte 4 c + i of run j holds input
-// 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper half, each 8 above its value; 8 times the sum
-// of the row's inputs is subtracted for that. Rows of inputs are quantised to signed bytes. Sums within a group are
-// exact; groups are added in order:
+// A group of a panel of 16 outputs is 16 scales in bfloat16 and four runs of 64 bytes. Byte 4 c + i of run j holds
+// input 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper half, each 8 above its value; 8 times
+// the sum of the row's inputs is subtracted for that. Rows of inputs are quantised to signed bytes. Sums within a group
+// are exact; groups are added in order:
 //
 //     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
 #include "kernels.h"

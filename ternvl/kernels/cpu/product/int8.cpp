@@ -1,8 +1,8 @@
 // Stages whose weights are bytes with one scale for each output, and whose rows of inputs are quantised to bytes.
 //
 // Weights are in panels of 16 outputs, [ceil(N / 16)][ceil(K / 4)][16][4], so that a vector holds four inputs of each
-// output. Inputs are stored unsigned, 128 above their value; that adds `offsets` to each sum, which is subtracted at the
-// end. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
+// output. Inputs are stored unsigned, 128 above their value; that adds `offsets` to each sum, which is subtracted at
+// the end. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
 //
 //     y = fma(float(sum) * scale of the output, scale of the row, bias)
 #include "kernels.h"

@@ -2,8 +2,8 @@
 //
 // Panels are 16 columns of W^T: [ceil(N / 16)][K][16], the last padded with zeros, as float32 or as the bits of
 // bfloat16. An element is the chain fma(x[k], w[k], sum) over k = 0 .. K-1 from 0, then + bias, for every M, tile and
-// thread: a block of inputs continues from the partial sum of the previous block, which float32 memory keeps exactly. So
-// a row's result does not depend on the other rows.
+// thread: a block of inputs continues from the partial sum of the previous block, which float32 memory keeps exactly.
+// So a row's result does not depend on the other rows.
 //
 // Names: M rows, N columns, K inputs; a tile is R rows by P panels; KC, MC as in Goto's matrix product.
 #include <algorithm>
@@ -176,7 +176,7 @@ struct Product {
     for (int64_t m = 0; m < parts; ++m) {
       const Range some = part(rows, m, parts);
       const int64_t blocks = (some.size() + MR - 1) / MR;
-      const int64_t most = blocks <= FEW ? MC * KC / (blocks * MR) : KC;  // with few rows, weights are read in long runs
+      const int64_t most = blocks <= FEW ? MC * KC / (blocks * MR) : KC;  // few rows: weights are read in long runs
       const int64_t depths = (k + most - 1) / most;
       for (int64_t d = 0; d < depths; ++d) {
         const Range depth = part({0, k}, d, depths);
@@ -214,7 +214,7 @@ void pack_panels(const B* weight, int64_t n, int64_t k, B* panels, int num_threa
     B* to = panels + p * k * NR;
     const int64_t columns = std::min<int64_t>(NR, n - p * NR);
     std::fill_n(to, columns < NR ? k * NR : 0, B(0));
-    for (int64_t from = 0; from < k; from += 64)  // in pieces, so that a cache line stays in the cache until it is filled
+    for (int64_t from = 0; from < k; from += 64)  // in pieces, so that lines stay in the cache until they are filled
       for (int64_t c = 0; c < columns; ++c)
         for (int64_t i = from; i < std::min(k, from + 64); ++i) to[i * NR + c] = weight[(p * NR + c) * k + i];
   }

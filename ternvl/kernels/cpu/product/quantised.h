@@ -66,8 +66,8 @@ struct Finish {
       for (int p = 0; p < panels; ++p) __builtin_prefetch(call.residual + (row + r) * call.ldy + (panel + p) * NR);
   }
 
-  // `values` are P panels of `count` rows, from `panel` on. It is not inlined, because there are dozens of tiles and this
-  // is a small part of their work. It handles all rows together, so that their exponentials overlap.
+  // `values` are P panels of `count` rows, from `panel` on. It is not inlined, because there are dozens of tiles and
+  // this is a small part of their work. It handles all rows together, so that their exponentials overlap.
   template <int P>
   __attribute__((noinline)) void write(int64_t row, int count, int64_t panel, Vec* values) const {
     constexpr int ROW = P * NV;
@@ -143,7 +143,8 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
                const std::array<Tile, MOST>& single, const std::array<Tile, MOST>& pairs) {
   static thread_local Workspace workspace;
   const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
-  const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m), totals = rounded(4 * call.m * groups);
+  const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m);
+  const int64_t totals = rounded(4 * call.m * groups);
   const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
   // Shares are handed out while threads run, because other programs may slow one of them down. They are smaller where
   // many rows make each share take long.

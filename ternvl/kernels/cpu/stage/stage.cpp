@@ -50,9 +50,9 @@ void float_stage(const Stage& stage, const Call& call) {
 
 }  // namespace
 
-// x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart. `residual` is added if it is not null, and may
-// be y. `added` and `adapters` are the modules of the stage and the rows that have adapters, or null. `is_plain` runs the
-// product alone: x is normed already, and y [m, n] receives all outputs, for SWIGLU gates before ups.
+// x [m, k] with rows `ldx` apart -> y [m, outputs] with rows `ldy` apart. `residual` is added if it is not null, and
+// may be y. `added` and `adapters` are the modules of the stage and the rows that have adapters, or null. `is_plain`
+// runs the product alone: x is normed already, and y [m, n] receives all outputs, for SWIGLU gates before ups.
 EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t ldx, const Added* added,
                          const Adapters* adapters, const float* residual, float* y, int64_t ldy, int num_threads,
                          bool is_plain) {
