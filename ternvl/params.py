@@ -16,10 +16,8 @@ from typing import Any, Literal, Self, get_args
 
 from ternvl.errors import RequestError
 
-MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 1_000
-MAX_BIAS = 100
-MAX_TOKEN_LIST = 1024
-"""The most entries of `logit_bias` and of `allowed_token_ids`: each entry costs time at every token."""
+MAX_STOP_STRINGS, MAX_STOP_LENGTH, MAX_BIAS = 16, 1_000, 100
+MAX_TOKEN_LIST = 1024  # entries of `logit_bias` and `allowed_token_ids`, each of which costs time at every token
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "tools"]
 
@@ -45,8 +43,8 @@ class Grammar:
     def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar") -> Self:
         """Make a grammar from a Python value, which is written as JSON unless it is a string already.
 
-        Examples: `Grammar.of("choice", ["yes", "no"])`, `Grammar.of("json_schema", {...})`,
-        `Grammar.of("regex", "[0-9]+")`. Raises RequestError if the value cannot be written as JSON.
+        `Grammar.of("choice", ["yes", "no"])`, `Grammar.of("json_schema", {...})` and `Grammar.of("regex", "[0-9]+")`
+        are examples. Raises RequestError if the value cannot be written as JSON.
         """
         try:
             return cls(kind, value if isinstance(value, str) else dumps(value), param)
@@ -200,8 +198,7 @@ def _strings(name: str, value: Any, row: Parameter) -> tuple[str, ...]:
         message = f"{name} is {value!r:.200}, but must be at most {MAX_STOP_STRINGS} strings, none of them empty."
         raise RequestError(message, param=name)
     if (longest := max(map(len, given), default=0)) > MAX_STOP_LENGTH:
-        message = f"{name} has a string of {longest} characters; it may have {MAX_STOP_LENGTH}."
-        raise RequestError(message, param=name)
+        raise RequestError(f"{name} has a string of {longest} characters; it may have {MAX_STOP_LENGTH}.", param=name)
     return tuple(given)
 
 

@@ -26,6 +26,7 @@ from ternvl.lora.adapter import Adapter
 from ternvl.lora.files import linears, read
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME_RULE = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
 
 
 @dataclass(eq=False)
@@ -50,8 +51,7 @@ class AdapterPool:
 
     def __init__(self, config: ModelConfig, engine: EngineConfig, *, base: str, device: torch.device) -> None:
         """`base` is the name of the model, by which adapters of other models are recognised."""
-        self._config, self._engine = config, engine
-        self._base, self._device = base, device
+        self._config, self._engine, self._base, self._device = config, engine, base, device
         self._entries: dict[str, RegisteredAdapter] = {}
         self._resident: dict[RegisteredAdapter, None] = {}  # in order of last use, including retired entries with users
         self._lock = threading.Lock()
@@ -231,11 +231,10 @@ class AdapterPool:
         if len(self._resident) < self._engine.max_loras:
             return True
         unused = next((entry for entry in self._resident if not entry.num_users), None)
-        if unused is None:
-            return False
-        del self._resident[unused]
-        unused.adapter = None
-        return True
+        if unused is not None:
+            del self._resident[unused]
+            unused.adapter = None
+        return unused is not None
 
     def _retire(self, entry: RegisteredAdapter) -> None:
         entry.is_retired = True
@@ -247,6 +246,5 @@ class AdapterPool:
 def check_name(name: str) -> str:
     """Return the name. Raises AdapterError if an adapter may not have it."""
     if not _NAME.fullmatch(name):
-        rule = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
-        raise AdapterError(f"The adapter's name is {name[:200]!r}; {rule}.", param="lora_name")
+        raise AdapterError(f"The adapter's name is {name[:200]!r}; {_NAME_RULE}.", param="lora_name")
     return name

@@ -24,25 +24,18 @@ from ternvl.fused.decoder import FusedDecoder
 from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
-from ternvl.kernels.stage import Stage, from_panels, unpack
-from ternvl.kernels.stage_formats import pack_int4, pack_int8
-from ternvl.kernels.stage_types import After, Format, Layer, Norm
+from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_types import Format
 from ternvl.model.attention import Attention
 from ternvl.model.internvl import InternVL
 from ternvl.quant.cache_errors import MeasuredAttention
+from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries
 from ternvl.types import Progress, Prompt
 
 SCHEMES = ("int8", "int4")
-BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
-"""The largest root-mean-square error of a stage's products in each format, relative to the size of the products."""
 _FEW, _MANY = (64, 256), (256, 1024)
 """The rows of inputs that are recorded from one call and in all. A stage that is tried in 4 bits needs many, because
 the compensation of its weights is fitted to them."""
-_HELD_OUT = 5
-"""In 4 bits, one row in this many is held out of the compensation, and the error is measured on these rows."""
-_INPUTS_A_ROW = 4
-"""Compensation is only tried with at most this many inputs for each row: with more, it is slow and overfits."""
-_SMOOTHINGS = (0.5, 0.75)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -201,7 +194,7 @@ def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Form
     if seen is not None and seen.largest is not None:
         rows = torch.cat(seen.rows)
         for format in formats:
-            tries = _int4_tries if format is Format.INT4 else _int8_tries
+            tries = int4_tries if format is Format.INT4 else int8_tries
             made = []
             for label, each, error in tries(stage, rows, seen.largest):
                 tried[label] = error
@@ -230,67 +223,3 @@ def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageRepo
         )
         for layer, error in sorted(errors.items())
     ]
-
-
-_Try = tuple[str, Stage, float]
-"""A try: its label, the stage and its error."""
-
-
-def _int8_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[_Try]:
-    layer, wanted = _layer(plain), plain.product(rows)
-    stage = pack_int8(layer)
-    error = relative_error(stage.product(rows), wanted)
-    yield "int8", stage, error
-    if error <= BOUNDS[Format.INT8] / 2:
-        return  # good without smoothing, which is work in each call
-    for strength in _SMOOTHINGS:
-        stage = pack_int8(layer, smoothing_of(layer.weight, largest, strength))
-        yield f"int8, smoothed by {strength}", stage, relative_error(stage.product(rows), wanted)
-
-
-def _int4_tries(plain: Stage, rows: Tensor, largest: Tensor) -> Iterator[_Try]:
-    layer = _layer(plain)
-    is_held_out = torch.arange(len(rows)) % _HELD_OUT == 0
-    held_out, seen = rows[is_held_out], rows[~is_held_out] if len(rows) > 1 else rows
-    wanted = plain.product(held_out)
-
-    def made(label: str, smoothing: Tensor | None, compensate: bool) -> _Try:
-        inputs = seen if smoothing is None else seen * smoothing
-        importance = inputs.square().mean(dim=0)
-        stage = pack_int4(layer, smoothing, importance, compensate=seen if compensate else None)
-        return label, stage, relative_error(stage.product(held_out), wanted)
-
-    can_compensate = len(seen) * _INPUTS_A_ROW >= rows.shape[1]
-    tries = [made("int4", None, False)] + ([made("int4, compensated", None, True)] if can_compensate else [])
-    yield from tries
-    if min(error for _, _, error in tries) <= BOUNDS[Format.INT4]:
-        return  # good without smoothing, which is work in each call
-    for strength in _SMOOTHINGS:
-        label = f"int4, smoothed by {strength}{', compensated' if can_compensate else ''}"
-        yield made(label, smoothing_of(layer.weight, largest, strength), can_compensate)
-
-
-def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
-    """Return the factors [K] of inputs that make large channels smaller and the weights for them larger.
-
-    `largest` [K] is the largest input of each channel; `strength` from 0 to 1 says how much scale moves to the weights.
-    """
-    of_inputs = largest.clamp_min(1e-5)
-    of_weights = weight.float().abs().amax(dim=0).clamp_min(1e-5)
-    factor = of_weights.pow(1 - strength) / of_inputs.pow(strength)
-    return factor / factor.log().mean().exp()
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Return the root-mean-square error relative to the size of `wanted`; infinity if a value is NaN or infinite."""
-    size = wanted.double().square().sum().sqrt()
-    error = (got.double() - wanted.double()).square().sum().sqrt() / size.clamp_min(1e-12)
-    return float(error) if bool(error.isfinite()) else float("inf")
-
-
-def _layer(stage: Stage) -> Layer:
-    """Recover the weights that an unquantised stage was packed from."""
-    weight, _ = unpack(stage)
-    norm = None if stage.norm_weight is None else Norm(stage.norm_weight, stage.norm_bias, stage.eps)
-    bias = None if stage.bias is None else from_panels(stage, stage.bias)
-    return Layer(weight, bias, norm, After(stage.after))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ternvl.quant.guard import BOUNDS, Format
+from ternvl.kernels.stage_types import Format
+from ternvl.quant.tries import BOUNDS
 from tests.cli.calling import run
 from tests.quant.private_cache import private_cache
 

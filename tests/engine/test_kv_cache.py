@@ -15,7 +15,8 @@ from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table
 from ternvl.params import SamplingParams
-from ternvl.quant.guard import quantize, relative_error
+from ternvl.quant.guard import quantize
+from ternvl.quant.tries import relative_error
 from tests.engine import tiny
 
 CONFIG = ModelConfig(tiny.CONFIG.vision, LanguageConfig(64, 3, 4, 2, 96, tiny.VOCAB_SIZE, max_position_embeddings=512))

@@ -30,7 +30,8 @@ from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import VisionAttention
 from ternvl.params import SamplingParams
-from ternvl.quant.guard import quantize, relative_error, stages
+from ternvl.quant.guard import quantize, stages
+from ternvl.quant.tries import relative_error
 from ternvl.types import Prompt
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt
 from tests.lora.tiny import PARTS, write

@@ -6,7 +6,7 @@ import torch
 from ternvl.config import LanguageConfig
 from ternvl.model.attention import CausalAttention
 from ternvl.quant.cache_errors import MeasuredAttention, over_int8
-from ternvl.quant.guard import relative_error
+from ternvl.quant.tries import relative_error
 
 
 def qkv(config: LanguageConfig, num_tokens: int) -> list[torch.Tensor]:

@@ -87,7 +87,6 @@ _NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
 
 _LENGTHS = {
     "too_short": "has fewer than the {min_length} that are needed",
-    "string_too_long": "has more than the {max_length} characters that are allowed",
     "too_long": "has more than the {max_length} that are allowed",
 }
 _RULES = _LENGTHS | {

@@ -47,6 +47,12 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _short(value: str) -> str:
+    if len(value) > MAX_STOP_LENGTH:
+        raise refuse("", f"has {len(value)} characters, more than the {MAX_STOP_LENGTH} that are allowed")
+    return value
+
+
 def _kind(value: Any) -> str | None:
     """Return the branch of a field that is a string or an array."""
     return "@string" if isinstance(value, str) else "@array" if isinstance(value, list) else None
@@ -85,7 +91,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
 
-StopString = Annotated[NonEmpty, Field(max_length=MAX_STOP_LENGTH)]
+StopString = Annotated[NonEmpty, AfterValidator(_short)]
 
 StringOrStrings = (
     Annotated[

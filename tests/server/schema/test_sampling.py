@@ -102,7 +102,7 @@ def test_a_lower_priority_number_goes_first() -> None:
 
 def test_a_stop_string_has_a_greatest_length(http: httpx.Client) -> None:
     assert (
-        "stop has more than the 1000 characters that are allowed"
+        "stop has 1001 characters, more than the 1000 that are allowed"
         in http.post(CHAT, json={**HI, "stop": "x" * 1001}).json()["error"]["message"]
     )
     with pytest.raises(RequestError, match="stop has a string of 1001 characters; it may have 1000"):
