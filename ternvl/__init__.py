@@ -14,8 +14,11 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `LLM` at its first use, because it imports torch, which takes seconds."""
+    """Import `LLM` at its first use, because it imports torch, which takes seconds. The CPU kernels are compiled meanwhile."""
     if name == "LLM":
+        from ternvl.kernels import build
+
+        build.start()
         from ternvl.llm import LLM
 
         return LLM
