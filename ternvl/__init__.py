@@ -14,8 +14,14 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `LLM` at its first use, because it imports torch, which takes seconds."""
+    """Import `LLM` at its first use, because it imports torch, which takes seconds.
+
+    The CPU kernels are compiled meanwhile, unless they are up to date.
+    """
     if name == "LLM":
+        from ternvl.kernels import build
+
+        build.start()
         from ternvl.llm import LLM
 
         return LLM

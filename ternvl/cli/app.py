@@ -18,6 +18,7 @@ from ternvl.cli.flags import Model, ModelOption, with_flags
 from ternvl.cli.quantization import quantize, verify
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, setting
 from ternvl.errors import TernvlError
+from ternvl.kernels import build
 
 if TYPE_CHECKING:
     from ternvl.engine.engine import Engine
@@ -77,6 +78,7 @@ def serve(
     import gc
     import logging
 
+    build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
     from ternvl.engine.engine import Engine
     from ternvl.server import bind, run
@@ -156,6 +158,7 @@ def _params(answers: AnswerConfig) -> dict[str, float | int]:
 def _load(
     model: str | None, loading: LoadingConfig, engine: EngineConfig | None = None, images: ImageLimits | None = None
 ) -> LLM:
+    build.start()
     from ternvl.llm import LLM
 
     return LLM(model, loading, engine, images, progress=sys.stdout.isatty())

@@ -1,12 +1,14 @@
-"""Compiles the kernels: `python -m ternvl.kernels.build [--quiet]`.
+"""Compiles the kernels: `python -m ternvl.kernels.build [--all] [--quiet]`.
 
-The same sources make one library for each instruction set. The name of a library contains a digest of its sources and
-flags, so that the name shows whether it is up to date, and a library of other sources is never loaded by mistake. This
-module does not need torch.
+There is one library for each instruction set. By default only the one that this CPU uses is compiled; `--all` compiles
+every one, for wheels and for tests. A library's name holds a digest of all that it is made from, so a library of other
+sources is never loaded by mistake. No torch is needed here.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import hashlib
 import os
 import platform
@@ -15,11 +17,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from math import ceil
 from pathlib import Path
+from typing import cast
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may compile the same library, and the later one replaces the earlier
+    fcntl = None  # type: ignore[assignment]
+
+VARIABLE = "TERNVL_KERNELS"
 SOURCES = Path(__file__).parent / "cpu"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
 X86_FLAGS = {
@@ -33,6 +45,15 @@ FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"po
 # The compiler may not contract a * b + c by itself, so that results are the same on every path through a kernel.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti")
 MORE_FLAGS = ("-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
+_PROBE = "isa"
+"""The name of a small library that only says which instruction sets the CPU has."""
+_SECONDS_PER_SET = 30
+"""The processor time that compiling one instruction set takes, roughly."""
+
+_building = threading.Lock()
+_running: set[subprocess.Popen[bytes]] = set()
+_scratches: set[Path] = set()
+_is_stopped = False
 
 
 class BuildError(Exception):
@@ -46,7 +67,7 @@ def sources() -> list[Path]:
 
 @cache
 def digest() -> str:
-    """Return a digest of the sources and the flags."""
+    """Return the digest of the sources and the flags."""
     content = hashlib.sha256(repr((FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
     for path in sorted((*sources(), *SOURCES.rglob("*.h"))):
         content.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
@@ -54,58 +75,183 @@ def digest() -> str:
 
 
 def folders() -> tuple[Path, Path]:
-    """Return the folders of libraries: one beside the sources, and one in the user's cache if that is not writable."""
+    """Return where libraries lie: beside the sources, or in the user's cache where that is not writable."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return SOURCES.parent / "_build", Path(cache_home) / "ternvl" / "kernels"
 
 
 def find(isa: str) -> Path | None:
-    """Return the library of an instruction set, or None if it has not been built from these sources."""
+    """Return the library of an instruction set, if it is built from these sources."""
     paths = (folder / f"{isa}-{digest()}.so" for folder in folders())
     return next((path for path in paths if path.is_file()), None)
 
 
-def build() -> list[str]:
-    """Compile the libraries that are not up to date, and return their instruction sets. Raises BuildError."""
-    wanted = [isa for isa in FLAGS if find(isa) is None]
-    if not wanted:
+def best_isa() -> str:
+    """Return the best instruction set that this CPU and its operating system support.
+
+    A library of one small file asks the CPU; it is compiled first if it is not there, in a fraction of a second. Raises
+    BuildError.
+    """
+    if find(_PROBE) is None:
+        with _alone() as folder:
+            if find(_PROBE) is None:
+                _make([_PROBE], find_compiler(), folder)
+    path = find(_PROBE)
+    try:
+        function = ctypes.CDLL(str(path)).ternvl_best_isa
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded: {error}") from error
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
+
+
+def build(*isas: str) -> list[str]:
+    """Compile the libraries of these instruction sets that are not up to date, and return the names of those.
+
+    Without arguments it is the instruction set that this CPU uses. Before a compilation, one line on standard error
+    says what is compiled. Processes and threads that need the same library wait for the one that compiles it. Raises
+    BuildError.
+    """
+    wanted = isas or (best_isa(),)
+    if all(map(find, wanted)):
         return []
     compiler = find_compiler()
+    with _alone() as folder:
+        missing = [isa for isa in wanted if find(isa) is None]
+        if missing:
+            _say(_plan(missing))
+            _make(missing, compiler, folder)
+            _remove_others(folders()[0])
+    return missing
+
+
+def start() -> None:
+    """Begin to compile what this process will need, on a thread of its own, unless it is up to date.
+
+    A later `build` waits for it, and meets the same error if there is one. So the caller can import torch meanwhile.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice == "auto" or choice in FLAGS:
+        isas = () if choice == "auto" else (choice,)
+        threading.Thread(target=_try_to_build, args=isas, name="ternvl-build", daemon=True).start()
+
+
+def stop() -> None:
+    """End all compilers that this process has started, and remove their unfinished files. Later builds fail."""
+    global _is_stopped
+    _is_stopped = True
+    for process in tuple(_running):
+        process.kill()
+    for scratch in tuple(_scratches):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _try_to_build(*isas: str) -> None:
+    with suppress(BuildError, OSError):  # the loader meets it again, and reports it
+        build(*isas)
+
+
+@contextmanager
+def _alone() -> Iterator[Path]:
+    """Keep other threads and processes from building, and yield the folder to write to. Raises BuildError."""
     folder = _writable_folder()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {isa: _start(pool, compiler, isa, Path(scratch)) for isa in wanted}
-        for isa, objects in jobs.items():
-            library = Path(scratch) / f"{isa}.so"
-            # No OpenMP library is linked: torch has loaded one already, so that there is one pool of threads.
-            _run([*compiler, "-shared", "-o", str(library), *(job.result() for job in objects)])
-            os.replace(library, folder / f"{isa}-{digest()}.so")
-    _remove_others(folders()[0])
-    return wanted
+    with _building, (folder / "lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                _say("waiting for another process, which is compiling the CPU kernels.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
 
 
-def _start(pool: ThreadPoolExecutor, compiler: Sequence[str], isa: str, scratch: Path) -> list[Future[str]]:
-    return [pool.submit(_compile, compiler, isa, source, scratch) for source in sources()]
+def _plan(isas: Sequence[str]) -> str:
+    seconds = ceil(len(isas) * _SECONDS_PER_SET / _num_processors() / 5) * 5
+    return f"compiling the CPU kernels for {', '.join(isas)}, once; this takes about {seconds} s on an idle machine."
 
 
-def _compile(compiler: Sequence[str], isa: str, source: Path, scratch: Path) -> str:
-    target = scratch / "-".join((isa, *source.relative_to(SOURCES).with_suffix(".o").parts))
-    flags = (*COMMON_FLAGS, *MORE_FLAGS, *FLAGS[isa], f"-I{SOURCES}")
-    _run([*compiler, *flags, "-c", str(source), "-o", str(target)])
-    return str(target)
+def _num_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(command: Sequence[str]) -> None:
+def _make(isas: Sequence[str], compiler: Sequence[str], folder: Path) -> None:
+    """Compile libraries and put them into `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        _scratches.add(scratch)
+        try:
+            commands = [_compilation(compiler, isa, source, scratch) for isa in isas for source in _sources_of(isa)]
+            _run_all(commands, scratch)
+            # Not linked with an OpenMP library: the symbols are those of torch's, so that there is one thread pool.
+            _run_all([_link(compiler, isa, scratch) for isa in isas], scratch)
+            for isa in isas:
+                os.replace(scratch / f"{isa}.so", folder / f"{isa}-{digest()}.so")
+        finally:
+            _scratches.discard(scratch)
+
+
+def _sources_of(isa: str) -> list[Path]:
+    """Return the sources of a library, the largest first, which makes the last compilations end together."""
+    if isa == _PROBE:
+        return [SOURCES / "isa.cpp"]
+    return sorted(sources(), key=lambda path: -path.stat().st_size)
+
+
+def _object(isa: str, source: Path, scratch: Path) -> str:
+    return str(scratch / "-".join((isa, *source.relative_to(SOURCES).with_suffix(".o").parts)))
+
+
+def _compilation(compiler: Sequence[str], isa: str, source: Path, scratch: Path) -> list[str]:
+    flags = (*COMMON_FLAGS, *MORE_FLAGS, *FLAGS.get(isa, ()), f"-I{SOURCES}")
+    return [*compiler, *flags, "-c", str(source), "-o", _object(isa, source, scratch)]
+
+
+def _link(compiler: Sequence[str], isa: str, scratch: Path) -> list[str]:
+    objects = [_object(isa, source, scratch) for source in _sources_of(isa)]
+    return [*compiler, "-shared", "-o", str(scratch / f"{isa}.so"), *objects]
+
+
+def _run_all(commands: Sequence[Sequence[str]], scratch: Path) -> None:
+    """Run commands, as many at a time as there are processors. Raises BuildError for the first one that fails."""
+    waiting, running = list(reversed(commands)), dict[subprocess.Popen[bytes], Path]()
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        while waiting or running:
+            while waiting and len(running) < _num_processors():
+                errors = scratch / f"{len(waiting)}.txt"
+                running[_launch(waiting.pop(), errors)] = errors
+            time.sleep(0.01)
+            for process in [each for each in running if each.poll() is not None]:
+                _check(process, running.pop(process))
+    finally:
+        for process in running:
+            process.kill()
+            _running.discard(process)
+
+
+def _launch(command: Sequence[str], errors: Path) -> subprocess.Popen[bytes]:
+    if _is_stopped:
+        raise BuildError("the process is ending")
+    try:
+        with errors.open("wb") as file:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise BuildError(f"{command[0]} failed: {lines[0] if lines else done.returncode}")
+    _running.add(process)
+    return process
+
+
+def _check(process: subprocess.Popen[bytes], errors: Path) -> None:
+    _running.discard(process)
+    if process.returncode:
+        said = errors.read_text(errors="replace").splitlines()
+        lines = [line for line in said if "error" in line] or said
+        program = str(cast(Sequence[str], process.args)[0])
+        raise BuildError(f"{program} failed: {lines[0] if lines else process.returncode}")
 
 
 def find_compiler() -> list[str]:
-    """Return the command `$CXX`, or the first compiler that is found. Raises BuildError if there is none."""
+    """Return `$CXX`, or the first compiler that is there. Raises BuildError if there is none."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)
     for name in ("g++", "c++", "clang++"):
@@ -126,26 +272,33 @@ def _writable_folder() -> Path:
 
 
 def _remove_others(folder: Path) -> None:
-    """Delete the libraries of other sources."""
+    """Remove the libraries of older sources."""
     for path in folder.glob("*.so"):
         if digest() not in path.name:
             path.unlink(missing_ok=True)
 
 
-def main(quiet: bool = False) -> None:
-    """Build and print the result. A missing compiler is no failure, because torch then computes everything.
+def _say(text: str) -> None:
+    print(f"ternvl: {text}", file=sys.stderr, flush=True)
 
-    With `quiet` nothing is printed if everything is up to date.
+
+def main(isas: Sequence[str] = (), quiet: bool = False) -> None:
+    """Build, and print what was built. Without a compiler torch computes everything, so that is no failure.
+
+    `quiet` prints nothing if everything is up to date.
     """
+    began = time.monotonic()
     try:
-        built = build()
+        built = build(*isas)
     except BuildError as error:
-        print(f"ternvl: no native kernels: {error}; torch computes instead, slower.", file=sys.stderr)
+        _say(f"no native kernels: {error}; torch computes instead, slower.")
         return
     if built or not quiet:
-        text = f"built for {', '.join(built)}" if built else "up to date"
-        print(f"ternvl: native kernels are {text}.", file=sys.stderr)
+        text = f"built for {', '.join(built)} in {time.monotonic() - began:.0f} s" if built else "up to date"
+        _say(f"native kernels are {text}.")
 
+
+atexit.register(stop)
 
 if __name__ == "__main__":
-    main(quiet="--quiet" in sys.argv[1:])
+    main(tuple(FLAGS) if "--all" in sys.argv[1:] else (), quiet="--quiet" in sys.argv[1:])

@@ -21,7 +21,7 @@ from ternvl.kernels import build
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "TERNVL_KERNELS"
+VARIABLE = build.VARIABLE
 CHOICES = ("auto", "torch", *build.X86_FLAGS)
 
 Pointer, Int, Int64, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
@@ -75,11 +75,10 @@ def load(choice: str) -> Library | None:
     None. Raises ConfigError as `library` does.
     """
     try:
-        _build()
         best = _best_isa()
         if choice != "auto" and choice not in _up_to(best):
             raise ConfigError(f"{VARIABLE} is {choice!r}, but this CPU has only {', '.join(_up_to(best))}.")
-        loaded = Library(best if choice == "auto" else choice)
+        loaded = Library(_built(best if choice == "auto" else choice))
         _check(loaded)
     except (OSError, AttributeError, build.BuildError) as error:
         log.warning("The native kernels cannot be used (%s); torch computes instead, slower.", error)
@@ -87,14 +86,15 @@ def load(choice: str) -> Library | None:
     return loaded
 
 
-def _build() -> None:
-    if built := build.build():
-        log.info("Built the native kernels for %s.", ", ".join(built))
+def _built(isa: str) -> str:
+    """Build the library of an instruction set if it is not up to date. Raises build.BuildError."""
+    if build.build(isa):
+        log.info("Built the native kernels for %s.", isa)
+    return isa
 
 
 def _best_isa() -> str:
-    name: bytes = Library("portable").function("ternvl_best_isa", result=ctypes.c_char_p)()
-    return name.decode()
+    return build.best_isa()
 
 
 def _up_to(best: str) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,14 +65,14 @@ def test_a_compiler_that_fails(
 ) -> None:
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, "echo 'x.cpp: error: too old' >&2; exit 1"))
     serves_torch(caplog, "too old")
-    assert list(empty.iterdir()) == [], "nothing is left behind"
+    assert [path.name for path in empty.iterdir()] == ["lock"], "nothing is left behind"
 
 
 def test_a_library_that_is_broken(
     empty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo broken >"$2"'))
-    serves_torch(caplog, f"portable-{build.digest()}.so")
+    serves_torch(caplog, f"isa-{build.digest()}.so")
 
 
 def test_a_library_that_computes_wrong_results(
@@ -120,21 +121,77 @@ def test_threads_are_torchs() -> None:
     assert len({line.split()[-1] for line in lines if "omp" in Path(line.split()[-1]).name and ".so" in line}) == 1
 
 
-def test_the_command_says_what_it_did(tmp_path: Path) -> None:
-    compiler = fake_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo made >"$2"')
-    script = (
-        "import sys, pathlib; from ternvl.kernels import build; "
-        "build.folders = lambda: (pathlib.Path(sys.argv[1]), pathlib.Path('/nowhere')); build.main()"
-    )
+MAKES_A_FILE = 'while [ "$1" != -o ]; do shift; done; echo made >"$2"'
+BUILDS = (
+    "import sys, pathlib; from ternvl.kernels import build; "
+    "build.folders = lambda: (pathlib.Path(sys.argv[1]), pathlib.Path('/nowhere')); "
+)
 
-    def run(**env: str) -> str:
-        command = [sys.executable, "-c", script, str(tmp_path / "out")]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
 
-    assert "no native kernels: /no/such/c++ cannot be run" in run(CXX="/no/such/c++")
-    assert "native kernels are built for portable" in run(CXX=compiler)
-    assert run(CXX="/no/such/c++") == "ternvl: native kernels are up to date.\n"
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+def builder(folder: Path, code: str, **env: str) -> subprocess.Popen[str]:
+    """A process that builds into a folder."""
+    command = [sys.executable, "-c", BUILDS + code, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stderr=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_the_command_says_what_it_does(tmp_path: Path) -> None:
+    compiler, out = fake_compiler(tmp_path, MAKES_A_FILE), tmp_path / "out"
+    code = "build.main(tuple(build.FLAGS))"
+    assert "no native kernels: /no/such/c++ cannot be run" in said(builder(out, code, CXX="/no/such/c++"))
+    plan, done = said(builder(out, code, CXX=compiler)).splitlines()
+    assert plan.startswith("ternvl: compiling the CPU kernels for portable")
+    assert plan.endswith(" s on an idle machine.")
+    assert done.startswith("ternvl: native kernels are built for portable")
+    assert said(builder(out, code, CXX="/no/such/c++")) == "ternvl: native kernels are up to date.\n"
+    names = sorted(path.name for path in out.glob("*.so"))
     assert names == sorted(f"{isa}-{build.digest()}.so" for isa in build.FLAGS)
+
+
+def test_only_the_instruction_set_of_this_cpu_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library() is None:
+        pytest.skip("there is no compiler")
+    best = build.best_isa()
+    monkeypatch.setattr(build, "folders", lambda: (tmp_path / "out", tmp_path / "cache"))
+    monkeypatch.setattr(build, "best_isa", lambda: best)
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, MAKES_A_FILE))
+    assert build.build() == [best]
+    assert [path.name for path in (tmp_path / "out").glob("*.so")] == [f"{best}-{build.digest()}.so"]
+    assert build.build() == []
+
+
+def test_two_processes_compile_once(tmp_path: Path) -> None:
+    """The second one waits for the first, says so, and finds the library."""
+    script = f'echo "$*" >>{tmp_path}/log; sleep 0.05; {MAKES_A_FILE}'
+    compiler, out = fake_compiler(tmp_path, script), tmp_path / "out"
+    code = "build.main(('portable',))"
+    first = builder(out, code, CXX=compiler)
+    while not (tmp_path / "log").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    assert said(builder(out, code, CXX=compiler)).splitlines() == [
+        "ternvl: waiting for another process, which is compiling the CPU kernels.",
+        "ternvl: native kernels are up to date.",
+    ]
+    assert "built for portable" in said(first)
+    assert len((tmp_path / "log").read_text().splitlines()) == len(build.sources()) + 1
+
+
+def test_a_start_compiles_beside_the_caller_and_is_waited_for(tmp_path: Path) -> None:
+    compiler, out = fake_compiler(tmp_path, MAKES_A_FILE), tmp_path / "out"
+    code = "build.start(); build.main(('portable',))"
+    lines = said(builder(out, code, CXX=compiler, TERNVL_KERNELS="portable")).splitlines()
+    assert sum("compiling" in line for line in lines) == 1
+    assert not any("waiting" in line for line in lines)
+
+
+def test_an_end_of_the_process_ends_the_compilers(tmp_path: Path) -> None:
+    compiler, out = fake_compiler(tmp_path, f"touch {tmp_path}/begun; exec sleep 60"), tmp_path / "out"
+    code = f"build.start(); log = pathlib.Path({str(tmp_path)!r}, 'begun')\nwhile not log.exists(): pass"
+    assert "compiling" in said(builder(out, code, CXX=compiler, TERNVL_KERNELS="portable"))
+    assert [path.name for path in out.iterdir()] == ["lock"]
