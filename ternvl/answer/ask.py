@@ -42,6 +42,10 @@ class Ask:
     """Whether the answer continues the last message of the conversation."""
     max_dynamic_patch: int | None = None
     """The most tiles that an image is cut into, thumbnail apart; None takes the prompt builder's setting."""
+    min_dynamic_patch: int | None = None
+    """The fewest tiles that an image is cut into; None takes the checkpoint's setting."""
+    use_thumbnail: bool | None = None
+    """Whether the whole image follows its tiles if there are several; None takes the checkpoint's setting."""
     splits_reasoning: bool = True
     """Whether text between `<think>` and `</think>` at the beginning of an answer is reasoning rather than text."""
     path: str = "messages"
@@ -133,6 +137,8 @@ def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt
         add_generation_prompt=ask.add_generation_prompt,
         continue_final_message=ask.continue_final_message,
         max_dynamic_patch=ask.max_dynamic_patch,
+        min_dynamic_patch=ask.min_dynamic_patch,
+        use_thumbnail=ask.use_thumbnail,
         path=ask.path,
         max_tokens=max_tokens,
     )

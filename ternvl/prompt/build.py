@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -25,6 +26,15 @@ MAX_DYNAMIC_PATCH = 64
 """The most tiles, without the thumbnail, that one image may be cut into by any setting."""
 
 _WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TileSettings:
+    """How the images of one prompt are cut into tiles."""
+
+    min_num: int
+    max_num: int
+    thumbnail: bool
 
 
 class PromptBuilder:
@@ -56,19 +66,22 @@ class PromptBuilder:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         max_dynamic_patch: int | None = None,
+        min_dynamic_patch: int | None = None,
+        use_thumbnail: bool | None = None,
         path: str = "messages",
         max_tokens: int | None = None,
     ) -> Prompt:
         """Return the conversation as the model takes it.
 
         With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
-        detail "low" becomes one tile, others up to `max_dynamic_patch` (by default the builder's) and a thumbnail.
+        detail "low" becomes one tile, others `min_dynamic_patch` (by default the checkpoint's) to `max_dynamic_patch`
+        (by default the builder's) and, with `use_thumbnail` (by default as the checkpoint says), a thumbnail.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
         written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
         ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
         before any image is fetched.
         """
-        max_num = self.max_dynamic_patch if max_dynamic_patch is None else _in_range(max_dynamic_patch)
+        settings = self._tile_settings(min_dynamic_patch, max_dynamic_patch, use_thumbnail)
         self._check(messages, path)
         _check_json(tools)
         pieces = render(
@@ -80,13 +93,24 @@ class PromptBuilder:
         )
         _check_characters(pieces, path)
         encoded = self._encode(pieces, max_tokens, path)
-        tiled = self._tile_all(messages, max_num)
+        tiled = self._tile_all(messages, settings)
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
         token_ids = self.tokenizer.place_images(encoded, counts)
         if not tiled:
             return Prompt(tuple(token_ids))
         pixel_values = to_pixel_values([tile for cut in tiled for tile in cut])
         return Prompt(tuple(token_ids), self._spans(token_ids, tiled), pixel_values)
+
+    def _tile_settings(self, least: int | None, most: int | None, thumbnail: bool | None) -> TileSettings:
+        """Return the settings of a prompt, given those of its request. The checkpoint's minimum yields to a maximum."""
+        max_num = self.max_dynamic_patch if most is None else _in_range(most)
+        if least is not None and least > max_num:
+            message = f"min_dynamic_patch is {least}, more than the {max_num} of max_dynamic_patch."
+            raise RequestError(message, param="mm_processor_kwargs.min_dynamic_patch")
+        min_num = (
+            min(self.config.min_dynamic_patch, max_num) if least is None else _in_range(least, "min_dynamic_patch")
+        )
+        return TileSettings(min_num, max_num, self.config.use_thumbnail if thumbnail is None else thumbnail)
 
     def _encode(self, pieces: Sequence[Piece], max_tokens: int | None, path: str) -> list[list[int] | ImageSlot]:
         try:
@@ -120,7 +144,7 @@ class PromptBuilder:
                 f"{path} holds {num_images} images; a request may hold {self.limits.max_images}.", param=path
             )
 
-    def _tile_all(self, messages: Sequence[Message], max_num: int) -> list[list[Image.Image]]:
+    def _tile_all(self, messages: Sequence[Message], settings: TileSettings) -> list[list[Image.Image]]:
         """The tiles of each image of the conversation. Several images are fetched and cut at the same time."""
         images = [
             (image, number, _path(message, index))
@@ -130,7 +154,7 @@ class PromptBuilder:
 
         def work(image: ImageInput, number: int, path: str) -> list[Image.Image]:
             try:
-                return self._tile(image, max_num, f"{path} image {number}")
+                return self._tile(image, settings, f"{path} image {number}")
             except ImageError as error:
                 error.param = f"{path}.content"
                 raise
@@ -140,21 +164,21 @@ class PromptBuilder:
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="image") as pool:
             return list(pool.map(lambda each: work(*each), images))
 
-    def _tile(self, image: ImageInput, max_num: int, name: str) -> list[Image.Image]:
+    def _tile(self, image: ImageInput, settings: TileSettings, name: str) -> list[Image.Image]:
         if isinstance(image.source, str):
             data = fetch(image.source, self.limits, name)
             with self._decoding:
-                return self._cut(decode(data, self.limits, name), image.detail, max_num)
-        return self._cut(to_rgb(image.source, name), image.detail, max_num)
+                return self._cut(decode(data, self.limits, name), image.detail, settings)
+        return self._cut(to_rgb(image.source, name), image.detail, settings)
 
-    def _cut(self, picture: Image.Image, detail: Detail, max_num: int) -> list[Image.Image]:
-        max_num = 1 if detail == "low" else max_num
+    def _cut(self, picture: Image.Image, detail: Detail, settings: TileSettings) -> list[Image.Image]:
+        max_num = 1 if detail == "low" else settings.max_num
         return tiles(
             picture,
-            min_num=min(self.config.min_dynamic_patch, max_num),
+            min_num=min(settings.min_num, max_num),
             max_num=max_num,
             side=self.config.tile_size,
-            thumbnail=self.config.use_thumbnail,
+            thumbnail=settings.thumbnail,
         )
 
     def _spans(self, token_ids: Sequence[int], tiled: Sequence[Sequence[Image.Image]]) -> tuple[ImageSpan, ...]:
@@ -186,14 +210,11 @@ def _digest(cut: Sequence[Image.Image]) -> bytes:
     return digest.digest()
 
 
-def _in_range(max_dynamic_patch: int) -> int:
-    is_integer = isinstance(max_dynamic_patch, int) and not isinstance(max_dynamic_patch, bool)
-    if not is_integer or not 1 <= max_dynamic_patch <= MAX_DYNAMIC_PATCH:
-        raise RequestError(
-            f"max_dynamic_patch is {max_dynamic_patch!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.",
-            param="max_dynamic_patch",
-        )
-    return max_dynamic_patch
+def _in_range(count: int, name: str = "max_dynamic_patch") -> int:
+    is_integer = isinstance(count, int) and not isinstance(count, bool)
+    if not is_integer or not 1 <= count <= MAX_DYNAMIC_PATCH:
+        raise RequestError(f"{name} is {count!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.", param=name)
+    return count
 
 
 def _check_json(tools: Sequence[Mapping[str, Any]]) -> None:

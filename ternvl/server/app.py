@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ternvl.config import ServerConfig
+from ternvl.server import request_id
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
 from ternvl.server.guard.auth import BearerAuth
@@ -55,7 +56,12 @@ def _middleware(serving: Serving) -> list[Middleware]:
 
     CORS comes before the check of keys, because browsers send preflight requests without a key.
     """
-    config, middleware = serving.config, [Middleware(Described), Middleware(Measured, metrics=serving.metrics)]
+    config = serving.config
+    middleware = [
+        Middleware(request_id.Identified),
+        Middleware(Described),
+        Middleware(Measured, metrics=serving.metrics),
+    ]
     if config.allowed_origins:
         middleware.append(
             Middleware(
@@ -63,7 +69,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[IGNORED_FIELDS],
+                expose_headers=[IGNORED_FIELDS, request_id.HEADER, "Retry-After"],
             )
         )
     if config.api_key or config.admin_key:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.server.errors import ClientGone, HTTPError
 from ternvl.server.guard.limits import read_json
+from ternvl.server.request_id import in_words
 from ternvl.server.schema.fields import ignored_header, parse
 from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
@@ -42,7 +43,7 @@ async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dic
     value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
     headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
     if ignored:
-        logger.warning("A request has unknown fields, which are ignored: %s", headers[IGNORED_FIELDS])
+        logger.warning("A request has unknown fields, which are ignored: %s%s", headers[IGNORED_FIELDS], in_words())
     return value, headers
 
 

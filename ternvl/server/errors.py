@@ -23,6 +23,7 @@ from ternvl.errors import (
     UnavailableError,
     UnknownAdapterError,
 )
+from ternvl.server.request_id import in_words
 
 logger = logging.getLogger("ternvl.server")
 
@@ -110,10 +111,9 @@ def to_http(error: BaseException) -> HTTPError:
         case RequestTimeoutError():
             return HTTPError(504, str(error), code="request_timeout")
     error_id = f"err_{token_hex(8)}"
-    logger.error("%s: %s", error_id, error, exc_info=error)
-    return HTTPError(
-        500, f"The server failed on this request; its log has the cause under the id {error_id}.", code=error_id
-    )
+    logger.error("%s%s: %s", error_id, in_words(), error, exc_info=error)
+    message = f"The server failed on this request; its log has the cause under the id {error_id}{in_words()}."
+    return HTTPError(500, message, code=error_id)
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:

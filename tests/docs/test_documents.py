@@ -24,7 +24,7 @@ PAGES += sorted((ROOT / "ternvl" / "embedded").rglob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-OTHERS_FLAGS = {"--constraint", "--help"}
+OTHERS_FLAGS = {"--all", "--constraint", "--help"}
 """Flags of pip, and the one that every command has."""
 SCRIPTS = [path for folder in ("benchmarks", "training", "scripts") for path in (ROOT / folder).rglob("*.py")]
 

@@ -56,6 +56,20 @@ def counts(prompt: Prompt) -> dict[str, int]:
     return {token: prompt.token_ids.count(TOKENIZER.control_id(token)) for token in CONTROL}
 
 
+def test_the_settings_for_tiles_hold_for_a_prompt() -> None:
+    def num_tiles(**settings: Any) -> int:
+        return ask(noise(60, 30), **settings).images[0].num_tiles
+
+    assert num_tiles() == 3
+    assert num_tiles(use_thumbnail=False) == 2
+    assert num_tiles(min_dynamic_patch=7) == 9
+    assert num_tiles(min_dynamic_patch=1, max_dynamic_patch=1) == 1
+    assert num_tiles(min_dynamic_patch=7, detail="low") == 1
+    for least in (0, 13):
+        with pytest.raises(RequestError, match=f"min_dynamic_patch is {least}"):
+            num_tiles(min_dynamic_patch=least)
+
+
 def test_text_alone() -> None:
     prompt = BUILDER.build(parse_messages([{"role": "user", "content": "Hi"}]))
     expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

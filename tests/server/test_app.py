@@ -14,7 +14,7 @@ from tests.server.calling import BRIEF, CHAT, error_of
         ("GET", CHAT, 405, ["POST"]),
         ("POST", "/v1/models", 405, ["GET", "HEAD"]),
         ("GET", "/nope", 404, [""]),
-        ("POST", "/chat/completions", 404, [""]),
+        ("POST", "/v2/chat/completions", 404, [""]),
     ],
 )
 def test_unknown_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, allowed: list[str]) -> None:

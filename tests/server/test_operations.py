@@ -102,6 +102,19 @@ def test_every_operation_asks_for_the_key_of_its_access(guarded: httpx.Client, o
         assert set(refused) == ({"type", "error"} if operation.error_shape == "anthropic" else {"error"})
 
 
+def test_a_path_without_v1_is_answered_as_with_it(http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    for path in ("/chat/completions", "/messages", "/messages/count_tokens"):
+        assert http.post(path, json=body).json().keys() == http.post("/v1" + path, json=body).json().keys()
+    assert http.post("/completions", json={"prompt": "a", "max_tokens": 1}).json()["object"] == "text_completion"
+    assert http.post("/responses/input_tokens", json={"input": "a"}).json()["object"] == "response.input_tokens"
+    assert http.get("/models").json()["data"][0]["id"] == "tiny"
+    assert http.get("/models/tiny").json()["id"] == "tiny"
+    assert http.post("/messages", json={}).json()["type"] == "error"
+    assert description("/chat/completions")[ENDPOINT] == "/v1/chat/completions"
+    assert description("/load_lora_adapter")[ACCESS] == "admin"
+
+
 def test_an_unknown_path_is_answered_in_the_shape_of_its_protocol(http: httpx.Client) -> None:
     below = http.post("/v1/messages/batches", json={})
     assert (below.status_code, below.json()["type"]) == (404, "error")

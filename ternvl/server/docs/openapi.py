@@ -7,27 +7,32 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ternvl import __version__
+from ternvl.server.docs import answers
 from ternvl.server.docs.operation import JSON, Operation
 from ternvl.server.docs.page import render
 
 REFERENCE = "#/components/schemas/{model}"
 
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+_ERROR_TYPES: dict[str, Any] = {"openai": answers.Error, "anthropic": answers.AnthropicError}
+
 _ERRORS = {
     400: "The body is not JSON, a field is invalid, an image cannot be used, or the prompt is too long.",
     401: "The key is missing or wrong.",
+    403: "Loading, unloading or uploading adapters is not allowed.",
     404: "The model is not served.",
     408: "The body did not arrive in time.",
-    403: "Loading, unloading or uploading adapters is not allowed.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
     429: "Too many requests are waiting; Retry-After says when to try again.",
     500: "The server failed; its log has the cause under the id in the message.",
-    503: "The server is stopping.",
+    503: "The server is stopping, or is not ready.",
     504: "The answer took longer than the server allows.",
 }
 
@@ -52,34 +57,58 @@ def _load(name: str) -> dict[str, Any]:
 @cache
 def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of a list of endpoints."""
-    models = [operation.request for operation in operations if operation.request]
-    _, described = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
+    schemas, described = _schemas(operations)
     paths: dict[str, Any] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, schemas)
     security = {"bearer": {"type": "http", "scheme": "bearer"}}
     description = "InternVL3 behind an OpenAI-compatible API."
     return {
         "openapi": "3.1.0",
         "info": {"title": "ternvl", "version": __version__, "description": description},
         "paths": paths,
-        "components": {"schemas": described["$defs"] | _error_schemas(), "securitySchemes": security},
+        "components": {"schemas": described, "securitySchemes": security},
         "security": [{}, {"bearer": []}],
     }
 
 
-def _describe(operation: Operation) -> dict[str, Any]:
+def _schemas(operations: tuple[Operation, ...]) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
+    """Return the schema of each type of request and answer, and the definitions that they refer to."""
+    types: list[Any] = [each.request for each in operations if each.request]
+    types += [each.answer for each in operations if each.answer] + list(_ERROR_TYPES.values())
+    inputs = [(str(each), "validation", TypeAdapter(each)) for each in types]
+    found, document = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas = {each: found[str(each), "validation"] for each in types}
+    return schemas, _in_words_of_json_schema(document["$defs"])
+
+
+def _in_words_of_json_schema(value: Any) -> Any:
+    """Return schemas in which a limit of a number is called `minimum` or `maximum`.
+
+    Pydantic leaves its own words in the schema of a number that is converted first, as `Integer` is.
+    """
+    if isinstance(value, list):
+        return [_in_words_of_json_schema(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    words = _LIMITS if value.get("type") in ("integer", "number") else {}
+    return {words.get(name, name): _in_words_of_json_schema(item) for name, item in value.items()}
+
+
+def _describe(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     example = load_examples().get(operation.name, {})
     description: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": _operation_id(operation),
-        "responses": {"200": _answer(operation, example)} | _errors(operation),
+        "responses": {"200": _answer(operation, schemas, example)} | _errors(operation, schemas),
     }
     if "{id}" in operation.path:
         description["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     if operation.request:
-        schema = {"$ref": REFERENCE.format(model=operation.request.__name__)}
-        content = {operation.takes: {"schema": schema} | ({"example": example["request"]} if example else {})}
+        content = {
+            operation.takes: {"schema": schemas[operation.request]}
+            | ({"example": example["request"]} if example else {})
+        }
         description["requestBody"] = {"required": True, "content": content}
     return description
 
@@ -89,58 +118,34 @@ def _operation_id(operation: Operation) -> str:
     return operation.method + "_" + words.replace("/", "_").replace("-", "_").replace(".", "_")
 
 
-def _answer(operation: Operation, example: dict[str, Any]) -> dict[str, Any]:
-    answer = example.get("answer")
-    shown = {} if answer is None else {"example": answer}
-    content: dict[str, Any] = {operation.media_type: {"schema": schema_of(answer)} | shown}
+def _answer(operation: Operation, schemas: dict[Any, dict[str, Any]], example: dict[str, Any]) -> dict[str, Any]:
+    shown = {"example": example["answer"]} if "answer" in example else {}
+    schema = schemas[operation.answer] if operation.answer else {"type": "string"}
+    content: dict[str, Any] = {operation.media_type: {"schema": schema} | shown}
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {"description": operation.summary, "content": content}
 
 
-def _errors(operation: Operation) -> dict[str, Any]:
-    model = "AnthropicError" if operation.error_shape == "anthropic" else "Error"
-    content = {JSON: {"schema": {"$ref": REFERENCE.format(model=model)}}}
-    statuses = _ERRORS if operation.request else {status: _ERRORS[status] for status in (401, 500)}
-    return {str(status): {"description": text, "content": content} for status, text in statuses.items()}
+def _errors(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    error = {JSON: {"schema": schemas[_ERROR_TYPES[operation.error_shape]]}}
+    errors = {str(status): {"description": _ERRORS[status], "content": error} for status in _statuses(operation)}
+    if operation.path in ("/health", "/ready"):  # their 503 has the shape of their 200
+        content = {JSON: {"schema": schemas[operation.answer]}}
+        errors["503"] = {"description": _ERRORS[503], "content": content}
+    return errors
 
 
-def schema_of(value: Any) -> dict[str, Any]:
-    """Return a schema that an example matches, with its types and the keys of its objects."""
-    match value:
-        case None:
-            return {}
-        case bool():
-            return {"type": "boolean"}
-        case int() | float():
-            return {"type": "number"}
-        case str():
-            return {"type": "string"}
-        case list():
-            return {"type": "array", "items": schema_of(value[0]) if value else {}}
-    return {
-        "type": "object",
-        "required": list(value),
-        "properties": {name: schema_of(item) for name, item in value.items()},
-    }
-
-
-def _error_schemas() -> dict[str, Any]:
-    text, nullable = {"type": "string"}, {"type": ["string", "null"]}
-    error = {
-        "type": "object",
-        "required": ["message", "type", "param", "code"],
-        "properties": {"message": text, "type": text, "param": nullable, "code": nullable},
-    }
-    anthropic = {"type": "object", "required": ["type", "message"], "properties": {"type": text, "message": text}}
-    return {
-        "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
-        "AnthropicError": {
-            "type": "object",
-            "required": ["type", "error"],
-            "properties": {"type": {"const": "error"}, "error": anthropic},
-        },
-    }
+def _statuses(operation: Operation) -> list[int]:
+    """Return the error statuses of an endpoint."""
+    statuses = {500} if operation.access == "open" else {401, 500}
+    if "{id}" in operation.path:
+        statuses |= {404}
+    if operation.request:
+        statuses |= {400, 404, 408, 413, 415, 429, 503, 504}
+    if operation.access == "admin":
+        statuses |= {403}
+    return sorted(statuses)
 
 
 async def page_schema(request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -23,6 +23,8 @@ class Operation:
     """One sentence for the documentation."""
     request: type[BaseModel] | None = None
     """The schema of the request's body; None for a GET request."""
+    answer: Any = None
+    """The type of the answer, one of `docs/answers.py`; None for an answer of another media type than JSON."""
     streams: bool = False
     """Whether the answer may be a stream of server-sent events."""
     access: Literal["open", "key", "admin"] = "key"

@@ -117,7 +117,7 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Cha
     async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
             for chunk in chunks.to_chunks(delta):
-                yield chunk
+                yield chunk | {"usage": chunks.usage} if request.repeats_usage else chunk
     yield chunks.chunk() | {"usage": chunks.usage}
 
 

@@ -16,7 +16,8 @@ from ternvl.prompt.messages import parse_messages
 from ternvl.sampling.tools import Tools
 from ternvl.server.schema.forms import FormFields, ToolChoiceField
 from ternvl.server.schema.sampling import SamplingFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, by, refuse, uri
+from ternvl.server.schema.tiles import TileFields
+from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, by, refuse, uri
 
 
 class TextPart(Schema):
@@ -30,7 +31,7 @@ class ImageUrl(Schema):
     """The URL of an image: `data:`, `http:`, `https:` or, if the server allows it, `file:`."""
 
     url: Annotated[str, AfterValidator(uri)]
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: DetailField | None = None
 
 
 class ImagePart(Schema):
@@ -129,13 +130,7 @@ class ToolDefinition(Schema):
     function: FunctionDefinition
 
 
-class ProcessorOptions(Schema):
-    """The settings for cutting images into tiles, as in vLLM's `mm_processor_kwargs`."""
-
-    max_dynamic_patch: Annotated[Integer, Field(ge=1, le=40)] | None = None
-
-
-class ChatRequest(SamplingFields, FormFields):
+class ChatRequest(SamplingFields, FormFields, TileFields):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -144,7 +139,6 @@ class ChatRequest(SamplingFields, FormFields):
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
-    mm_processor_kwargs: ProcessorOptions | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -162,7 +156,7 @@ class ChatRequest(SamplingFields, FormFields):
             cache_salt=self.cache_salt or "",
             add_generation_prompt=self.add_generation_prompt is not False,
             continue_final_message=bool(self.continue_final_message),
-            max_dynamic_patch=self.mm_processor_kwargs.max_dynamic_patch if self.mm_processor_kwargs else None,
+            **self.tile_settings,
         )
 
     def _tools(self) -> Tools:
@@ -175,7 +169,7 @@ class ChatRequest(SamplingFields, FormFields):
 
     @model_validator(mode="after")
     def _chat_fields_agree(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refuse("top_logprobs", "is only allowed when logprobs is true")
         if self.continue_final_message and self.add_generation_prompt:
             raise refuse("continue_final_message", "and add_generation_prompt exclude each other")

@@ -113,7 +113,7 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
         async for delta in deltas:
             chunk = chunks.to_chunk(delta)
             if chunk:
-                yield chunk
+                yield chunk | {"usage": chunks.usage} if request.repeats_usage else chunk
     yield chunks.chunk() | {"usage": chunks.usage}
 
 

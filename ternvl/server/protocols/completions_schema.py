@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
+from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import SamplingFields, TokenId
 from ternvl.server.schema.types import REFUSED, Integer, refuse
 
@@ -37,7 +39,7 @@ PromptField = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, FormFields):
     """The body of `POST /v1/completions`."""
 
     prompt: PromptField
@@ -63,7 +65,7 @@ class CompletionRequest(SamplingFields):
 
     def to_asks(self, defaults: SamplingParams) -> list[Ask]:
         """Return an ask for each prompt."""
-        params = self.to_params(defaults)
+        params = replace(self.to_params(defaults), grammar=self.to_grammar())
         priority, salt = self.priority or 0, self.cache_salt or ""
         return [
             Ask(input=prompt, params=params, priority=priority, cache_salt=salt, splits_reasoning=False, path="prompt")

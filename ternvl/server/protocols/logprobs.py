@@ -26,12 +26,18 @@ def _shown(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any
 
 
 def legacy(tokenizer: Tokenizer, listed: Sequence[tuple[int, TokenLogprobs]], offset: int) -> dict[str, list[Any]]:
-    """Return the `logprobs` of the completions endpoint. `offset` is the number of characters before these tokens."""
+    """Return the `logprobs` of the completions endpoint. `offset` is the number of characters before these tokens.
+
+    Each element of `top_logprobs` also has the drawn token, if it is none of the most likely ones.
+    """
     entries = [entry(tokenizer, *item) for item in listed]
     tokens = [item["token"] for item in entries]
     return {
         "tokens": tokens,
         "token_logprobs": [item["logprob"] for item in entries],
-        "top_logprobs": [{top["token"]: top["logprob"] for top in item["top_logprobs"]} for item in entries],
+        "top_logprobs": [
+            {item["token"]: item["logprob"]} | {top["token"]: top["logprob"] for top in item["top_logprobs"]}
+            for item in entries
+        ],
         "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
     }

@@ -26,7 +26,9 @@ from ternvl.server.protocols.messages_blocks import (
     UrlSource,
     UserBlock,
 )
+from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import TextRequest
+from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, StopString, by, refuse
 
 
@@ -116,7 +118,7 @@ class OutputConfig(Schema):
         return self
 
 
-class CountTokensRequest(Schema):
+class CountTokensRequest(FormFields, TileFields):
     """The body of `POST /v1/messages/count_tokens`: the fields that determine the prompt."""
 
     model: str | None = None
@@ -133,6 +135,7 @@ class CountTokensRequest(Schema):
     tools: Annotated[list[CustomTool], Field(fail_fast=True)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     output_config: OutputConfig | None = None
+    output_format: AnthropicFormat | None = None
 
     def to_ask(self, params: SamplingParams) -> Ask:
         """Return the ask of the request. Reasoning stays part of the text."""
@@ -143,17 +146,20 @@ class CountTokensRequest(Schema):
             turns.insert(0, Message("system", _text(self.system), path="system"))
         return Ask(
             input=turns,
-            params=replace(params, grammar=self._grammar()),
+            params=replace(params, grammar=self.to_grammar()),
             tools=self._tools(),
             continue_final_message=turns[-1].role == "assistant" and not turns[-1].tool_calls,
             splits_reasoning=False,
+            **self.tile_settings,
         )
 
-    def _grammar(self) -> Grammar | None:
-        wanted = self.output_config.format if self.output_config else None
-        if wanted is None:
-            return None
-        return Grammar.of("json_schema", wanted.json_schema, param="output_config.format.schema")
+    def _grammars(self) -> Iterator[Grammar]:
+        yield from super()._grammars()
+        if self.output_config and self.output_config.format:
+            schema = self.output_config.format.json_schema
+            yield Grammar.of("json_schema", schema, param="output_config.format.schema")
+        if self.output_format:
+            yield Grammar.of("json_schema", self.output_format.json_schema, param="output_format.schema")
 
     def _tools(self) -> Tools:
         choice = self.tool_choice

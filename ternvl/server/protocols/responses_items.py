@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from ternvl.server.schema.types import REFUSED, STRING_OR_ARRAY, TAG_MARK, NonEmpty, Schema, by, uri
+from ternvl.server.schema.types import REFUSED, STRING_OR_ARRAY, TAG_MARK, DetailField, NonEmpty, Schema, by, uri
 
 
 class InputText(Schema):
@@ -21,7 +21,7 @@ class InputImage(Schema):
 
     type: Literal["input_image"]
     image_url: Annotated[str, AfterValidator(uri)]
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: DetailField | None = None
 
 
 class OutputText(Schema):

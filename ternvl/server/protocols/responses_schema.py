@@ -25,8 +25,9 @@ from ternvl.server.protocols.responses_items import (
     MessageItem,
     OutputText,
 )
-from ternvl.server.schema.forms import FunctionName, JsonObjectFormat, TextFormat
+from ternvl.server.schema.forms import FormFields, FunctionName, JsonObjectFormat, TextFormat
 from ternvl.server.schema.sampling import TextRequest
+from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import (
     STRING_OR_ARRAY,
     STRING_OR_OBJECT,
@@ -92,7 +93,7 @@ class TextOptions(Schema):
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseRequest(TextRequest):
+class ResponseRequest(TextRequest, FormFields, TileFields):
     """The body of `POST /v1/responses`. It also accepts the sampling fields of Chat Completions."""
 
     limit_name: ClassVar[str] = "max_output_tokens"
@@ -123,19 +124,22 @@ class ResponseRequest(TextRequest):
         """Return the ask of the request. Reasoning stays part of the text."""
         return Ask(
             input=list(self._turns()),
-            params=replace(self.to_params(defaults), grammar=self._grammar()),
+            params=replace(self.to_params(defaults), grammar=self.to_grammar()),
             tools=self._tools(),
             priority=self.priority or 0,
             cache_salt=self.cache_salt or "",
             splits_reasoning=False,
             path="input",
+            **self.tile_settings,
         )
 
-    def _grammar(self) -> Grammar | None:
+    def _grammars(self) -> Iterator[Grammar]:
+        yield from super()._grammars()
         wanted = self.text.format if self.text else None
         if isinstance(wanted, ResponseSchemaFormat):
-            return Grammar.of("json_schema", wanted.json_schema, param="text.format.schema")
-        return Grammar("json_object", param="text.format") if isinstance(wanted, JsonObjectFormat) else None
+            yield Grammar.of("json_schema", wanted.json_schema, param="text.format.schema")
+        elif isinstance(wanted, JsonObjectFormat):
+            yield Grammar("json_object", param="text.format")
 
     def _tools(self) -> Tools:
         choice: ToolChoice = "auto"
@@ -167,6 +171,10 @@ class ResponseRequest(TextRequest):
             turn = _turn(item, path)
         if turn is not None:
             yield turn
+
+
+class InputTokensRequest(ResponseRequest):
+    """The body of `POST /v1/responses/input_tokens`: that of `POST /v1/responses`, whose prompt is counted."""
 
 
 def _function(**function: Any) -> dict[str, Any]:

@@ -15,21 +15,22 @@ from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.endpoint import read, serving_of
-from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ProcessorOptions, ToolDefinition
+from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDefinition
+from ternvl.server.schema.fields import validate
 from ternvl.server.schema.sampling import TokenId
+from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import Schema, refuse
 
 
-class TokenizeRequest(Schema):
+class TokenizeRequest(TileFields):
     """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    mm_processor_kwargs: ProcessorOptions | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
@@ -43,7 +44,7 @@ class TokenizeRequest(Schema):
         if self.prompt is not None:
             return Ask(input=self.prompt, params=defaults, path="prompt")
         fields = self.model_dump(exclude={"prompt", "return_token_strs"}, exclude_unset=True)
-        return ChatRequest.model_validate(fields).to_ask(defaults)
+        return validate(ChatRequest, fields).to_ask(defaults)
 
 
 class DetokenizeRequest(Schema):

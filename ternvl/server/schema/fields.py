@@ -1,89 +1,22 @@
-"""Parses requests, and decides how fields that are not served are treated.
-
-A documented field (by ternvl, OpenAI, Anthropic or vLLM) is served or refused; it is never accepted and then ignored.
-An unknown field is accepted and reported.
-"""
+"""Parses requests: names the field that breaks a rule, refuses documented fields that are not served (`known.py`),
+and reports unknown fields."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
+from ternvl.server.schema.known import KNOWN_FIELDS, LABELS
 from ternvl.server.schema.types import REFUSED, TAG_MARK, Schema
 
 T = TypeVar("T", bound=Schema)
 
 UNSUPPORTED = "unsupported_parameter"
-
-OPENAI = ("chat", "completions", "responses", "tokens")
-"""The protocols in which OpenAI's and vLLM's fields are known."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownField:
-    """A documented field that is not served, except with the values that ask for the default behaviour."""
-
-    name: str
-    values: tuple[Any, ...] = ()
-    protocols: Sequence[str] = OPENAI
-
-
-KNOWN_FIELDS = (
-    KnownField("add_special_tokens", (True, False), ("tokens",)),  # the tokenizer has no special tokens to add
-    KnownField("audio"),
-    KnownField("background", (False,), ("responses",)),
-    KnownField("bad_words", ([],)),
-    KnownField("best_of", (1,)),
-    KnownField("container", (), ("messages",)),
-    KnownField("context_management", (), ("messages",)),
-    KnownField("conversation", (), ("responses",)),
-    KnownField("documents"),
-    KnownField("echo", (False,)),
-    KnownField("function_call"),
-    KnownField("functions"),
-    KnownField("include", ([],), ("responses",)),
-    KnownField("include_reasoning", (True,)),
-    KnownField("length_penalty", (1,)),
-    KnownField("load_inplace", (True,), ("adapters",)),
-    KnownField("max_tool_calls", (), ("responses",)),
-    KnownField("mcp_servers", ([],), ("messages",)),
-    KnownField("modalities", (["text"],)),
-    KnownField("n", (1,), ("responses",)),
-    KnownField("output_format", (), ("messages",)),
-    KnownField("prediction"),
-    KnownField("previous_response_id", (), ("responses",)),
-    KnownField("prompt", (), ("responses",)),
-    KnownField("prompt_embeds", (), ("completions",)),
-    KnownField("prompt_logprobs"),
-    KnownField("reasoning", ({},), ("responses",)),
-    KnownField("reasoning_effort"),
-    KnownField("service_tier", ("auto", "default")),
-    KnownField("service_tier", ("auto", "standard_only"), ("messages",)),
-    KnownField("spaces_between_special_tokens", (True,)),
-    KnownField("store", (False,)),
-    KnownField("stream_options", ({}, {"include_obfuscation": False}), ("responses",)),
-    KnownField("suffix", ("",), ("completions",)),
-    KnownField("thinking", ({"type": "disabled"},), ("messages",)),
-    KnownField("top_logprobs", (0,), ("responses",)),
-    KnownField("truncate_prompt_tokens"),
-    KnownField("truncation", ("disabled",), ("responses",)),
-    KnownField("use_beam_search", (False,)),
-    KnownField("verbosity"),
-    KnownField("web_search_options"),
-)
-"""The table for all endpoints. A row does not apply to an endpoint whose schema defines the field."""
-
-NEVER_SERVED = ("chat_template", "chat_template_kwargs")
-"""Fields that are refused with any value, because a chat template is code."""
-
-_NO_EFFECT = frozenset({"safety_identifier", "prompt_cache_key"})
-"""Labels of a request, like `user` and `metadata`, that do not change the answer."""
 
 _LENGTHS = {
     "too_short": "has fewer than the {min_length} that are needed",
@@ -126,15 +59,20 @@ def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) ->
         raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
     known = known_values(protocol, schema)
     _check_known(body, known)
-    try:
-        request = schema.model_validate(body)
-    except ValidationError as error:
-        raise _request_error(error) from None
-    ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | _NO_EFFECT]
+    request = validate(schema, body)
+    ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | LABELS]
     if ignored and strict:
         path = _path([ignored[0]])
         raise RequestError(f"{path} is an unknown field, which this server refuses.", param=path, code="unknown_field")
     return request, ignored
+
+
+def validate(schema: type[T], value: Any) -> T:
+    """Return the schema's object of a JSON value. Raises RequestError, which names the field that breaks a rule."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _request_error(error) from None
 
 
 def ignored_header(paths: list[str]) -> str:
@@ -152,20 +90,24 @@ def _check_known(body: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) 
     for name, value in body.items():
         if value is None:
             continue
-        if name in NEVER_SERVED:
-            raise RequestError(f"{name} is refused: a chat template is code.", param=name, code=UNSUPPORTED)
         values = known.get(name)
-        if values is not None and not any(_same_json(value, accepted) for accepted in values):
+        if values is not None and not any(_is_within(value, accepted) for accepted in values):
+            reason = "is refused, because a chat template is code" if name.startswith("chat_template") else ""
             shown = ", ".join(json.dumps(each) for each in values)
             hint = f"; supported: {shown}" if shown else ""
-            raise RequestError(
-                f"{name} is {_shown(value)}, which is not supported yet{hint}.", param=name, code=UNSUPPORTED
-            )
+            message = f"{name} {reason or f'is {_shown(value)}, which is not supported here'}{hint}."
+            raise RequestError(message, param=name, code=UNSUPPORTED)
 
 
-def _same_json(value: Any, other: Any) -> bool:
-    """Return whether two values are equal in JSON, where 1.0 equals 1 but true does not."""
-    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
+def _is_within(value: Any, accepted: Any) -> bool:
+    """Return whether a value is equal to `accepted` in JSON, where 1.0 equals 1 but true does not.
+
+    An object may lack keys of `accepted`, and a key may be null.
+    """
+    if isinstance(value, dict) and isinstance(accepted, dict):
+        given = {name: item for name, item in value.items() if item is not None}
+        return all(name in accepted and _is_within(item, accepted[name]) for name, item in given.items())
+    return isinstance(value, bool) == isinstance(accepted, bool) and bool(value == accepted)
 
 
 def _request_error(error: ValidationError) -> RequestError:

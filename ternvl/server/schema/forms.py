@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Tag, model_validator
+from pydantic import AfterValidator, Field, Tag, WithJsonSchema, model_validator
 
 from ternvl.errors import RequestError
 from ternvl.params import Grammar
@@ -31,13 +31,22 @@ ToolChoiceField = Annotated[
 ]
 
 
-class TextFormat(Schema):
+class _WithoutSchema(Schema):
+    @model_validator(mode="after")
+    def _has_no_schema(self) -> Self:
+        for name in ("schema", "json_schema"):
+            if (self.model_extra or {}).get(name) is not None:
+                raise refuse(name, "needs the type json_schema", code="unsupported_parameter")
+        return self
+
+
+class TextFormat(_WithoutSchema):
     """The format of free text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Schema):
+class JsonObjectFormat(_WithoutSchema):
     """The format of any JSON object."""
 
     type: Literal["json_object"]
@@ -74,28 +83,47 @@ JsonText = Annotated[
 ChoiceList = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
 
+def _not_served(value: Any) -> Any:
+    if value:
+        raise refuse("", "is not supported", code="unsupported_parameter")
+    return value
+
+
+FalseAlone = Annotated[bool, AfterValidator(_not_served)]
+NotServed = Annotated[str, AfterValidator(_not_served), WithJsonSchema({"const": ""})]
+_FORMS = ("json_schema", "json_object", "regex", "choice", "grammar")
+
+
 class StructuredOutputs(Schema):
-    """The form of an answer in vLLM's field `structured_outputs`; exactly one of its fields is given."""
+    """The form of an answer in vLLM's field `structured_outputs`; exactly one form is given.
+
+    Of vLLM's options, `disable_fallback` changes nothing, and the others may only ask for their defaults.
+    """
 
     json_schema: JsonText | None = Field(None, alias="json")
-    json_object: Literal[True] | None = None
+    json_object: bool | None = None
     regex: str | None = None
     choice: ChoiceList | None = None
     grammar: str | None = None
+    disable_fallback: bool | None = None
+    disable_any_whitespace: FalseAlone | None = None
+    disable_additional_properties: FalseAlone | None = None
+    whitespace_pattern: NotServed | None = None
+    structural_tag: NotServed | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        for name in ("disable_additional_properties", "disable_any_whitespace", "structural_tag", "whitespace_pattern"):
-            if (self.model_extra or {}).get(name):
-                raise refuse(name, "is not supported", code="unsupported_parameter")
-        given = [value for name in type(self).model_fields if (value := getattr(self, name)) is not None]
+        given = [name for name in _FORMS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             raise refuse("", "must have exactly one of json, json_object, regex, choice, grammar")
         return self
 
 
 class FormFields(Schema):
-    """The fields of Chat Completions that define the form of the answer: OpenAI's and vLLM's."""
+    """The fields that define the form of the answer: OpenAI's `response_format` and vLLM's.
+
+    Every endpoint that generates text has them. An endpoint with a form of its own adds it in `_grammars`.
+    """
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

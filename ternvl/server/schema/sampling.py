@@ -64,11 +64,14 @@ else:
 
 
 class StreamOptions(Schema):
-    """`include_usage` adds a last chunk with the token counts. The other options may only be `false`, the default."""
+    """`include_usage` adds a last chunk with the token counts, `continuous_usage_stats` those so far to every chunk.
+
+    `include_obfuscation` may only be `false`, the default.
+    """
 
     include_usage: bool | None = None
     include_obfuscation: Annotated[bool, AfterValidator(_false_alone)] | None = None
-    continuous_usage_stats: Annotated[bool, AfterValidator(_false_alone)] | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class TextRequest(SharedParameters):
@@ -138,6 +141,11 @@ class SamplingFields(TextRequest):
     def includes_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def repeats_usage(self) -> bool:
+        """Whether each chunk of a stream has the token counts so far, as in vLLM."""
+        return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def to_params(self, defaults: SamplingParams) -> SamplingParams:
         """Return the sampling parameters with `n` and `logprobs`."""

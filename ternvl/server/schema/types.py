@@ -8,9 +8,9 @@ of a long list stops at its first error, so that a request cannot make the serve
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ternvl.params import MAX_STOP_LENGTH
@@ -82,6 +82,12 @@ STRING_OR_OBJECT = Discriminator(
 
 Integer = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+DetailField = Annotated[
+    Literal["auto", "low", "high"],
+    BeforeValidator(lambda value: "high" if value == "original" else value),
+    WithJsonSchema({"type": "string", "enum": ["auto", "low", "high", "original"]}),
+]
+"""OpenAI's `detail` of an image; "original" asks for what "high" does here, because images are never scaled down."""
 NonEmpty = Annotated[str, AfterValidator(_not_empty)]
 
 

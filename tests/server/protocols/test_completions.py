@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -89,8 +90,35 @@ def test_logprobs_spell_the_answer(client: OpenAI, stream: bool) -> None:
     tops = [top for each in listed for top in each.top_logprobs or []]
     assert "".join(tokens) == text
     assert [text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True)] == [True] * 7
-    assert all(len(top) == 2 and max(top.values()) <= 0 for top in tops)
-    assert all(value <= max(top.values()) + 1e-6 for value, top in zip(values, tops, strict=True))
+    assert all(len(top) in (2, 3) and max(top.values()) <= 0 for top in tops)
+    assert all(top[token] == value for token, value, top in zip(tokens, values, tops, strict=True))
+
+
+def test_without_alternatives_the_drawn_token_is_listed_alone(client: OpenAI) -> None:
+    listed = client.completions.create(model="tiny", prompt=TEXT, max_tokens=3, seed=1, logprobs=0).choices[0].logprobs
+    assert listed is not None
+    assert listed.tokens is not None
+    assert listed.token_logprobs is not None
+    pairs = zip(listed.tokens, listed.token_logprobs, strict=True)
+    assert listed.top_logprobs == [{token: value} for token, value in pairs]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_each_chunk_has_the_usage_so_far_where_it_is_asked_for(http: httpx.Client, path: str) -> None:
+    body: dict[str, Any] = (
+        {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    )
+    body |= {"max_tokens": 5, "seed": 1, "ignore_eos": True, "stream": True}
+    for options in ({"continuous_usage_stats": True}, {"include_usage": True, "continuous_usage_stats": True}):
+        text = http.post(path, json={**body, "stream_options": options}).text
+        chunks = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+        if "include_usage" not in options:  # as in vLLM
+            assert all("usage" not in chunk for chunk in chunks)
+            continue
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts)
+        assert (counts[0] > 0, counts[-1]) == (True, 5)
+        assert all(chunk["usage"]["prompt_tokens"] == chunks[-1]["usage"]["prompt_tokens"] for chunk in chunks)
 
 
 def test_usage_of_a_stream_comes_last(client: OpenAI) -> None:

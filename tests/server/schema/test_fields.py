@@ -14,8 +14,9 @@ from ternvl.server.protocols.completions_schema import CompletionRequest
 from ternvl.server.protocols.messages_schema import CountTokensRequest, MessagesRequest
 from ternvl.server.protocols.responses_schema import ResponseRequest
 from ternvl.server.protocols.tokens import DetokenizeRequest, TokenizeRequest
-from ternvl.server.schema.fields import KNOWN_FIELDS, ignored_header, known_values, parse
 from ternvl.server.schema.fields import UNSUPPORTED as CODE
+from ternvl.server.schema.fields import ignored_header, known_values, parse
+from ternvl.server.schema.known import KNOWN_FIELDS
 from ternvl.server.schema.types import Schema
 
 
@@ -46,9 +47,15 @@ UNSUPPORTED = [
     {"store": True},
     {"service_tier": "flex"},
     {"modalities": ["text", "audio"]},
-    {"chat_template_kwargs": {}},
+    {"chat_template_kwargs": {"enable_thinking": True}},
+    {"chat_template_kwargs": {"enable_thinking": False, "language": "de"}},
     {"chat_template": "{{ x }}"},
-    {"functions": []},
+    {"functions": [{"name": "look"}]},
+    {"function_call": {"name": "look"}},
+    {"reasoning_effort": "high"},
+    {"return_token_ids": True},
+    {"media_io_kwargs": {"image": {"rgba_background_color": [0, 0, 0]}}},
+    {"max_output_tokens": 5},
     {"audio": {}},
 ]
 
@@ -96,7 +103,7 @@ def test_a_known_field_takes_its_values_and_no_other(protocol: str, schema: type
     assert known
     assert not known.keys() & schema.model_fields.keys()
     for name, values in known.items():
-        for value in (*values, None):
+        for value in (*values, *(dict.fromkeys(each) for each in values if isinstance(each, dict)), None):
             assert parse(schema, {**body, name: value}, protocol=protocol, strict=True)[1] == []
         with pytest.raises(RequestError) as refusal:
             parse(schema, {**body, name: "something else"}, protocol=protocol)
@@ -111,7 +118,9 @@ def test_known_values_are_those_of_the_protocol_without_what_its_schema_defines(
     assert known_values("messages", MessagesRequest)["service_tier"] == ("auto", "standard_only")
     assert known_values("chat", ChatRequest)["service_tier"] == ("auto", "default")
     assert known_values("adapters", LoadRequest) == {"load_inplace": (True,)}
-    assert "store" not in known_values("messages", MessagesRequest)
+    assert known_values("messages", MessagesRequest)["n"] == (1,)
+    assert known_values("completions", CompletionRequest)["system"] == ()
+    assert "system" not in known_values("messages", MessagesRequest)
 
 
 def test_every_row_of_the_table_serves_a_protocol() -> None:
