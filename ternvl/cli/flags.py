@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
@@ -70,5 +71,11 @@ def _flag(field: dataclasses.Field[Any], kind: Any, default: Any, panel: str) ->
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
-    given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+    given = {field.name: _given(field, values[field.name]) for field in dataclasses.fields(cls)}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def _given(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of a field. A secret variable that is set and empty, which typer ignores, is an empty value."""
+    name = field.metadata.get("env")
+    return "" if value is None and name and os.environ.get(name) == "" else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
-from ternvl.server.guard.validate import check_config
+from ternvl.server.guard.validate import check_config, open_to_network
 from ternvl.server.serving import Serving
 
 if TYPE_CHECKING:
@@ -29,13 +30,17 @@ def bind(config: ServerConfig) -> socket.socket:
     """Return a socket that is bound to the configured address. It does not listen before `run`.
 
     Bind it before the model is loaded, so that a wrong setting or a taken address is reported at once. Raises
-    ConfigError for an invalid setting, TernvlError if the address is not available.
+    ConfigError for an invalid setting, TernvlError if the address is not available. Prints a warning if other machines
+    can use the server without a key.
     """
     check_config(config)
     try:
-        return _socket(config)
+        sock = _socket(config)
     except (OSError, UnicodeError) as error:
         raise _no_address(config, error) from error
+    if warning := open_to_network(config):
+        print(f"ternvl: {warning}", file=sys.stderr, flush=True)
+    return sock
 
 
 def _no_address(config: ServerConfig, error: OSError | UnicodeError) -> TernvlError:

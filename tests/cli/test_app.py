@@ -94,6 +94,17 @@ def test_what_goes_wrong_is_one_line(
     assert says in err
 
 
+@pytest.mark.parametrize("name", ["TERNVL_API_KEY", "TERNVL_ADMIN_KEY"])
+def test_a_key_that_is_set_and_empty_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "")
+    code, out, err = run(capsys, "serve", "--port", "0")
+    assert (code, out) == (1, "")
+    assert "_key is empty" in err
+    assert name in err
+
+
 @pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["run"], ["quantize"], ["verify"], ["models"]])
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, _ = run(capsys, *command, "--help")

@@ -27,3 +27,15 @@ def test_an_address_that_is_taken() -> None:
         bind(ServerConfig(port=70_000))
     with pytest.raises(TernvlError, match="nowhere"):
         bind(ServerConfig(host="nowhere.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warns"),
+    [("0.0.0.0", None, True), ("0.0.0.0", "secret", False), ("127.0.0.1", None, False), ("localhost", None, False)],
+)
+def test_an_open_server_is_warned_about(
+    capsys: pytest.CaptureFixture[str], host: str, key: str | None, warns: bool
+) -> None:
+    with bind(ServerConfig(host=host, port=0, api_key=key)):
+        pass
+    assert ("without a key, so everyone who reaches this machine" in capsys.readouterr().err) == warns

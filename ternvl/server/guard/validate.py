@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from math import inf
 
 from ternvl.config import ServerConfig
@@ -39,9 +40,11 @@ def check_config(config: ServerConfig) -> None:
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level is {config.log_level!r}, but must be one of {', '.join(LOG_LEVELS)}.")
     if config.api_key == "":
-        raise ConfigError("api_key is empty; give a key, or leave it out to serve without one.")
+        raise ConfigError(
+            "api_key is empty; give a key (--api-key or TERNVL_API_KEY), or leave it out to serve without one."
+        )
     if config.admin_key == "":
-        raise ConfigError("admin_key is empty; give a key, or leave it out.")
+        raise ConfigError("admin_key is empty; give a key (--admin-key or TERNVL_ADMIN_KEY), or leave it out.")
     if config.admin_key is not None and config.admin_key == config.api_key:
         raise ConfigError(
             "admin_key and api_key are the same, which would give all clients the rights of administrators."
@@ -55,3 +58,21 @@ def check_config(config: ServerConfig) -> None:
             raise ConfigError(f"lora is {given!r}, but must be NAME=PATH.")
     if not all(config.served_model_name):
         raise ConfigError("served_model_name is empty, but a model must have a name.")
+
+
+def open_to_network(config: ServerConfig) -> str | None:
+    """Return a warning if other machines can use the server without a key, otherwise None."""
+    if config.api_key is not None or is_loopback(config.host):
+        return None
+    return (
+        f"The server listens on {config.host} without a key, so everyone who reaches this machine can use it. "
+        "--api-key or TERNVL_API_KEY asks clients for a key; --host 127.0.0.1 serves this machine alone."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host to listen on is reached from this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
