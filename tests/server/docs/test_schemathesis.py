@@ -32,7 +32,8 @@ _CONFIG = SchemathesisConfig.from_dict(
 )
 _API = schemathesis.openapi.from_dict(document(OPERATIONS), config=_CONFIG)
 _EXPRESSIBLE = re.compile(
-    r"is required\.|must not be an empty string|has (fewer|more) than|must be (an? (?!URI|string of JSON)|one of|(less|greater) than)"
+    r"is required\.|must not be an empty string|has (fewer|more) than"
+    r"|must be (an? (?!URI|string of JSON)|one of|(less|greater) than)"
 )
 
 
