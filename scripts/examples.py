@@ -44,6 +44,7 @@ REQUESTS: dict[str, Any] = {
         "max_output_tokens": 64,
         "temperature": 0,
     },
+    "/v1/responses/input_tokens": {"input": QUESTION},
     "/v1/messages": {
         "system": "You are a helpful assistant.",
         "messages": [CAPITALS],
@@ -66,20 +67,24 @@ The body has `lora_name`, and `abort` to end the requests that use the adapter; 
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and other
 control tokens are plain characters; to send control tokens, send ids (`/tokenize` gives those of a conversation).
 Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the prompt
-before the answer; together with `logprobs` it is refused. `suffix` and a `best_of` other than `n` are refused. All
-sampling fields of Chat Completions are served.""",
+before the answer; together with `logprobs` it is refused. `suffix`, `tools` and a `best_of` other than `n` are refused.
+`top_logprobs` has the `logprobs` most likely tokens and the drawn one. All sampling fields and forms of Chat
+Completions are served.""",
     "/v1/responses": """\
 The server keeps no state: `input` holds the whole conversation, and `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
-`output_text`), `function_call` and `function_call_output`. `tools` are functions. Sampling fields of Chat
-Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream is a sequence of
-events with `sequence_number`, from `response.created` to `response.completed` or `response.incomplete`; a failure is
-an event `error`.""",
+`output_text`), `function_call` and `function_call_output`. `tools` are functions. The form of the answer is given by
+`text.format` or by the fields of Chat Completions (`response_format`, `structured_outputs`, `guided_...`). Sampling
+fields of Chat Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream
+is a sequence of events with `sequence_number`, from `response.created` to `response.completed` or
+`response.incomplete`; a failure is an event `error`.""",
+    "/v1/responses/input_tokens": "It takes the fields of `/v1/responses`. Images are counted.",
     "/v1/messages": """\
 `max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
 `tool_result` (text; with `is_error` it begins with "Error: "). If the last turn is the assistant's, the model
-continues it. `output_config.format` is a JSON Schema that the answer must match; `effort` is refused. If `max_tokens`
-cuts a call, its `input` holds the part of the arguments that was generated. `thinking` is refused unless disabled.
+continues it. `output_config.format`, or `output_format` as before, is a JSON Schema that the answer must match; the
+forms of Chat Completions are served, too. `effort` is refused. If `max_tokens` cuts a call, its `input` holds the part
+of the arguments that was generated. `thinking` is refused unless disabled or adaptive.
 `cache_control` is accepted and has no effect, because the server caches prompts anyway. Sampling fields of Chat
 Completions that Anthropic lacks are served under their names. The key may be sent as `x-api-key`.
 Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
@@ -29,12 +29,17 @@ def _kind(value: Any) -> str | None:
     return "@texts" if isinstance(first, str) else "@prompts" if isinstance(first, list) else "@ids"
 
 
+_TEXT = {"type": "string", "minLength": 1}  # an empty prompt has no tokens; the prompt's builder refuses it
 TokenPrompt = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 PromptField = Annotated[
-    Annotated[str, Tag("@text")]
-    | Annotated[list[str], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("@texts")]
+    Annotated[str, WithJsonSchema(_TEXT), Tag("@text")]
+    | Annotated[
+        list[Annotated[str, WithJsonSchema(_TEXT)]],
+        Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True),
+        Tag("@texts"),
+    ]
     | Annotated[TokenPrompt, Tag("@ids")]
-    | Annotated[list[TokenPrompt], Field(max_length=_MAX_PROMPTS, fail_fast=True), Tag("@prompts")],
+    | Annotated[list[TokenPrompt], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True), Tag("@prompts")],
     Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array"),
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, Tag, model_validator
+from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
@@ -51,6 +51,15 @@ class FunctionTool(Schema):
 
 class NamedFunction(Schema):
     """A tool choice that requires a call of one function, in the form of Responses or of Chat Completions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["name"], "properties": {"name": {"type": "string"}}},
+                {"required": ["function"], "properties": {"function": {"type": "object"}}},
+            ]
+        }
+    )
 
     type: Literal["function"]
     name: NonEmpty | None = None

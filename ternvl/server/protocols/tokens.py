@@ -19,11 +19,13 @@ from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDe
 from ternvl.server.schema.fields import validate
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.tiles import TileFields
-from ternvl.server.schema.types import Schema, refuse
+from ternvl.server.schema.types import Schema, one_of, refuse
 
 
 class TokenizeRequest(TileFields):
     """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
+
+    model_config = one_of({"prompt": {"type": "string"}}, {"messages": {"type": "array"}})
 
     model: str | None = None
     prompt: str | None = None

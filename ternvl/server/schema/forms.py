@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, Tag, WithJsonSchema, model_validator
 
 from ternvl.errors import RequestError
 from ternvl.params import Grammar
-from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, refuse
+from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, one_of, refuse
 
 
 class FunctionName(Schema):
@@ -99,6 +99,14 @@ class StructuredOutputs(Schema):
 
     Of vLLM's options, `disable_fallback` changes nothing, and the others may only ask for their defaults.
     """
+
+    model_config = one_of(
+        {"json": {"type": ["string", "object"]}},
+        {"json_object": {"const": True}},
+        {"regex": {"type": "string"}},
+        {"choice": {"type": "array"}},
+        {"grammar": {"type": "string"}},
+    )
 
     json_schema: JsonText | None = Field(None, alias="json")
     json_object: bool | None = None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import isinf
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
 
 from ternvl.params import MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter, SamplingParams
 from ternvl.server.schema.types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
@@ -31,6 +31,16 @@ TokenId = Annotated[Integer, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_LIST, fail_fast=True)]
 
 
+def _biases(low: float | None, high: float | None) -> dict[str, Any]:
+    """Return the JSON Schema of biases by token id."""
+    return {
+        "type": "object",
+        "maxProperties": MAX_TOKEN_LIST,
+        "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
+        "additionalProperties": {"type": "number", "minimum": low, "maximum": high},
+    }
+
+
 def _annotation(row: Parameter) -> Any:
     """Return the pydantic type of a sampling parameter's field."""
     low, high = (None if isinf(bound) else bound for bound in (row.low, row.high))
@@ -46,7 +56,7 @@ def _annotation(row: Parameter) -> Any:
         case Kind.BIASES:
             bias = Annotated[Number, Field(ge=low, le=high)]
             key = Annotated[str, AfterValidator(_token_id)]
-            return Annotated[dict[key, bias], Field(max_length=MAX_TOKEN_LIST)]
+            return Annotated[dict[key, bias], Field(max_length=MAX_TOKEN_LIST), WithJsonSchema(_biases(low, high))]
     assert row.kind is Kind.BOOLEAN, row
     return bool
 

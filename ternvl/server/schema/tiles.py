@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ternvl.server.schema.types import Integer, Schema, refuse
 
@@ -17,6 +17,8 @@ class ProcessorOptions(Schema):
     A setting that is left out is the server's. `dynamic_image_size: false` makes one tile of each image.
     """
 
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
     min_dynamic_patch: TileCount | None = None
     max_dynamic_patch: TileCount | None = None
     dynamic_image_size: bool | None = None
@@ -24,9 +26,8 @@ class ProcessorOptions(Schema):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if value is not None:
-                raise refuse(name, "is not a setting that this model's images have", code="unsupported_parameter")
+        for name in self.model_extra or {}:
+            raise refuse(name, "is not a setting that this model's images have", code="unsupported_parameter")
         least, most = self.min_dynamic_patch, self.max_dynamic_patch
         if self.dynamic_image_size is not False and least is not None and most is not None and least > most:
             raise refuse("min_dynamic_patch", f"is {least}, more than the {most} of max_dynamic_patch")

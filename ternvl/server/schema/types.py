@@ -88,7 +88,13 @@ DetailField = Annotated[
     WithJsonSchema({"type": "string", "enum": ["auto", "low", "high", "original"]}),
 ]
 """OpenAI's `detail` of an image; "original" asks for what "high" does here, because images are never scaled down."""
-NonEmpty = Annotated[str, AfterValidator(_not_empty)]
+NonEmpty = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
+
+
+def one_of(*branches: dict[str, Any]) -> ConfigDict:
+    """Return the settings of a schema that exactly one of `branches`, each a field with its schema, must match."""
+    required = [{"required": list(branch), "properties": branch} for branch in branches]
+    return ConfigDict(json_schema_extra={"oneOf": required})  # type: ignore[dict-item]
 
 
 class Schema(BaseModel):
