@@ -15,7 +15,7 @@ from ternvl.config import ImageLimits, ModelConfig
 from ternvl.errors import ContextLengthError, ImageError, RequestError
 from ternvl.prompt.fetch import fetch
 from ternvl.prompt.images import check_limits, decode, to_pixel_values, to_rgb
-from ternvl.prompt.messages import Detail, ImageInput, Message
+from ternvl.prompt.messages import ImageInput, Message
 from ternvl.prompt.template import ImageSlot, Piece, render
 from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
@@ -62,7 +62,8 @@ class PromptBuilder:
         """Return the conversation as the model takes it.
 
         With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
-        detail "low" becomes one tile, others up to `max_dynamic_patch` (by default the builder's) and a thumbnail.
+        detail "low" becomes one tile, others up to `max_dynamic_patch` (by default the builder's) and a thumbnail,
+        unless the image has limits of its own.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
         written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
         ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
@@ -108,10 +109,11 @@ class PromptBuilder:
         if not messages:
             raise RequestError(f"{path} is empty; a conversation needs at least one message.", param=path)
         for index, message in enumerate(messages):
-            if message.images and message.role != "user":
+            if message.images and message.role not in ("user", "tool"):
                 turn = _path(message, index)
                 raise RequestError(
-                    f"{turn} is a {message.role} message with an image; images belong in user messages.",
+                    f"{turn} is a {message.role} message with an image; images belong in user messages and results of "
+                    "tools.",
                     param=f"{turn}.content",
                 )
         num_images = sum(len(message.images) for message in messages)
@@ -130,9 +132,9 @@ class PromptBuilder:
 
         def work(image: ImageInput, number: int, path: str) -> list[Image.Image]:
             try:
-                return self._tile(image, max_num, f"{path} image {number}")
+                return self._tile(image, max_num, image.path or f"{path} image {number}")
             except ImageError as error:
-                error.param = f"{path}.content"
+                error.param = image.path or f"{path}.content"
                 raise
 
         if len(images) < 2:
@@ -141,18 +143,30 @@ class PromptBuilder:
             return list(pool.map(lambda each: work(*each), images))
 
     def _tile(self, image: ImageInput, max_num: int, name: str) -> list[Image.Image]:
+        least, most = self._tile_range(image, max_num, name)
         if isinstance(image.source, str):
             data = fetch(image.source, self.limits, name)
             with self._decoding:
-                return self._cut(decode(data, self.limits, name), image.detail, max_num)
-        return self._cut(to_rgb(image.source, name), image.detail, max_num)
+                return self._cut(decode(data, self.limits, name), least, most)
+        return self._cut(to_rgb(image.source, name), least, most)
 
-    def _cut(self, picture: Image.Image, detail: Detail, max_num: int) -> list[Image.Image]:
-        max_num = 1 if detail == "low" else max_num
+    def _tile_range(self, image: ImageInput, max_num: int, name: str) -> tuple[int, int]:
+        """Return the fewest and the most tiles of an image: its own numbers, else those of `detail` and the request."""
+        owner = name.removesuffix(".url")
+        least, most = image.min_dynamic_patch, image.max_dynamic_patch
+        most = (1 if image.detail == "low" else max_num) if most is None else _in_range(most, owner)
+        if least is None:
+            return min(self.config.min_dynamic_patch, most), most
+        if _in_range(least, owner, "min_dynamic_patch") > most:
+            param = f"{owner}.min_dynamic_patch"
+            raise RequestError(f"{param} is {least}, more than the {most} tiles of max_dynamic_patch.", param=param)
+        return least, most
+
+    def _cut(self, picture: Image.Image, least: int, most: int) -> list[Image.Image]:
         return tiles(
             picture,
-            min_num=min(self.config.min_dynamic_patch, max_num),
-            max_num=max_num,
+            min_num=least,
+            max_num=most,
             side=self.config.tile_size,
             thumbnail=self.config.use_thumbnail,
         )
@@ -186,14 +200,13 @@ def _digest(cut: Sequence[Image.Image]) -> bytes:
     return digest.digest()
 
 
-def _in_range(max_dynamic_patch: int) -> int:
-    is_integer = isinstance(max_dynamic_patch, int) and not isinstance(max_dynamic_patch, bool)
-    if not is_integer or not 1 <= max_dynamic_patch <= MAX_DYNAMIC_PATCH:
-        raise RequestError(
-            f"max_dynamic_patch is {max_dynamic_patch!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.",
-            param="max_dynamic_patch",
-        )
-    return max_dynamic_patch
+def _in_range(value: int, owner: str = "", name: str = "max_dynamic_patch") -> int:
+    """Return a number of tiles. Raises RequestError, which names it as a field of `owner`, if it is out of range."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not 1 <= value <= MAX_DYNAMIC_PATCH:
+        param = f"{owner}.{name}" if owner else name
+        raise RequestError(f"{param} is {value!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.", param=param)
+    return value
 
 
 def _check_json(tools: Sequence[Mapping[str, Any]]) -> None:
