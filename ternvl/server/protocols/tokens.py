@@ -16,11 +16,12 @@ from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ProcessorOptions, ToolDefinition
+from ternvl.server.protocols.unions import PlacedImages
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.types import Schema, refuse
 
 
-class TokenizeRequest(Schema):
+class TokenizeRequest(PlacedImages):
     """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
 
     model: str | None = None
