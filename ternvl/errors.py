@@ -78,8 +78,8 @@ class UnknownAdapterError(AdapterError):
 class ContextLengthError(RequestError):
     """A prompt that does not fit the context. The message has the numbers of text and image tokens, and the limit.
 
-    Clients recognise the error by the beginning of its text, which is OpenAI's; `anthropic_message` begins as
-    Anthropic's.
+    Clients recognise the error by its text: by its beginning, which is OpenAI's, or by "prompt is too long" (LangChain).
+    `anthropic_message` begins as Anthropic's text.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class ContextLengthError(RequestError):
         parts = f"{num_text_tokens} of text, {num_image_tokens} of images"
         counts = f"{total} tokens ({parts})" if is_counted else f"at least {num_text_tokens} tokens of text"
         super().__init__(
-            f"This model's maximum context length is {max_model_len} tokens. However, the prompt has {counts}.",
+            f"This model's maximum context length is {max_model_len} tokens. However, the prompt is too long: it has "
+            f"{counts}.",
             param=param,
             code="context_length_exceeded",
         )

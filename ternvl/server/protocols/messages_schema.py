@@ -106,6 +106,12 @@ class AnthropicToolChoice(Schema):
     name: NonEmpty | None = None
     disable_parallel_tool_use: bool | None = None
 
+    @model_validator(mode="after")
+    def _names_its_tool(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            raise refuse("name", "is required", code="missing_required_parameter")
+        return self
+
 
 class UserMetadata(Schema):
     """A label of the request, which does not change the answer."""

@@ -149,7 +149,7 @@ class ResponseRequest(TextRequest, PlacedImages):
             choice,
             self.parallel_tool_calls is not False,
             schema_path="tools[{index}].parameters",
-            name_path="tool_choice.name",
+            name_path="tool_choice.name" if getattr(self.tool_choice, "name", None) else "tool_choice.function.name",
         )
 
     def _turns(self) -> Iterator[Message]:
