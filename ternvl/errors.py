@@ -76,7 +76,11 @@ class UnknownAdapterError(AdapterError):
 
 
 class ContextLengthError(RequestError):
-    """A prompt that does not fit the context. The message has the numbers of text and image tokens, and the limit."""
+    """A prompt that does not fit the context. The message has the numbers of text and image tokens, and the limit.
+
+    Clients recognise it by its text: by its beginning, which is OpenAI's, or by "prompt is too long" (LangChain).
+    `anthropic_message` begins as Anthropic's text.
+    """
 
     def __init__(
         self,
@@ -89,14 +93,16 @@ class ContextLengthError(RequestError):
     ) -> None:
         """Without `is_counted`, the prompt was refused before all of it was tokenised."""
         total = num_text_tokens + num_image_tokens
-        counts = f"{total} tokens ({num_text_tokens} of text, {num_image_tokens} of images)"
-        if not is_counted:
-            counts = f"at least {num_text_tokens} tokens of text"
+        parts = f"{num_text_tokens} of text, {num_image_tokens} of images"
+        counts = f"{total} tokens ({parts})" if is_counted else f"at least {num_text_tokens} tokens of text"
         super().__init__(
-            f"The prompt has {counts}, but the context holds {max_model_len}.",
+            f"This model's maximum context length is {max_model_len} tokens. However, the prompt is too long: it has "
+            f"{counts}.",
             param=param,
             code="context_length_exceeded",
         )
+        details = parts if is_counted else f"at least {num_text_tokens} of text"
+        self.anthropic_message = f"prompt is too long: {total} tokens > {max_model_len} maximum ({details})"
 
 
 class OverloadedError(TernvlError):

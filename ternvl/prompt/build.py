@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -16,7 +16,7 @@ from ternvl.config import ImageLimits, ModelConfig
 from ternvl.errors import ContextLengthError, ImageError, RequestError
 from ternvl.prompt.fetch import fetch
 from ternvl.prompt.images import check_limits, decode, to_pixel_values, to_rgb
-from ternvl.prompt.messages import Detail, ImageInput, Message
+from ternvl.prompt.messages import ImageInput, Message
 from ternvl.prompt.template import ImageSlot, Piece, render
 from ternvl.prompt.tiling import tiles
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
@@ -75,7 +75,8 @@ class PromptBuilder:
 
         With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
         detail "low" becomes one tile, others `min_dynamic_patch` (by default the checkpoint's) to `max_dynamic_patch`
-        (by default the builder's) and, with `use_thumbnail` (by default as the checkpoint says), a thumbnail.
+        (by default the builder's) and, with `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image
+        may have limits of its own.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
         written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
         ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
@@ -132,10 +133,11 @@ class PromptBuilder:
         if not messages:
             raise RequestError(f"{path} is empty; a conversation needs at least one message.", param=path)
         for index, message in enumerate(messages):
-            if message.images and message.role != "user":
+            if message.images and message.role not in ("user", "tool"):
                 turn = _path(message, index)
                 raise RequestError(
-                    f"{turn} is a {message.role} message with an image; images belong in user messages.",
+                    f"{turn} is a {message.role} message with an image; images belong in user messages and results of "
+                    "tools.",
                     param=f"{turn}.content",
                 )
         num_images = sum(len(message.images) for message in messages)
@@ -154,9 +156,9 @@ class PromptBuilder:
 
         def work(image: ImageInput, number: int, path: str) -> list[Image.Image]:
             try:
-                return self._tile(image, settings, f"{path} image {number}")
+                return self._tile(image, settings, image.path or f"{path} image {number}")
             except ImageError as error:
-                error.param = f"{path}.content"
+                error.param = image.path or f"{path}.content"
                 raise
 
         if len(images) < 2:
@@ -165,18 +167,18 @@ class PromptBuilder:
             return list(pool.map(lambda each: work(*each), images))
 
     def _tile(self, image: ImageInput, settings: TileSettings, name: str) -> list[Image.Image]:
+        settings = _settings_of(image, settings, name)
         if isinstance(image.source, str):
             data = fetch(image.source, self.limits, name)
             with self._decoding:
-                return self._cut(decode(data, self.limits, name), image.detail, settings)
-        return self._cut(to_rgb(image.source, name), image.detail, settings)
+                return self._cut(decode(data, self.limits, name), settings)
+        return self._cut(to_rgb(image.source, name), settings)
 
-    def _cut(self, picture: Image.Image, detail: Detail, settings: TileSettings) -> list[Image.Image]:
-        max_num = 1 if detail == "low" else settings.max_num
+    def _cut(self, picture: Image.Image, settings: TileSettings) -> list[Image.Image]:
         return tiles(
             picture,
-            min_num=min(settings.min_num, max_num),
-            max_num=max_num,
+            min_num=settings.min_num,
+            max_num=settings.max_num,
             side=self.config.tile_size,
             thumbnail=settings.thumbnail,
         )
@@ -210,10 +212,27 @@ def _digest(cut: Sequence[Image.Image]) -> bytes:
     return digest.digest()
 
 
-def _in_range(count: int, name: str = "max_dynamic_patch") -> int:
+def _settings_of(image: ImageInput, settings: TileSettings, name: str) -> TileSettings:
+    """The settings of an image: its own numbers of tiles, else those of its detail and of the request."""
+    owner = name.removesuffix(".url")
+    least, most = image.min_dynamic_patch, image.max_dynamic_patch
+    if most is None:
+        most = 1 if image.detail == "low" else settings.max_num
+    _in_range(most, owner=owner)
+    if least is None:
+        return replace(settings, min_num=min(settings.min_num, most), max_num=most)
+    if _in_range(least, "min_dynamic_patch", owner) > most:
+        param = f"{owner}.min_dynamic_patch"
+        raise RequestError(f"{param} is {least}, more than the {most} tiles of max_dynamic_patch.", param=param)
+    return replace(settings, min_num=least, max_num=most)
+
+
+def _in_range(count: int, name: str = "max_dynamic_patch", owner: str = "") -> int:
+    """Return a number of tiles. Raises RequestError, which names it as a field of `owner`, if it is out of range."""
     is_integer = isinstance(count, int) and not isinstance(count, bool)
     if not is_integer or not 1 <= count <= MAX_DYNAMIC_PATCH:
-        raise RequestError(f"{name} is {count!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.", param=name)
+        param = f"{owner}.{name}" if owner else name
+        raise RequestError(f"{param} is {count!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.", param=param)
     return count
 
 

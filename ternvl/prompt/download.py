@@ -16,6 +16,7 @@ from functools import cache
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
+from urllib.parse import urljoin
 
 import httpcore
 import httpx
@@ -41,7 +42,7 @@ class Download:
         self._name = name
         self._deadline = time.monotonic() + limits.fetch_timeout
 
-    def get(self, url: httpx.URL) -> bytes | httpx.URL:
+    def get(self, url: httpx.URL) -> bytes | str:
         """Return the body of a checked URL, or the URL that it redirects to. Raises ImageError."""
         host = _host(url)
         backend = _GuardedBackend(self._deadline, allow_private=self._limits.allow_private_addresses)
@@ -66,10 +67,10 @@ class Download:
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, zlib.error):
             raise self._error(f"{host} closed the connection or sent no valid response") from None
 
-    def _read(self, response: httpcore.Response, url: httpx.URL) -> bytes | httpx.URL:
+    def _read(self, response: httpcore.Response, url: httpx.URL) -> bytes | str:
         headers = {key.lower(): value.decode("latin-1") for key, value in response.headers}
         if response.status in _REDIRECTS and b"location" in headers:
-            return self._redirect_target(url, headers[b"location"])
+            return self._redirect_target(url, _location(response))
         if response.status != 200:
             raise self._error(f"{_host(url)} responded with status {response.status}")
         length = headers.get(b"content-length", "")
@@ -83,10 +84,10 @@ class Download:
             raise self._error(f"{_host(url)} responded with a content encoding that is not supported")
         return self._collect(chunks)
 
-    def _redirect_target(self, url: httpx.URL, location: str) -> httpx.URL:
+    def _redirect_target(self, url: httpx.URL, location: str) -> str:
         try:
-            return url.join(location)
-        except (httpx.InvalidURL, ValueError):
+            return urljoin(str(url), location)
+        except ValueError:
             raise self._error(f"{_host(url)} redirects to an invalid URL") from None
 
     def _collect(self, chunks: Iterable[bytes]) -> bytes:
@@ -200,6 +201,15 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield inflater.decompress(chunk, 65_536)
             chunk = inflater.unconsumed_tail
     yield inflater.flush()
+
+
+def _location(response: httpcore.Response) -> str:
+    """Return the header `Location`: as UTF-8, which servers send raw, or with other bytes escaped."""
+    value: bytes = next(value for key, value in response.headers if key.lower() == b"location")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in value)
 
 
 def _host(url: httpx.URL) -> str:

@@ -7,12 +7,12 @@ was trained on. A control token is a separate piece, so that the same characters
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ternvl.prompt.messages import Message
+from ternvl.prompt.messages import Message, Part
 from ternvl.tool_form import TAIL, head
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -33,6 +33,9 @@ class ImageSlot:
 
 
 Piece = str | Control | ImageSlot
+
+PLACEHOLDERS = ("<IMAGE_TOKEN>", "<image>")
+"""Marks of an image's place in the text of its turn: LMDeploy's, which evaluation adapters send, and the official."""
 
 _TOOLS = """
 
@@ -61,8 +64,10 @@ def render(
 ) -> list[Piece]:
     """Return the pieces of a conversation, in order.
 
-    `system_message` is used if the conversation does not begin with a system message. The images of a turn come before
-    its text, as in the model's training data; if a turn has several, they are numbered through the conversation.
+    `system_message` is used if the conversation does not begin with a system message. The images of a turn stand in the
+    order of its `parts`; without them at the placeholders of its text, if it has one for each image, and otherwise
+    before the text, as in the official `chat()`. If a turn has several images and no placeholders, they are numbered
+    through the conversation.
     `tools` are OpenAI tool definitions. With `continue_final_message`, the last turn is left open and no further turn
     begins.
     """
@@ -76,9 +81,10 @@ def render(
     for is_tool, group in groupby(messages, key=lambda message: message.role == "tool"):
         for turns in [list(group)] if is_tool else [[turn] for turn in group]:
             pieces += [Control(IM_START), _role(turns[0]) + "\n"]
-            pieces += _tool_responses(turns) if is_tool else _turn(turns[0], num_images)
+            slots = list(map(ImageSlot, range(num_images, num_images + sum(len(turn.images) for turn in turns))))
+            pieces += _tool_responses(turns, slots) if is_tool else _turn(turns[0], slots)
             pieces += [Control(IM_END), "\n"]
-            num_images += len(turns[0].images)
+            num_images += len(slots)
     if continue_final_message:
         return pieces[:-2]
     if add_generation_prompt:
@@ -90,14 +96,39 @@ def _role(message: Message) -> str:
     return "user" if message.role == "tool" else message.role
 
 
-def _turn(message: Message, first_image: int) -> Iterator[Piece]:
-    has_several = len(message.images) > 1
-    for index in range(first_image, first_image + len(message.images)):
-        if has_several:
-            yield f"Image-{index + 1}: "
-        yield ImageSlot(index)
+def _turn(message: Message, slots: Sequence[ImageSlot]) -> Iterator[Piece]:
+    parts = message.parts
+    if not parts and slots and (texts := _split_at_placeholders(message.text, len(slots))):
+        for text, slot in zip(texts, slots, strict=False):
+            yield from (text, slot)
+        yield texts[-1]
+        return
+    yield from _in_order(parts or (*message.images, turn_text(message)), slots, is_numbered=len(slots) > 1)
+    if parts and not isinstance(parts[-1], str):
         yield "\n"
-    yield turn_text(message)
+
+
+def _split_at_placeholders(text: str, num_images: int) -> list[str]:
+    """Return the texts around the first `num_images` placeholders of one kind; an empty list if there are fewer."""
+    for placeholder in PLACEHOLDERS:
+        if text.count(placeholder) >= num_images:
+            return text.split(placeholder, num_images)
+    return []
+
+
+def _in_order(parts: Sequence[Part], slots: Iterable[ImageSlot], *, is_numbered: bool) -> Iterator[Piece]:
+    """Yield texts and images, each on a line of its own. The images are at `slots`, numbered if there are several."""
+    remaining = iter(slots)
+    for index, part in enumerate(parts):
+        if index:
+            yield "\n"
+        if isinstance(part, str):
+            yield part
+            continue
+        slot = next(remaining)
+        if is_numbered:
+            yield f"Image-{slot.index + 1}: "
+        yield slot
 
 
 def turn_text(message: Message) -> str:
@@ -106,8 +137,13 @@ def turn_text(message: Message) -> str:
     return "\n".join([message.text] * bool(message.text) + calls)
 
 
-def _tool_responses(messages: Sequence[Message]) -> Iterator[Piece]:
-    yield "\n".join(f"<tool_response>\n{message.text}\n</tool_response>" for message in messages)
+def _tool_responses(messages: Sequence[Message], slots: Sequence[ImageSlot]) -> Iterator[Piece]:
+    remaining = iter(slots)
+    for index, message in enumerate(messages):
+        yield "\n<tool_response>\n" if index else "<tool_response>\n"
+        parts = message.parts or (*message.images, *[message.text] * (bool(message.text) or not message.images))
+        yield from _in_order(parts, remaining, is_numbered=len(slots) > 1)
+        yield "\n</tool_response>"
 
 
 def _render_tools(tools: Sequence[Mapping[str, Any]]) -> str:

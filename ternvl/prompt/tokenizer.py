@@ -182,7 +182,10 @@ class Tokenizer:
             if isinstance(piece, str):
                 run.append(piece)
                 continue
-            ids = self.encode_text("".join(run), limit=None if limit is None else limit - num_tokens)
+            try:
+                ids = self.encode_text("".join(run), limit=None if limit is None else limit - num_tokens)
+            except TextTooLongError as error:
+                raise TextTooLongError(num_tokens + error.num_tokens) from None
             run = []
             if isinstance(piece, Control):
                 ids.append(self.control_id(piece.token))

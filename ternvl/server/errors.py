@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.errors import (
+    ContextLengthError,
     ImageError,
     OverloadedError,
     RequestError,
@@ -59,10 +60,13 @@ class HTTPError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        anthropic_message: str | None = None,
     ) -> None:
+        """`anthropic_message` replaces the message in Anthropic's shape."""
         super().__init__(message)
         self.status = status
         self.message = message
+        self.anthropic_message = anthropic_message or message
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
@@ -77,7 +81,7 @@ class HTTPError(Exception):
     def anthropic_body(self) -> dict[str, Any]:
         """The JSON body of the answer in Anthropic's shape."""
         kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return {"type": "error", "error": {"type": kind, "message": self.anthropic_message}}
 
     def response(self, scope: Mapping[str, Any]) -> Response:
         """Return the answer to the request of an ASGI `scope`, in the shape of its protocol."""
@@ -101,6 +105,8 @@ def to_http(error: BaseException) -> HTTPError:
             return error
         case UnknownAdapterError():
             return HTTPError(404, str(error), error.param, error.code)
+        case ContextLengthError():
+            return HTTPError(400, str(error), error.param, error.code, anthropic_message=error.anthropic_message)
         case RequestError():
             status = 413 if isinstance(error, ImageError) and error.too_large else 400
             return HTTPError(status, str(error), error.param, error.code)

@@ -113,6 +113,32 @@ def test_the_number_of_tiles_follows_detail_and_settings() -> None:
     assert server.build([message], max_dynamic_patch=12).images[0].num_tiles == 13
 
 
+def test_an_image_may_have_limits_of_its_own() -> None:
+    picture = noise(112, 84)
+
+    def count(**limits: Any) -> int:
+        image = ImageInput(picture, **limits)
+        return BUILDER.build([Message("user", "", (image,))], max_dynamic_patch=12).images[0].num_tiles
+
+    assert count(max_dynamic_patch=1) == 1
+    assert count(max_dynamic_patch=6) == 7
+    assert count(detail="low", max_dynamic_patch=12) == 13
+    small = ImageInput(noise(9, 9), min_dynamic_patch=4)
+    assert BUILDER.build([Message("user", "", (small,))]).images[0].num_tiles == 5
+    for limits, name in (({"max_dynamic_patch": 65}, "max"), ({"max_dynamic_patch": 2, "min_dynamic_patch": 3}, "min")):
+        with pytest.raises(RequestError) as caught:
+            count(path="messages[0].content[0].image_url.url", **limits)
+        assert caught.value.param == f"messages[0].content[0].image_url.{name}_dynamic_patch"
+
+
+def test_images_of_a_tools_result() -> None:
+    result = {"role": "tool", "tool_call_id": "1", "content": [{"type": "image", "image": noise(9, 9)}]}
+    prompt = BUILDER.build(parse_messages([{"role": "user", "content": "Hi"}, result]))
+    words = TOKENIZER.decode(prompt.token_ids)
+    assert len(prompt.images) == 1
+    assert "<tool_response>\n" in words
+
+
 @pytest.mark.parametrize("value", [0, -1, 65])
 def test_numbers_of_tiles_out_of_range_are_refused(value: int) -> None:
     with pytest.raises(RequestError, match=f"max_dynamic_patch is {value}") as caught:

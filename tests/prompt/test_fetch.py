@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
 from ternvl.prompt.fetch import fetch
-from tests.prompt.web import BODY, NAME, OPEN, Server, names, redirect, refused
+from tests.prompt.web import BODY, NAME, OPEN, Server, names, redirect, refused, send
 
 # data:
 
@@ -26,11 +27,20 @@ from tests.prompt.web import BODY, NAME, OPEN, Server, names, redirect, refused
         base64.b64encode(BODY + b"x").decode().rstrip("="),
         base64.urlsafe_b64encode(BODY).decode(),
         base64.encodebytes(BODY).decode(),
+        base64.encodebytes(BODY).decode().replace("\n", "\r\n"),
+        "\n".join(textwrap.wrap(base64.b64encode(BODY).decode(), 64)),
+        " " + base64.b64encode(BODY).decode() + " \r\n",
+        "%20" + base64.b64encode(BODY).decode() + "%0D%0A",
         base64.b64encode(BODY).decode().replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
     ],
 )
 def test_data_uris(payload: str) -> None:
-    for head in ("data:image/png;base64,", "DATA:;BASE64,", "data:image/svg+xml;charset=utf-8;base64,"):
+    for head in (
+        "data:image/png;base64,",
+        "DATA:;BASE64,",
+        "\n data:image/png; base64 ,",
+        "data:image/svg+xml;charset=utf-8;base64,",
+    ):
         assert fetch(head + payload, OPEN, NAME).removesuffix(b"x") == BODY
 
 
@@ -60,7 +70,7 @@ def test_data_uris_over_the_limit() -> None:
     "url",
     ["http://2130706433/", "http://0x7f000001/", "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/", "http://1/",
      "http://user@127.0.0.1/", "http://user:pw@127.0.0.1/", "http://@127.0.0.1/", "http://127.0.0.1\\@example.com/",
-     "http:\\\\127.0.0.1/", "http://exa mple.com/", "http://example.com/a\nb", "http://example.com/\x00", "http://",
+     "http:\\\\127.0.0.1/", "http://exa mple.com/", "http://example.com/\x00", "http://",
      "http:///a.png", "http:a.png", "http://%31%32%37.0.0.1/", "http://exa%6dple.com/", "http://[::1",
      "http://[fe80::1%25eth0]/",
      "http://example.com:99999/", "http://example.com:0/", "http://example.com:x/", "http://..",
@@ -92,6 +102,50 @@ def test_any_url_is_refused_with_an_error_that_names_the_image(
         patch.setattr("ternvl.prompt.download.may_connect", lambda *_, **__: False)
         with pytest.raises(ImageError, match=f"^{re.escape(NAME)} "):
             fetch(head + "".join([*parts, "|"]), ImageLimits(allow_local_media=Path(__file__).parent), NAME)
+
+
+PASTED = [
+    ("/a b.png", "/a%20b.png"),
+    ("  /a.png\n", "/a.png"),
+    ("/a\r\n.png\t", "/a.png"),
+    ("/größe.png?q=ü#é", "/gr%C3%B6%C3%9Fe.png?q=%C3%BC"),
+    ("/a[1]|{2}.png", "/a[1]|%7B2%7D.png"),
+    ('/"<a>"^`.png', "/%22%3Ca%3E%22^%60.png"),
+    ("/a%20b%zz.png", "/a%20b%zz.png"),
+]
+
+
+@pytest.mark.parametrize(("pasted", "sent"), PASTED)
+def test_pasted_urls_are_normalised(server: Server, pasted: str, sent: str) -> None:
+    server.answers = {sent: send}
+    before = pasted[: len(pasted) - len(pasted.lstrip())]
+    assert fetch(before + server.url(pasted.lstrip()), OPEN, NAME) == BODY
+    assert [path for path, _ in server.requests] == [sent]
+
+
+@pytest.mark.parametrize(
+    ("host", "ascii_host"),
+    [("bücher.example", "xn--bcher-kva.example"), ("BÜCHER.example", "xn--bcher-kva.example"),
+     ("日本語。jp", "xn--wgv71a119e.jp"), ("☃.example", "xn--n3h.example"), ("ｅxample.com", "example.com")],
+)  # fmt: skip
+def test_international_host_names(server: Server, monkeypatch: pytest.MonkeyPatch, host: str, ascii_host: str) -> None:
+    asked = names(monkeypatch, {ascii_host: ["127.0.0.1"]})
+    assert fetch(server.url("/a.png", host), OPEN, NAME) == BODY
+    assert asked[0] == ascii_host
+    assert server.requests[0][1]["Host"] == f"{ascii_host}:{server.port}"
+    only = ImageLimits(allowed_media_domains=("example.org",))
+    assert refused(server.url("/a.png", host), only).code == "image_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("raw", "asked"),
+    [("/größe.png".encode(), "/gr%C3%B6%C3%9Fe.png"), ("/gr\xf6\xdfe.png".encode("latin-1"), "/gr%F6%DFe.png"),
+     (b"/a b.png", "/a%20b.png"), (b"../b.png?a=|", "/b.png?a=|")],
+)  # fmt: skip
+def test_redirects_to_raw_characters(server: Server, raw: bytes, asked: str) -> None:
+    server.answers = {"/go": redirect(raw.decode("latin-1")), asked: send}
+    assert fetch(server.url("/go"), OPEN, NAME) == BODY
+    assert [path for path, _ in server.requests] == ["/go", asked]
 
 
 def test_allowed_domains(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

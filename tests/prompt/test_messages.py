@@ -44,22 +44,34 @@ ACCEPTED = [
      Message("assistant", "x", tool_calls=(ToolCall("c1", "f", '{"a": 1}'),))),
     ({"role": "tool", "content": [text("42")], "tool_call_id": "c1"}, Message("tool", "42")),
     ({"role": "user", "content": "Hi", "name": "Ann"}, Message("user", "Hi")),
+    ({"role": "developer", "content": "Hi"}, Message("system", "Hi")),
+    ({"role": "assistant", "content": None}, Message("assistant")),
+    ({"role": "assistant", "content": None, "tool_calls": []}, Message("assistant")),
+    ({"role": "assistant", "content": "x", "tool_calls": None, "refusal": None}, Message("assistant", "x")),
+    ({"role": "assistant", "content": None, "refusal": "no"}, Message("assistant", "no")),
+    ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, Message("assistant", "no")),
+    ({"role": "tool", "content": None, "tool_call_id": "c1"}, Message("tool")),
+    ({"role": "tool", "content": [text("a"), image(), text("b")], "tool_call_id": "c1"},
+     Message("tool", "a\nb", (ImageInput(URL),), parts=("a", ImageInput(URL), "b"))),
+    (user(image(min_dynamic_patch=2, max_dynamic_patch=6)), Message("user", "", (ImageInput(URL, "auto", 2, 6),))),
+    *[({"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": cut}}]},
+       Message("assistant", tool_calls=(ToolCall("c1", "f", cut),)))
+      for cut in ('{"a": [1, "b', "{", "{a}", '{"a": ' + "[" * 10**5, '{"a": ' + "1" * 4500 + "}")],
 ]  # fmt: skip
 
-FUNCTION = {"name": "f", "arguments": "{}"}
 REFUSED = [
     ("Hi", ""),
     ({"content": "Hi"}, ".role"),
-    ({"role": "developer", "content": "Hi"}, ".role"),
     ({"role": ["user"], "content": "Hi"}, ".role"),
     ({"role": "user"}, ".content"),
     ({"role": "user", "content": None}, ".content"),
     ({"role": "user", "content": 7}, ".content"),
     ({"role": "user", "content": {"type": "text", "text": "a"}}, ".content"),
-    ({"role": "assistant", "content": None, "tool_calls": []}, ".content"),
+    ({"role": "assistant", "tool_calls": []}, ".content"),
+    ({"role": "tool", "tool_call_id": "c1"}, ".content"),
     (user("Hi"), ".content[0]"),
     (user({"text": "a"}), ".content[0].type"),
-    (user({"type": "video_url"}), ".content[0].type"),
+    (user({"type": "video_url"}), ".content[0]"),
     (user(text("a"), {"type": "text"}), ".content[1].text"),
     (user({"type": "image_url", "image_url": URL}), ".content[0].image_url"),
     (user({"type": "image_url"}), ".content[0].image_url"),
@@ -80,10 +92,9 @@ REFUSED = [
     ({"role": "assistant", "tool_calls": [CALL, {"id": "", "type": "function"}]}, ".tool_calls[1].function"),
     ({"role": "assistant", "tool_calls": [{**CALL, "function": {}}]}, ".tool_calls[0].function.name"),
     ({"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]}, ".tool_calls[0].function.arguments"),
-    ({"role": "assistant", "tool_calls": [{**CALL, "function": {**FUNCTION, "arguments": "{a}"}}]},
-     ".tool_calls[0].function.arguments"),
-    ({"role": "assistant", "tool_calls": [{**CALL, "function": {**FUNCTION, "arguments": "[" * 10**5}}]},
-     ".tool_calls[0].function.arguments"),
+    (user({"type": "refusal", "refusal": "no"}), ".content[0].type"),
+    (user(image(max_dynamic_patch="6")), ".content[0].image_url.max_dynamic_patch"),
+    (user(image(min_dynamic_patch=True)), ".content[0].image_url.min_dynamic_patch"),
 ]  # fmt: skip
 
 
@@ -108,3 +119,25 @@ def test_messages_must_be_a_list(messages: Any) -> None:
     with pytest.raises(RequestError) as caught:
         parse_messages(messages)
     assert caught.value.param == "messages"
+
+
+def test_unknown_roles_are_named() -> None:
+    with pytest.raises(RequestError, match=r'^messages\[0\].role must be one of .*"developer", not "owner"'):
+        parse_messages([{"role": "owner", "content": "Hi"}])
+
+
+def test_the_request_places_the_images() -> None:
+    message = user(text("a"), image(), text("b"))
+    (first,) = parse_messages([message], image_placement="first")
+    (in_place,) = parse_messages([message], image_placement="in_place")
+    assert first == Message("user", "a\nb", (ImageInput(URL),), parts=(ImageInput(URL), "a\nb"))
+    assert in_place == Message("user", "a\nb", (ImageInput(URL),), parts=("a", ImageInput(URL), "b"))
+    assert in_place.images[0].path == "messages[0].content[1].image_url.url"
+    (plain,) = parse_messages([user(text("a"), text("b"))], image_placement="in_place")
+    assert plain == Message("user", "a\nb")
+
+
+def test_videos_are_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="reads no videos") as caught:
+        parse_messages([user({"type": "video_url", "video_url": {"url": URL}})])
+    assert caught.value.code == "video_not_supported"

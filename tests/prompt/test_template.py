@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE
-from ternvl.prompt.messages import ImageInput, Message, ToolCall
+from ternvl.prompt.messages import ImageInput, Message, ToolCall, turn
 from ternvl.prompt.template import Control, Piece, render
 
 IMAGE = ImageInput(Image.new("RGB", (1, 1)))
@@ -107,4 +107,49 @@ def test_tool_calls_and_grouped_tool_responses() -> None:
         '<|im_start|>assistant\n<tool_call>\n{"name": "wetter", "arguments": {}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\nsnow\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
+    )
+
+
+def test_placeholders_mark_the_places_of_images_as_in_the_official_code() -> None:
+    def asked(text: str, num_images: int) -> str:
+        begin, end = SYSTEM + "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+        return written([Message("user", text, (IMAGE,) * num_images)]).removeprefix(begin).removesuffix(end)
+
+    assert asked("<image>\nWhat?", 1) == "{image 0}\nWhat?"
+    assert asked("Is <image> it?", 1) == "Is {image 0} it?"
+    assert asked("Image-1: <image>\nImage-2: <image>\nWhich?", 2) == "Image-1: {image 0}\nImage-2: {image 1}\nWhich?"
+    assert asked("<IMAGE_TOKEN>\n<image>", 1) == "{image 0}\n<image>"
+    assert asked("<image><image><image>", 2) == "{image 0}{image 1}<image>"
+    assert asked("<image> What?", 2) == "Image-1: {image 0}\nImage-2: {image 1}\n<image> What?"
+    assert asked("<IMAGE_TOKEN> and <image>", 0) == "<IMAGE_TOKEN> and <image>"
+
+
+def test_images_stand_where_they_were_sent_if_the_request_asks() -> None:
+    turns = [
+        turn("user", ["One", IMAGE, "two", "three", IMAGE], path="", placement="in_place"),
+        turn("user", ["<image>", IMAGE], path="", placement="in_place"),
+        turn("user", ["<image>", IMAGE], path="", placement="first"),
+    ]
+    assert written(turns, add_generation_prompt=False) == SYSTEM + (
+        "<|im_start|>user\nOne\nImage-1: {image 0}\ntwo\nthree\nImage-2: {image 1}\n<|im_end|>\n"
+        "<|im_start|>user\n<image>\n{image 2}\n<|im_end|>\n"
+        "<|im_start|>user\n{image 3}\n<image><|im_end|>\n"
+    )
+
+
+def test_images_of_tool_results_stand_in_place() -> None:
+    turns = [
+        Message("user", "Hi", (IMAGE,)),
+        turn("tool", ["Before", IMAGE, "<image>"], path=""),
+        turn("tool", [IMAGE], path=""),
+        Message("tool", "none"),
+        Message("user", "And?", (IMAGE,)),
+        Message("tool", "", (IMAGE,)),
+    ]
+    assert written(turns, add_generation_prompt=False) == SYSTEM + (
+        "<|im_start|>user\n{image 0}\nHi<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\nBefore\nImage-2: {image 1}\n<image>\n</tool_response>\n"
+        "<tool_response>\nImage-3: {image 2}\n</tool_response>\n<tool_response>\nnone\n</tool_response><|im_end|>\n"
+        "<|im_start|>user\n{image 3}\nAnd?<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n{image 4}\n</tool_response><|im_end|>\n"
     )

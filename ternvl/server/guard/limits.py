@@ -112,12 +112,18 @@ def _check_surrogates(value: Any) -> None:
 
 
 def _check_depth(value: Any) -> None:
+    if nests_deeper(value, MAX_DEPTH):
+        raise RequestError(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def nests_deeper(value: Any, depth: int) -> bool:
+    """Return whether a JSON value, an array or an object, has more than `depth` levels of arrays and objects."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         level = [item for parent in level for item in _items(parent) if isinstance(item, list | dict)]
         if not level:
-            return
-    raise RequestError(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+            return False
+    return True
 
 
 def _items(value: Any) -> Any:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.config import ServerConfig
-from ternvl.errors import RequestError
+from ternvl.errors import AdapterError, RequestError
 from ternvl.lora.files import CONFIG, WEIGHTS
 from ternvl.lora.pool import RegisteredAdapter
 from ternvl.server.endpoint import read, serving_of
@@ -56,7 +56,8 @@ async def load(request: Request) -> Response:
     """Answer `POST /v1/load_lora_adapter`. An adapter with the same name is replaced for later requests."""
     _check_allowed(request)
     wanted, headers = await read(request, LoadRequest, "adapters")
-    entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
+    with _error_path("lora_path"):
+        entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
     return _loaded(request, entry, headers)
 
 
@@ -64,7 +65,8 @@ async def unload(request: Request) -> Response:
     """Answer `POST /v1/unload_lora_adapter`, once no request uses the adapter any more."""
     _check_allowed(request)
     wanted, headers = await read(request, UnloadRequest, "adapters")
-    num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
+    with _error_path("lora_name"):
+        num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
     body = {"id": wanted.lora_name, "object": "model", "deleted": True}
     return JSONResponse(body | {"aborted" if wanted.abort else "waited_for": num_users}, headers=headers)
 
@@ -85,6 +87,17 @@ async def upload(request: Request) -> Response:
     finally:
         await form.close()
     return _loaded(request, entry, {})
+
+
+@contextmanager
+def _error_path(field: str) -> Iterator[None]:
+    """Let errors of an adapter that name no field of the request name `field`."""
+    try:
+        yield
+    except AdapterError as error:
+        if error.param in (None, "lora"):
+            error.param = field
+        raise
 
 
 def _loaded(request: Request, entry: RegisteredAdapter, headers: dict[str, str]) -> Response:

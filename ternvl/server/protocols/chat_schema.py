@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
-from ternvl.prompt.messages import parse_messages
+from ternvl.prompt.messages import VIDEO_NOT_SUPPORTED, parse_messages
 from ternvl.sampling.tools import Tools
+from ternvl.server.protocols.unions import ImageAddress, PlacedImages, TileLimits, by
 from ternvl.server.schema.forms import FormFields, ToolChoiceField
 from ternvl.server.schema.sampling import SamplingFields
 from ternvl.server.schema.tiles import TileFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, by, refuse, uri
+from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, refuse
 
 
 class TextPart(Schema):
@@ -27,18 +28,35 @@ class TextPart(Schema):
     text: str
 
 
-class ImageUrl(Schema):
+class ImageUrl(TileLimits):
     """The URL of an image: `data:`, `http:`, `https:` or, if the server allows it, `file:`."""
 
-    url: Annotated[str, AfterValidator(uri)]
+    url: ImageAddress
     detail: DetailField | None = None
 
 
 class ImagePart(Schema):
-    """An image in a user message."""
+    """An image in a user message or in the result of a tool call."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
+
+
+class VideoPart(Schema):
+    """A video, which is refused."""
+
+    type: Literal["video_url"]
+
+    @model_validator(mode="after")
+    def _is_refused(self) -> Self:
+        raise refuse("", VIDEO_NOT_SUPPORTED, code="video_not_supported")
+
+
+class RefusalPart(Schema):
+    """A refusal in an earlier answer, which counts as text."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 TextContent = Annotated[
@@ -46,11 +64,20 @@ TextContent = Annotated[
     STRING_OR_ARRAY,
 ]
 UserPart = Annotated[
-    Annotated[TextPart, Tag("@text")] | Annotated[ImagePart, Tag("@image_url")],
-    by("type", "text", "image_url"),
+    Annotated[TextPart, Tag("@text")]
+    | Annotated[ImagePart, Tag("@image_url")]
+    | Annotated[VideoPart, Tag("@video_url")],
+    by("type", "text", "image_url", "video_url"),
 ]
 UserContent = Annotated[
     Annotated[str, Tag("@string")] | Annotated[list[UserPart], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
+]
+AssistantPart = Annotated[
+    Annotated[TextPart, Tag("@text")] | Annotated[RefusalPart, Tag("@refusal")], by("type", "text", "refusal")
+]
+AssistantContent = Annotated[
+    Annotated[str, Tag("@string")] | Annotated[list[AssistantPart], Field(fail_fast=True), Tag("@array")],
+    STRING_OR_ARRAY,
 ]
 
 
@@ -58,6 +85,13 @@ class SystemMessage(Schema):
     """A system message: instructions as text."""
 
     role: Literal["system"]
+    content: TextContent
+
+
+class DeveloperMessage(Schema):
+    """A system message under OpenAI's newer name."""
+
+    role: Literal["developer"]
     content: TextContent
 
 
@@ -69,7 +103,7 @@ class UserMessage(Schema):
 
 
 class CalledFunction(Schema):
-    """The function of a tool call, and its arguments as a string of JSON."""
+    """The function of a tool call, and its arguments as a string of JSON, which is incomplete if the call was cut."""
 
     name: NonEmpty
     arguments: str
@@ -84,33 +118,40 @@ class AssistantToolCall(Schema):
 
 
 class AssistantMessage(Schema):
-    """An assistant message: text, or tool calls with or without text."""
+    """An assistant message: text, or tool calls with or without text. The prompt leaves its reasoning out."""
 
     role: Literal["assistant"]
-    content: TextContent | None = None
-    tool_calls: Annotated[list[AssistantToolCall], Field(min_length=1, fail_fast=True)] | None = None
+    content: AssistantContent | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: Annotated[list[AssistantToolCall], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:
-        if self.content is None and not self.tool_calls:
+        if "content" not in self.model_fields_set and self.refusal is None and not self.tool_calls:
             raise refuse("content", "is required in an assistant message without tool_calls")
+        for name in ("function_call", "audio"):
+            if (self.model_extra or {}).get(name) is not None:
+                raise refuse(name, "is not supported", code="unsupported_parameter")
         return self
 
 
 class ToolMessage(Schema):
-    """A tool message: the result of a tool call."""
+    """A tool message: the result of a tool call, as text and images."""
 
     role: Literal["tool"]
-    content: TextContent
+    content: UserContent | None
     tool_call_id: str
 
 
 ChatMessage = Annotated[
     Annotated[SystemMessage, Tag("@system")]
+    | Annotated[DeveloperMessage, Tag("@developer")]
     | Annotated[UserMessage, Tag("@user")]
     | Annotated[AssistantMessage, Tag("@assistant")]
     | Annotated[ToolMessage, Tag("@tool")],
-    by("role", "system", "user", "assistant", "tool"),
+    by("role", "system", "developer", "user", "assistant", "tool"),
 ]
 
 
@@ -130,7 +171,7 @@ class ToolDefinition(Schema):
     function: FunctionDefinition
 
 
-class ChatRequest(SamplingFields, FormFields, TileFields):
+class ChatRequest(SamplingFields, FormFields, TileFields, PlacedImages):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -149,7 +190,9 @@ class ChatRequest(SamplingFields, FormFields, TileFields):
     def to_ask(self, defaults: SamplingParams) -> Ask:
         """Return the ask of the request. Raises RequestError for contradictory messages or forms."""
         return Ask(
-            input=parse_messages([message.model_dump(exclude_unset=True) for message in self.messages]),
+            input=parse_messages(
+                [message.model_dump(exclude_unset=True) for message in self.messages], image_placement=self.placement
+            ),
             params=replace(self.to_params(defaults), grammar=self.to_grammar()),
             tools=self._tools(),
             priority=self.priority or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.server.answering import InFlightAnswer, answer, new_id
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
+from ternvl.server.guard.limits import MAX_DEPTH, nests_deeper
 from ternvl.server.protocols.messages_schema import CountTokensRequest, MessagesRequest
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 
 MessageEvent = dict[str, Any]
+
+_INPUT_DEPTH = 8
+"""Levels of a request's JSON around the input of an earlier call, with room to spare."""
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -137,8 +142,23 @@ def _fill(block: dict[str, Any], text: str) -> None:
     if block["type"] == "text":
         block["text"] = text
     else:
-        # The arguments of a call that was cut are parsed up to the cut, as Anthropic's clients do with a stream.
-        block["input"] = from_json(text or "{}", allow_partial=True)
+        block["input"] = _to_input(text)
+
+
+def _to_input(arguments: str) -> dict[str, Any]:
+    """Return the arguments of a call as an object. Those of a call that was cut are parsed up to the cut.
+
+    Arguments that a request could not send back (a number that JSON readers refuse, too many levels) are the text
+    `arguments_json`.
+    """
+    try:
+        value: dict[str, Any] = from_json(arguments or "{}", allow_partial=True)
+        if nests_deeper(value, MAX_DEPTH - _INPUT_DEPTH):
+            raise ValueError("too many levels")
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return {"arguments_json": arguments}
+    return value
 
 
 def _failure(error: HTTPError) -> bytes:

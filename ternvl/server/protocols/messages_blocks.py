@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, Tag
+from pydantic import Field, Tag
 
-from ternvl.server.schema.types import STRING_OR_ARRAY, NonEmpty, Schema, by, uri
+from ternvl.server.protocols.unions import ImageAddress, by
+from ternvl.server.schema.types import STRING_OR_ARRAY, NonEmpty, Schema
 
 
 class CacheControl(Schema):
@@ -36,7 +37,7 @@ class UrlSource(Schema):
     """The address of an image."""
 
     type: Literal["url"]
-    url: Annotated[str, AfterValidator(uri)]
+    url: ImageAddress
 
 
 Source = Annotated[
@@ -45,15 +46,30 @@ Source = Annotated[
 
 
 class ImageBlock(Schema):
-    """An image in a user message."""
+    """An image in a user message or in the result of a tool call."""
 
     type: Literal["image"]
     source: Source
     cache_control: CacheControl | None = None
 
 
+class ThinkingBlock(Schema):
+    """The reasoning of an earlier answer, which the prompt leaves out."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(Schema):
+    """Encrypted reasoning of an earlier answer, which the prompt leaves out."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
 class ToolUseBlock(Schema):
-    """A call that the model made in an earlier turn."""
+    """A call that the model made in an earlier turn; its input is incomplete if the call was cut."""
 
     type: Literal["tool_use"]
     id: str
@@ -67,12 +83,23 @@ Texts = Annotated[
 ]
 
 
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("@text")] | Annotated[ImageBlock, Tag("@image")], by("type", "text", "image")
+]
+
+
 class ToolResultBlock(Schema):
-    """The result of a tool call, as text. In the prompt, "Error: " precedes the text of an error."""
+    """The result of a tool call, as text and images. In the prompt, "Error: " precedes the text of an error."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Texts | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("@string")] | Annotated[list[ResultBlock], Field(fail_fast=True), Tag("@array")],
+            STRING_OR_ARRAY,
+        ]
+        | None
+    ) = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
@@ -84,5 +111,9 @@ UserBlock = Annotated[
     by("type", "text", "image", "tool_result"),
 ]
 AssistantBlock = Annotated[
-    Annotated[TextBlock, Tag("@text")] | Annotated[ToolUseBlock, Tag("@tool_use")], by("type", "text", "tool_use")
+    Annotated[TextBlock, Tag("@text")]
+    | Annotated[ToolUseBlock, Tag("@tool_use")]
+    | Annotated[ThinkingBlock, Tag("@thinking")]
+    | Annotated[RedactedThinkingBlock, Tag("@redacted_thinking")],
+    by("type", "text", "tool_use", "thinking", "redacted_thinking"),
 ]

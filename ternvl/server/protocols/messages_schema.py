@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -12,11 +12,10 @@ from pydantic import Field, Tag, model_validator
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import MAX_STOP_STRINGS, Grammar, SamplingParams
-from ternvl.prompt.messages import ImageInput, Message, ToolCall
+from ternvl.prompt.messages import ImageInput, ImagePlacement, Message, Part, ToolCall, turn
 from ternvl.sampling.tools import ToolChoice, Tools
 from ternvl.server.protocols.messages_blocks import (
     AssistantBlock,
-    Base64Source,
     CacheControl,
     ImageBlock,
     TextBlock,
@@ -26,10 +25,28 @@ from ternvl.server.protocols.messages_blocks import (
     UrlSource,
     UserBlock,
 )
+from ternvl.server.protocols.unions import PlacedImages, by
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.tiles import TileFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, StopString, by, refuse
+from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, StopString, refuse
+
+
+class SystemTurn(Schema):
+    """Instructions within the conversation."""
+
+    role: Literal["system"]
+    content: Texts
+
+    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
+        """Yield the message of the prompt."""
+        yield Message("system", _text(self.content), path=path)
+
+
+class DeveloperTurn(SystemTurn):
+    """Instructions within the conversation, under OpenAI's newer name."""
+
+    role: Literal["developer"]  # type: ignore[assignment]
 
 
 class UserTurn(Schema):
@@ -41,7 +58,7 @@ class UserTurn(Schema):
         STRING_OR_ARRAY,
     ]
 
-    def to_messages(self, path: str) -> Iterator[Message]:
+    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
         """Yield the messages of the prompt: results of tool calls come before the user's text and images."""
         if isinstance(self.content, str):
             yield Message("user", self.content, path=path)
@@ -49,10 +66,9 @@ class UserTurn(Schema):
         for index, block in enumerate(self.content):
             if isinstance(block, ToolResultBlock):
                 yield _tool_result(block, f"{path}.content[{index}]")
-        texts = [block.text for block in self.content if isinstance(block, TextBlock)]
-        images = tuple(ImageInput(_url(block.source)) for block in self.content if isinstance(block, ImageBlock))
-        if texts or images or not self.content:
-            yield Message("user", "\n".join(texts), images, path=path)
+        parts = _parts(self.content, f"{path}.content")
+        if parts or not self.content:
+            yield turn("user", parts, path=path, placement=placement)
 
 
 class AssistantTurn(Schema):
@@ -64,7 +80,7 @@ class AssistantTurn(Schema):
         STRING_OR_ARRAY,
     ]
 
-    def to_messages(self, path: str) -> Iterator[Message]:
+    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
         """Yield the message of the prompt."""
         if isinstance(self.content, str):
             yield Message("assistant", self.content, path=path)
@@ -92,6 +108,12 @@ class AnthropicToolChoice(Schema):
     name: NonEmpty | None = None
     disable_parallel_tool_use: bool | None = None
 
+    @model_validator(mode="after")
+    def _names_its_tool(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            raise refuse("name", "is required", code="missing_required_parameter")
+        return self
+
 
 class UserMetadata(Schema):
     """A label of the request, which does not change the answer."""
@@ -118,15 +140,18 @@ class OutputConfig(Schema):
         return self
 
 
-class CountTokensRequest(FormFields, TileFields):
+class CountTokensRequest(FormFields, TileFields, PlacedImages):
     """The body of `POST /v1/messages/count_tokens`: the fields that determine the prompt."""
 
     model: str | None = None
     messages: Annotated[
         list[
             Annotated[
-                Annotated[UserTurn, Tag("@user")] | Annotated[AssistantTurn, Tag("@assistant")],
-                by("role", "user", "assistant"),
+                Annotated[UserTurn, Tag("@user")]
+                | Annotated[AssistantTurn, Tag("@assistant")]
+                | Annotated[SystemTurn, Tag("@system")]
+                | Annotated[DeveloperTurn, Tag("@developer")],
+                by("role", "user", "assistant", "system", "developer"),
             ]
         ],
         Field(min_length=1, fail_fast=True),
@@ -140,7 +165,9 @@ class CountTokensRequest(FormFields, TileFields):
     def to_ask(self, params: SamplingParams) -> Ask:
         """Return the ask of the request. Reasoning stays part of the text."""
         turns = [
-            message for index, turn in enumerate(self.messages) for message in turn.to_messages(f"messages[{index}]")
+            message
+            for index, each in enumerate(self.messages)
+            for message in each.to_messages(f"messages[{index}]", self.placement)
         ]
         if self.system is not None:
             turns.insert(0, Message("system", _text(self.system), path="system"))
@@ -202,13 +229,34 @@ def _text(texts: str | list[TextBlock]) -> str:
     return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
 
 
-def _url(source: Base64Source | UrlSource) -> str:
-    return source.url if isinstance(source, UrlSource) else f"data:{source.media_type};base64,{source.data}"
+def _parts(blocks: Sequence[Schema], path: str) -> list[Part]:
+    """Return the texts and images among content blocks, in their order."""
+    parts: list[Part] = []
+    for index, block in enumerate(blocks):
+        if isinstance(block, TextBlock):
+            parts.append(block.text)
+        elif isinstance(block, ImageBlock):
+            parts.append(_image(block, f"{path}[{index}].source"))
+    return parts
+
+
+def _image(block: ImageBlock, path: str) -> ImageInput:
+    source = block.source
+    if isinstance(source, UrlSource):
+        return ImageInput(source.url, path=f"{path}.url")
+    return ImageInput(f"data:{source.media_type};base64,{source.data}", path=f"{path}.data")
 
 
 def _tool_result(block: ToolResultBlock, path: str) -> Message:
-    text = "" if block.content is None else _text(block.content)
-    return Message("tool", f"Error: {text}" if block.is_error else text, path=path)
+    content = block.content or ""
+    parts: list[Part] = [content] if isinstance(content, str) else _parts(content, f"{path}.content")
+    message = turn("tool", parts, path=path)
+    if not block.is_error:
+        return message
+    if not message.parts:
+        return replace(message, text=f"Error: {message.text}")
+    begins_with_text = isinstance(parts[0], str)
+    return turn("tool", [f"Error: {parts[0]}", *parts[1:]] if begins_with_text else ["Error:", *parts], path=path)
 
 
 def _call(block: ToolUseBlock) -> ToolCall:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field, Tag
 
-from ternvl.server.schema.types import REFUSED, STRING_OR_ARRAY, TAG_MARK, DetailField, NonEmpty, Schema, by, uri
+from ternvl.server.protocols.unions import ImageAddress, TileLimits, by
+from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, NonEmpty, Schema
 
 
 class InputText(Schema):
@@ -16,11 +17,11 @@ class InputText(Schema):
     text: str
 
 
-class InputImage(Schema):
-    """An image in a user message."""
+class InputImage(TileLimits):
+    """An image in a user message or in the result of a call."""
 
     type: Literal["input_image"]
-    image_url: Annotated[str, AfterValidator(uri)]
+    image_url: ImageAddress
     detail: DetailField | None = None
 
 
@@ -33,14 +34,26 @@ class OutputText(Schema):
     logprobs: list[Any] | None = None
 
 
+class RefusalText(Schema):
+    """A refusal in an earlier answer, which counts as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 InputPart = Annotated[
     Annotated[InputText, Tag("@input_text")]
     | Annotated[InputImage, Tag("@input_image")]
-    | Annotated[OutputText, Tag("@output_text")],
-    by("type", "input_text", "input_image", "output_text"),
+    | Annotated[OutputText, Tag("@output_text")]
+    | Annotated[RefusalText, Tag("@refusal")],
+    by("type", "input_text", "input_image", "output_text", "refusal"),
 ]
 InputContent = Annotated[
     Annotated[str, Tag("@string")] | Annotated[list[InputPart], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
+]
+OutputPart = Annotated[
+    Annotated[InputText, Tag("@input_text")] | Annotated[InputImage, Tag("@input_image")],
+    by("type", "input_text", "input_image"),
 ]
 
 
@@ -66,32 +79,41 @@ class FunctionCallItem(Schema):
 
 
 class FunctionCallOutputItem(Schema):
-    """The result of a function call, as text."""
+    """The result of a function call, as text and images."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: Annotated[
-        Annotated[str, Tag("@string")] | Annotated[list[InputText], Field(fail_fast=True), Tag("@array")],
+        Annotated[str, Tag("@string")] | Annotated[list[OutputPart], Field(fail_fast=True), Tag("@array")],
         STRING_OR_ARRAY,
     ]
     id: str | None = None
     status: str | None = None
 
 
-def _item_kind(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind is None and isinstance(value, dict) and "role" in value:
-        return "@message"
-    return TAG_MARK + kind if kind in ("message", "function_call", "function_call_output") else None
+class ReasoningItem(Schema):
+    """The reasoning of an earlier answer, which the prompt leaves out."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[Any] | None = None
+    content: list[Any] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
+def _with_type(value: Any) -> Any:
+    """Return an item with the type of a message if it has a role but no type."""
+    if isinstance(value, dict) and value.get("type") is None and "role" in value:
+        return {**value, "type": "message"}
+    return value
 
 
 InputItem = Annotated[
     Annotated[MessageItem, Tag("@message")]
     | Annotated[FunctionCallItem, Tag("@function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("@function_call_output")],
-    Discriminator(
-        _item_kind,
-        custom_error_type=f"{REFUSED}type",
-        custom_error_message="must be one of 'message', 'function_call', 'function_call_output'",
-    ),
+    | Annotated[FunctionCallOutputItem, Tag("@function_call_output")]
+    | Annotated[ReasoningItem, Tag("@reasoning")],
+    by("type", "message", "function_call", "function_call_output", "reasoning"),
+    BeforeValidator(_with_type),
 ]

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, Tag, model_validator
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import Grammar, SamplingParams
-from ternvl.prompt.messages import ImageInput, Message, Role, ToolCall, tool_call
+from ternvl.prompt.messages import ImageInput, Message, Part, Role, ToolCall, tool_call, turn
 from ternvl.sampling.tools import ToolChoice, Tools
 from ternvl.server.protocols.responses_items import (
     FunctionCallItem,
@@ -24,7 +24,10 @@ from ternvl.server.protocols.responses_items import (
     InputText,
     MessageItem,
     OutputText,
+    ReasoningItem,
+    RefusalText,
 )
+from ternvl.server.protocols.unions import PlacedImages, by
 from ternvl.server.schema.forms import FormFields, FunctionName, JsonObjectFormat, TextFormat
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.tiles import TileFields
@@ -34,7 +37,6 @@ from ternvl.server.schema.types import (
     Integer,
     NonEmpty,
     Schema,
-    by,
     refuse,
 )
 
@@ -102,7 +104,7 @@ class TextOptions(Schema):
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseRequest(TextRequest, FormFields, TileFields):
+class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
     """The body of `POST /v1/responses`. It also accepts the sampling fields of Chat Completions."""
 
     limit_name: ClassVar[str] = "max_output_tokens"
@@ -160,7 +162,7 @@ class ResponseRequest(TextRequest, FormFields, TileFields):
             choice,
             self.parallel_tool_calls is not False,
             schema_path="tools[{index}].parameters",
-            name_path="tool_choice.name",
+            name_path="tool_choice.name" if getattr(self.tool_choice, "name", None) else "tool_choice.function.name",
         )
 
     def _turns(self) -> Iterator[Message]:
@@ -169,17 +171,29 @@ class ResponseRequest(TextRequest, FormFields, TileFields):
         if isinstance(self.input, str):
             yield Message("user", self.input, path="input")
             return
-        turn: Message | None = None
+        message: Message | None = None
         for index, item in enumerate(self.input):
             path = f"input[{index}]"
-            if isinstance(item, FunctionCallItem) and turn is not None and turn.role == "assistant":
-                turn = replace(turn, tool_calls=(*turn.tool_calls, _call(item, path)))
+            if isinstance(item, ReasoningItem):
                 continue
-            if turn is not None:
-                yield turn
-            turn = _turn(item, path)
-        if turn is not None:
-            yield turn
+            if isinstance(item, FunctionCallItem) and message is not None and message.role == "assistant":
+                message = replace(message, tool_calls=(*message.tool_calls, _call(item)))
+                continue
+            if message is not None:
+                yield message
+            message = self._turn(item, path)
+        if message is not None:
+            yield message
+
+    def _turn(self, item: MessageItem | FunctionCallItem | FunctionCallOutputItem, path: str) -> Message:
+        match item:
+            case MessageItem():
+                role: Role = "system" if item.role == "developer" else item.role
+                return turn(role, _content(item, role, path), path=path, placement=self.placement)
+            case FunctionCallItem():
+                return Message("assistant", tool_calls=(_call(item),), path=path)
+            case FunctionCallOutputItem():
+                return turn("tool", _parts(item.output, f"{path}.output"), path=path)
 
 
 class InputTokensRequest(ResponseRequest):
@@ -190,27 +204,28 @@ def _function(**function: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _turn(item: MessageItem | FunctionCallItem | FunctionCallOutputItem, path: str) -> Message:
-    match item:
-        case MessageItem():
-            return _message("system" if item.role == "developer" else item.role, item.content, path)
-        case FunctionCallItem():
-            return Message("assistant", tool_calls=(_call(item, path),), path=path)
-        case FunctionCallOutputItem():
-            return _message("tool", item.output, path)
+def _content(item: MessageItem, role: Role, path: str) -> str | list[Part]:
+    if not isinstance(item.content, str) and role != "user":
+        for index, part in enumerate(item.content):
+            if isinstance(part, InputImage):
+                param = f"{path}.content[{index}]"
+                message = f"{param} is an image; images belong in user turns and results of calls, not in {role} turns."
+                raise RequestError(message, param=param)
+    return _parts(item.content, f"{path}.content")
 
 
-def _message(role: Role, content: str | Sequence[InputText | InputImage | OutputText], path: str) -> Message:
+def _parts(content: str | Sequence[InputText | InputImage | OutputText | RefusalText], path: str) -> str | list[Part]:
     if isinstance(content, str):
-        return Message(role, content, path=path)
-    images = [part for part in content if isinstance(part, InputImage)]
-    texts = [part.text for part in content if not isinstance(part, InputImage)]
-    if images and role != "user":
-        message = f"{path}.content holds an image; images belong in user messages, not in {role} messages."
-        raise RequestError(message, param=f"{path}.content")
-    inputs = tuple(ImageInput(part.image_url, part.detail or "auto") for part in images)
-    return Message(role, "\n".join(texts), inputs, path=path)
+        return content
+    return [_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
 
 
-def _call(item: FunctionCallItem, path: str) -> ToolCall:
-    return tool_call(item.call_id, item.name, item.arguments, f"{path}.arguments")
+def _part(part: InputText | InputImage | OutputText | RefusalText, path: str) -> Part:
+    if not isinstance(part, InputImage):
+        return part.refusal if isinstance(part, RefusalText) else part.text
+    limits = part.min_dynamic_patch, part.max_dynamic_patch
+    return ImageInput(part.image_url, part.detail or "auto", *limits, path=f"{path}.image_url")
+
+
+def _call(item: FunctionCallItem) -> ToolCall:
+    return tool_call(item.call_id, item.name, item.arguments)

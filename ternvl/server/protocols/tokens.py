@@ -16,13 +16,14 @@ from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDefinition
+from ternvl.server.protocols.unions import PlacedImages
 from ternvl.server.schema.fields import validate
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import Schema, one_of, refuse
 
 
-class TokenizeRequest(TileFields):
+class TokenizeRequest(TileFields, PlacedImages):
     """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
 
     model_config = one_of({"prompt": {"type": "string"}}, {"messages": {"type": "array"}})

@@ -166,7 +166,7 @@ def test_a_bad_image_is_refused_in_plain_words(client: OpenAI, source: str, stat
     with pytest.raises(APIStatusError) as refusal:
         client.chat.completions.create(model="tiny", messages=about(source), stream=True)
     assert refusal.value.status_code == status
-    assert refusal.value.param == "messages[0].content"
+    assert refusal.value.param == "messages[0].content[0].image_url.url"
     assert "image" in refusal.value.message
 
 
@@ -174,7 +174,7 @@ def test_private_addresses_are_not_fetched_by_default() -> None:
     with file_server(png()) as image, serving(tiny_llm()) as url:
         response = httpx.post(f"{url}/v1/chat/completions", json={"messages": about(image)})
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "messages[0].content"
+    assert response.json()["error"]["param"] == "messages[0].content[0].image_url.url"
 
 
 def test_a_prompt_beyond_the_context(client: OpenAI) -> None:

@@ -34,7 +34,7 @@ def schema(most_answers: int) -> dict[str, Any]:
     value = copy.deepcopy(load_schema())
     value["properties"]["n"]["maximum"] = most_answers
     parts = value["components"]["schemas"]
-    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1]}', "1", ""]}
+    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1', "no JSON", ""]}
     return value
 
 
@@ -102,9 +102,9 @@ def mutate(body: dict[str, Any], rng: random.Random) -> None:
 
 
 def without_null(value: Any) -> Any:
-    """To the server `null` in an object is the same as nothing."""
+    """To the server `null` in an object is the same as nothing, save for the content of messages."""
     if isinstance(value, dict):
-        return {name: without_null(item) for name, item in value.items() if item is not None}
+        return {name: without_null(item) for name, item in value.items() if item is not None or name == "content"}
     return [without_null(item) for item in value] if isinstance(value, list) else value
 
 
