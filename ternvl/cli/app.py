@@ -16,6 +16,7 @@ from ternvl.cli.bench import bench
 from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import Model, ModelOption, with_flags
 from ternvl.cli.quantization import quantize, verify
+from ternvl.cli.signals import interruptible
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, setting
 from ternvl.errors import TernvlError
 from ternvl.kernels import build
@@ -106,7 +107,8 @@ def chat(
     conversation = ConsoleChat(_load(model, loading), _params(answers))
     for path in image or []:
         conversation.attach(path)
-    talk(conversation)
+    with interruptible():  # Ctrl-C ends an answer, not the conversation
+        talk(conversation)
 
 
 @app.command(epilog="Example: [bold]ternvl run 'What is written here?' --image sign.png --temperature 0[/bold]")
@@ -164,7 +166,7 @@ def _load(
     return LLM(model, loading, engine, images, progress=sys.stdout.isatty())
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def run_command(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit. An error is one line on standard error; its status is 2 for wrong usage, otherwise 1."""
     try:
         code = app(arguments, prog_name="ternvl", standalone_mode=False)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bind", "create_app", "run"]
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((_HANGUP,) if _HANGUP else ()))
+
 
 def bind(config: ServerConfig) -> socket.socket:
     """Return a socket that is bound to the configured address. It does not listen before `run`.
@@ -62,10 +65,11 @@ def _socket(config: ServerConfig) -> socket.socket:
 
 
 def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. Accepted requests then have `drain_timeout` seconds to finish.
+    """Serve until SIGINT, SIGTERM or SIGHUP. Accepted requests then have `drain_timeout` seconds to finish.
 
-    A second signal ends the process at once. `sock` is the result of an earlier `bind`; without it, `run` binds one.
-    Raises ConfigError for an invalid setting, TernvlError if the address is not available.
+    A second SIGINT or SIGTERM ends the process at once. SIGHUP, which a closed terminal sends, never does, and it is
+    ignored if the process was started so, as nohup does. `sock` is the result of an earlier `bind`; without it, `run`
+    binds one. Raises ConfigError for an invalid setting, TernvlError if the address is not available.
     """
     with sock or bind(config) as listener:
         try:
@@ -73,24 +77,7 @@ def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> No
         except OSError as error:
             raise _no_address(config, error) from error
         app = create_app(llm, config)
-        with _ignored_stop_signals():
-            _Server(app, app.state.serving).run(sockets=[listener])
-
-
-@contextmanager
-def _ignored_stop_signals() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM outside of uvicorn's own handlers.
-
-    After it has stopped, uvicorn raises the signal again for the handler that was installed before. The default handler
-    would end the process as if it had been killed.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda *_: None) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _Server(app, app.state.serving).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -115,10 +102,25 @@ class _Server(uvicorn.Server):
         await super().main_loop()
         await self._serving.drain()  # the listener is still open, so that new requests get 503
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals that stop the server. Unlike uvicorn's own method, it does not raise them again after it.
+
+        The handlers from before stay until these are set, so no signal is lost while the server starts.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        chosen = [each for each in _STOP_SIGNALS if is_main and signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self.handle_exit) for each in chosen}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self.should_exit and sig != _HANGUP:
             os._exit(0)  # the engine may be within a long step, which a signal does not interrupt
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
 
 def _greeting(name: str, sock: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,28 @@ def test_an_unknown_extra_is_refused(checkout: Checkout) -> None:
     assert refused.returncode == 1
     assert refused.stderr == "ternvl: there is no extra named 'tests'; there are test, dev, finetune and training.\n"
     assert checkout.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "takes_cpu_build"), [("", [], True), ("GPU 0: one", [], False), ("", ["--cuda"], False)]
+)
+def test_the_cpu_build_is_taken_where_no_gpu_is_seen(
+    checkout: Checkout, gpus: str, arguments: list[str], takes_cpu_build: bool
+) -> None:
+    tools = checkout.root / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(f"#!/bin/sh\necho '{gpus}'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    installed = checkout.install(*arguments, PATH=path, TERNVL_TORCH_INDEX="https://index.example/cpu")
+    assert installed.returncode == 0
+    extra = "--extra-index-url https://index.example/cpu "
+    assert checkout.calls()[1] == TORCH.replace("torch", f"{extra}torch" if takes_cpu_build else "torch")
+
+
+def test_without_an_index_the_smaller_build_is_pointed_to(checkout: Checkout) -> None:
+    assert "docs/install.md, TERNVL_TORCH_INDEX" in checkout.install(TERNVL_TORCH_INDEX="").stderr
+    assert checkout.calls()[1] == TORCH
 
 
 def test_serve_and_test_install_first(checkout: Checkout) -> None:

@@ -132,3 +132,13 @@ def test_a_second_signal_ends_at_once() -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert stream.last.endswith("CUT")
+
+
+def test_a_closed_terminal_cuts_no_stream() -> None:
+    with server("--drain-timeout", "600") as (process, url), ThreadPoolExecutor() as pool:
+        stream = Stream(pool, url, max_tokens=200)
+        process.send_signal(signal.SIGHUP)
+        wait_for_503(url)
+        process.send_signal(signal.SIGHUP)  # the shell and the kernel both send one
+        assert stream.last == "[DONE]"
+        assert process.wait(60) == 0

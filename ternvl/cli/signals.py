@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: they end the process at once, also during imports.
+
+Python's own handler raises KeyboardInterrupt, which native code that imports modules can catch and drop: while torch is
+imported, a Ctrl-C was lost in some of the tries.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """End the process at once on SIGINT or SIGTERM while the context is open."""
+    with handled(_end):
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGINT while the context is open, as Python does by default."""
+    with handled(signal.default_int_handler, signal.SIGINT):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
+    """Set a handler while the context is open, by default of SIGINT and SIGTERM. A signal that is ignored stays so."""
+    is_main = threading.current_thread() is threading.main_thread()
+    chosen = [each for each in numbers or _SIGNALS if is_main and signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handler) for each in chosen}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    build = sys.modules.get("ternvl.kernels.build")
+    if build is not None:
+        build.stop()
+    os._exit(128 + number)  # exiting in order would wait for threads, which may be within a long computation
