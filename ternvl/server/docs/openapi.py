@@ -22,6 +22,13 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 _ERROR_TYPES: dict[str, Any] = {"openai": answers.Error, "anthropic": answers.AnthropicError}
 
+_EVENT = {
+    "description": "One event of the stream: its name, if it has one, and its data, which is JSON or [DONE].",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
+
 _ERRORS = {
     400: "The body is not JSON, a field is invalid, an image cannot be used, or the prompt is too long.",
     401: "The key is missing or wrong.",
@@ -123,7 +130,7 @@ def _answer(operation: Operation, schemas: dict[Any, dict[str, Any]], example: d
     schema = schemas[operation.answer] if operation.answer else {"type": "string"}
     content: dict[str, Any] = {operation.media_type: {"schema": schema} | shown}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {"description": operation.summary, "content": content}
 
 
