@@ -78,7 +78,7 @@ class UnknownAdapterError(AdapterError):
 class ContextLengthError(RequestError):
     """A prompt that does not fit the context. The message has the numbers of text and image tokens, and the limit.
 
-    Clients recognise it by its text: by its beginning, which is OpenAI's, or by "prompt is too long" (LangChain).
+    Clients recognise the error by the beginning of its text, which is OpenAI's, or by "prompt is too long" (LangChain).
     `anthropic_message` begins as Anthropic's text.
     """
 

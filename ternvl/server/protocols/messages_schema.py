@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import MAX_STOP_STRINGS, Grammar, SamplingParams
-from ternvl.prompt.messages import ImageInput, ImagePlacement, Message, Part, ToolCall, turn
+from ternvl.prompt.messages import Message
 from ternvl.sampling.tools import ToolChoice, Tools
 from ternvl.server.protocols.messages_blocks import (
-    AssistantBlock,
     CacheControl,
-    ImageBlock,
-    TextBlock,
     Texts,
-    ToolResultBlock,
-    ToolUseBlock,
-    UrlSource,
-    UserBlock,
 )
-from ternvl.server.protocols.unions import PlacedImages, by
+from ternvl.server.protocols.messages_turns import Turn, text_of
+from ternvl.server.protocols.unions import PlacedImages
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.tiles import TileFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, Integer, NonEmpty, Schema, StopString, refuse
-
-
-class SystemTurn(Schema):
-    """Instructions within the conversation."""
-
-    role: Literal["system"]
-    content: Texts
-
-    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
-        """Yield the message of the prompt."""
-        yield Message("system", _text(self.content), path=path)
-
-
-class DeveloperTurn(SystemTurn):
-    """Instructions within the conversation, under OpenAI's newer name."""
-
-    role: Literal["developer"]  # type: ignore[assignment]
-
-
-class UserTurn(Schema):
-    """A turn of the user: text, images and results of tool calls."""
-
-    role: Literal["user"]
-    content: Annotated[
-        Annotated[str, Tag("@string")] | Annotated[list[UserBlock], Field(fail_fast=True), Tag("@array")],
-        STRING_OR_ARRAY,
-    ]
-
-    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
-        """Yield the messages of the prompt: results of tool calls come before the user's text and images."""
-        if isinstance(self.content, str):
-            yield Message("user", self.content, path=path)
-            return
-        for index, block in enumerate(self.content):
-            if isinstance(block, ToolResultBlock):
-                yield _tool_result(block, f"{path}.content[{index}]")
-        parts = _parts(self.content, f"{path}.content")
-        if parts or not self.content:
-            yield turn("user", parts, path=path, placement=placement)
-
-
-class AssistantTurn(Schema):
-    """An earlier answer. If the conversation ends with an answer without calls, the new answer continues it."""
-
-    role: Literal["assistant"]
-    content: Annotated[
-        Annotated[str, Tag("@string")] | Annotated[list[AssistantBlock], Field(fail_fast=True), Tag("@array")],
-        STRING_OR_ARRAY,
-    ]
-
-    def to_messages(self, path: str, placement: ImagePlacement) -> Iterator[Message]:
-        """Yield the message of the prompt."""
-        if isinstance(self.content, str):
-            yield Message("assistant", self.content, path=path)
-            return
-        texts = [block.text for block in self.content if isinstance(block, TextBlock)]
-        calls = tuple(_call(block) for block in self.content if isinstance(block, ToolUseBlock))
-        yield Message("assistant", "\n".join(texts), tool_calls=calls, path=path)
+from ternvl.server.schema.types import Integer, NonEmpty, Schema, StopString, refuse
 
 
 class CustomTool(Schema):
@@ -144,18 +78,7 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
     """The body of `POST /v1/messages/count_tokens`: the fields that determine the prompt."""
 
     model: str | None = None
-    messages: Annotated[
-        list[
-            Annotated[
-                Annotated[UserTurn, Tag("@user")]
-                | Annotated[AssistantTurn, Tag("@assistant")]
-                | Annotated[SystemTurn, Tag("@system")]
-                | Annotated[DeveloperTurn, Tag("@developer")],
-                by("role", "user", "assistant", "system", "developer"),
-            ]
-        ],
-        Field(min_length=1, fail_fast=True),
-    ]
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     system: Texts | None = None
     tools: Annotated[list[CustomTool], Field(fail_fast=True)] | None = None
     tool_choice: AnthropicToolChoice | None = None
@@ -170,7 +93,7 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
             for message in each.to_messages(f"messages[{index}]", self.placement)
         ]
         if self.system is not None:
-            turns.insert(0, Message("system", _text(self.system), path="system"))
+            turns.insert(0, Message("system", text_of(self.system), path="system"))
         return Ask(
             input=turns,
             params=replace(params, grammar=self.to_grammar()),
@@ -223,44 +146,6 @@ class MessagesRequest(CountTokensRequest, TextRequest):
     def to_ask(self, params: SamplingParams) -> Ask:
         """Return the ask of the request, with its priority and cache salt."""
         return replace(super().to_ask(params), priority=self.priority or 0, cache_salt=self.cache_salt or "")
-
-
-def _text(texts: str | list[TextBlock]) -> str:
-    return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)
-
-
-def _parts(blocks: Sequence[Schema], path: str) -> list[Part]:
-    """Return the texts and images among content blocks, in their order."""
-    parts: list[Part] = []
-    for index, block in enumerate(blocks):
-        if isinstance(block, TextBlock):
-            parts.append(block.text)
-        elif isinstance(block, ImageBlock):
-            parts.append(_image(block, f"{path}[{index}].source"))
-    return parts
-
-
-def _image(block: ImageBlock, path: str) -> ImageInput:
-    source = block.source
-    if isinstance(source, UrlSource):
-        return ImageInput(source.url, path=f"{path}.url")
-    return ImageInput(f"data:{source.media_type};base64,{source.data}", path=f"{path}.data")
-
-
-def _tool_result(block: ToolResultBlock, path: str) -> Message:
-    content = block.content or ""
-    parts: list[Part] = [content] if isinstance(content, str) else _parts(content, f"{path}.content")
-    message = turn("tool", parts, path=path)
-    if not block.is_error:
-        return message
-    if not message.parts:
-        return replace(message, text=f"Error: {message.text}")
-    begins_with_text = isinstance(parts[0], str)
-    return turn("tool", [f"Error: {parts[0]}", *parts[1:]] if begins_with_text else ["Error:", *parts], path=path)
-
-
-def _call(block: ToolUseBlock) -> ToolCall:
-    return ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:

@@ -136,7 +136,10 @@ def test_loading_replacing_and_unloading(http: httpx.Client, root: Path) -> None
     gone = http.post("/v1/unload_lora_adapter", json={"lora_name": "fresh"}, headers=ADMIN)
     assert gone.json() == {"id": "fresh", "object": "model", "deleted": True, "waited_for": 0}
     assert http.post("/v1/chat/completions", json=ASK | {"model": "fresh"}).status_code == 404
-    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "fresh"}, headers=ADMIN).status_code == 404
+    again = http.post("/v1/unload_lora_adapter", json={"lora_name": "fresh"}, headers=ADMIN)
+    assert (again.status_code, again.json()["error"]["param"]) == (404, "lora_name")
+    missing = http.post("/v1/load_lora_adapter", json={"lora_name": "a", "lora_path": str(root / "no")}, headers=ADMIN)
+    assert (missing.status_code, missing.json()["error"]["param"]) == (400, "lora_path")
 
 
 def test_what_cannot_be_loaded_is_named(http: httpx.Client, root: Path, tmp_path: Path) -> None:

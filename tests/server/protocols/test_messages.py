@@ -144,6 +144,7 @@ def of(*blocks: Any, role: str = "user") -> dict[str, Any]:
         ({"system": [{"type": "image"}]}, "system[0].type"),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "tool"}, "tools": TOOLS}, "tool_choice.name is required"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": 3}, "temperature"),
