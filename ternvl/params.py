@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from json import dumps
 from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 from ternvl.errors import RequestError
+from ternvl.exact_json import dumps
 
 MAX_STOP_STRINGS = 16
 MAX_BIAS = 100
@@ -34,6 +34,9 @@ class Grammar:
     `sampling/tools.py` writes."""
     param: str = field(default="grammar", compare=False)
     """The field of the request that the grammar came from. Errors name it."""
+    closed: bool = True
+    """Whether objects have only the properties that their schema lists, where it lists some and does not mention
+    others."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -43,14 +46,14 @@ class Grammar:
             raise RequestError(f"The grammar's text is {self.text!r}, but must be a string.", param=self.param)
 
     @classmethod
-    def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar") -> Self:
+    def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar", closed: bool = True) -> Self:
         """Make a grammar from a Python value, which is written as JSON unless it is a string already.
 
         Examples: `Grammar.of("choice", ["yes", "no"])`, `Grammar.of("json_schema", {...})`,
         `Grammar.of("regex", "[0-9]+")`. Raises RequestError if the value cannot be written as JSON.
         """
         try:
-            return cls(kind, value if isinstance(value, str) else dumps(value), param)
+            return cls(kind, value if isinstance(value, str) else dumps(value), param, closed)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"{param} cannot be written as JSON: {error}.", param=param) from error
 

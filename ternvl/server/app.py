@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ternvl.config import ServerConfig
+from ternvl.server.answering import UNENFORCED_SCHEMA
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
 from ternvl.server.guard.auth import BearerAuth
@@ -63,7 +64,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[IGNORED_FIELDS],
+                expose_headers=[IGNORED_FIELDS, UNENFORCED_SCHEMA],
             )
         )
     if config.api_key or config.admin_key:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from ternvl.server.errors import HTTPError
 from ternvl.server.guard.limits import read_json
 from ternvl.server.schema.fields import ignored_header, parse
+from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
 from ternvl.server.sse import ClientGone, EventStream, Form, event, until_disconnect
@@ -40,8 +41,9 @@ async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dic
     config = serving_of(request).config
     body = await read_json(request, config)
     value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
-    headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
+    headers = value.answer_headers if isinstance(value, TextRequest) else {}
     if ignored:
+        headers[IGNORED_FIELDS] = ignored_header(ignored)
         logger.warning("A request has unknown fields, which are ignored: %s", headers[IGNORED_FIELDS])
     return value, headers
 

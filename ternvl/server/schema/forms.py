@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Tag, model_validator
@@ -75,21 +76,22 @@ ChoiceList = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
 
 class StructuredOutputs(Schema):
-    """The form of an answer in vLLM's field `structured_outputs`; exactly one of its fields is given."""
+    """The form of an answer in vLLM's field `structured_outputs`: one form, or only how schemas are read."""
 
     json_schema: JsonText | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = None
     choice: ChoiceList | None = None
     grammar: str | None = None
+    disable_additional_properties: bool | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        for name in ("disable_additional_properties", "disable_any_whitespace", "structural_tag", "whitespace_pattern"):
+        for name in ("disable_any_whitespace", "structural_tag", "whitespace_pattern"):
             if (self.model_extra or {}).get(name):
                 raise refuse(name, "is not supported", code="unsupported_parameter")
-        given = [value for name in type(self).model_fields if (value := getattr(self, name)) is not None]
-        if len(given) != 1:
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if len(given - {"disable_additional_properties"}) != 1 and given != {"disable_additional_properties"}:
             raise refuse("", "must have exactly one of json, json_object, regex, choice, grammar")
         return self
 
@@ -104,6 +106,11 @@ class FormFields(Schema):
     guided_choice: ChoiceList | None = None
     guided_grammar: str | None = None
 
+    @property
+    def closes_objects(self) -> bool:
+        """Whether objects have only the properties that their schema lists, as in `Grammar.closed`."""
+        return self.structured_outputs is None or self.structured_outputs.disable_additional_properties is not False
+
     def to_grammar(self) -> Grammar | None:
         """Return the grammar of the answer; None for free text. Raises RequestError if the request has two forms."""
         grammars = list(self._grammars())
@@ -112,7 +119,7 @@ class FormFields(Schema):
                 f"{grammars[1].param} and {grammars[0].param} are both given, but an answer can have only one form."
             )
             raise RequestError(message, param=grammars[1].param)
-        return grammars[0] if grammars else None
+        return replace(grammars[0], closed=self.closes_objects) if grammars else None
 
     def _grammars(self) -> Iterator[Grammar]:
         wanted = self.response_format
