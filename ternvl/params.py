@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from json import dumps
 from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 from ternvl.errors import RequestError
+from ternvl.exact_json import dumps
 
 MAX_STOP_STRINGS, MAX_STOP_LENGTH, MAX_BIAS = 16, 1_000, 100
 MAX_TOKEN_LIST = 1024  # entries of `logit_bias` and `allowed_token_ids`, each of which costs time at every token
@@ -31,6 +31,9 @@ class Grammar:
     """A JSON Schema, nothing, a regular expression, a JSON array of strings, a Lark grammar, or JSON of `Tools`."""
     param: str = field(default="grammar", compare=False)
     """The field of the request that the grammar came from. Errors name it."""
+    closed: bool = True
+    """Whether objects have only the properties that their schema lists, where it lists some and does not mention
+    others."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -40,14 +43,14 @@ class Grammar:
             raise RequestError(f"The grammar's text is {self.text!r}, but must be a string.", param=self.param)
 
     @classmethod
-    def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar") -> Self:
+    def of(cls, kind: GrammarKind, value: Any = "", *, param: str = "grammar", closed: bool = True) -> Self:
         """Make a grammar from a Python value, which is written as JSON unless it is a string already.
 
         `Grammar.of("choice", ["yes", "no"])`, `Grammar.of("json_schema", {...})` and `Grammar.of("regex", "[0-9]+")`
         are examples. Raises RequestError if the value cannot be written as JSON.
         """
         try:
-            return cls(kind, value if isinstance(value, str) else dumps(value), param)
+            return cls(kind, value if isinstance(value, str) else dumps(value), param, closed)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"{param} cannot be written as JSON: {error}.", param=param) from error
 

@@ -83,6 +83,14 @@ class PreparedAsk:
         form = self.params.grammar
         return self.ask.splits_reasoning and (form is None or form.kind == "tools")
 
+    @property
+    def unenforced(self) -> list[str]:
+        """The rules of the request's schemas that answers need not follow: paths that end in a keyword."""
+        form = self.params.grammar
+        if form is None or self.grammar is None:
+            return []
+        return [path if form.kind == "tools" else form.param + path for path in self.grammar.unenforced]
+
     def requests(self, answer_id: str, adapter: Adapter | None = None) -> list[Request]:
         """Return one request for each of the n choices, called `answer_id`-0, `answer_id`-1 and so on.
 

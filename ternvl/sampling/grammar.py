@@ -26,6 +26,7 @@ from ternvl.sampling.sources import parts, source
 _MAX_CACHED = 64
 _LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
 _ALLOWS_NOTHING = "it allows nothing at all"
+_WHERE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 _UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
 
 
@@ -83,8 +84,10 @@ class Matcher:
 class CompiledGrammar:
     """A compiled grammar, which any number of answers may use."""
 
-    def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler) -> None:
+    def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler, unenforced: tuple[str, ...] = ()) -> None:
         self._matcher, self._compiler = matcher, compiler
+        self.unenforced = unenforced
+        """Paths of the rules that it does not enforce: within the request for tools, else within the schema."""
 
     def matcher(self, *, ignore_eos: bool = False) -> Matcher:
         """Return a matcher for an answer at its beginning."""
@@ -152,7 +155,7 @@ class GrammarCompiler:
             if cached is not None:
                 self._recent.move_to_end(grammar)
                 return cached
-        compiled = CompiledGrammar(self._compile(grammar), self)
+        compiled = self._compile(grammar)
         with self._lock:
             self._remember(grammar, compiled)
         return compiled
@@ -163,9 +166,9 @@ class GrammarCompiler:
         if len(self._recent) > _MAX_CACHED:
             self._recent.popitem(last=False)
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        text = source(grammar)
-        matcher = LLMatcher(self.prepare(), text, log_level=0, limits=_LIMITS)
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        written = source(grammar)
+        matcher = LLMatcher(self.prepare(), written.text, log_level=0, limits=_LIMITS)
         bits = torch.empty(len(self.banned), dtype=torch.int32)
         reason = _reason(matcher)
         if not reason:
@@ -178,7 +181,7 @@ class GrammarCompiler:
             raise RequestError(
                 f"{grammar.param} cannot be served: {reason}.", param=grammar.param, code="unsupported_schema"
             )
-        return matcher
+        return CompiledGrammar(matcher, self, written.unenforced)
 
 
 class _Vocabulary:
@@ -241,7 +244,10 @@ def _reason(matcher: LLMatcher) -> str:
         return ""
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
     found = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    found = _WHERE.sub("", found)
     if found.startswith("NoExtension"):
         return _ALLOWS_NOTHING
+    if found.startswith("oneOf constraints"):
+        return 'it uses "oneOf" with branches that may overlap, which is not supported'
     keys = _UNSUPPORTED.fullmatch(found)
     return f"it uses {keys[1]}, which is not supported" if keys else found.rstrip(".")[:300]

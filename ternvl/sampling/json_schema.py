@@ -141,7 +141,7 @@ def _is_finite(node: dict[str, Any], root: dict[str, Any], finite: set[int]) -> 
     def is_known(part: Any) -> bool:
         return not isinstance(part, dict) or id(part) in finite
 
-    if "$ref" in node and not is_known(_resolve(root, node["$ref"])):
+    if "$ref" in node and not is_known(resolve(root, node["$ref"])):
         return False
     choices = [_list(node, name) for name in ("anyOf", "oneOf") if name in node]
     if not all(map(is_known, _list(node, "allOf"))) or not all(any(map(is_known, branches)) for branches in choices):
@@ -158,9 +158,9 @@ def _is_finite(node: dict[str, Any], root: dict[str, Any], finite: set[int]) -> 
     return True
 
 
-def _resolve(root: Any, reference: Any) -> Any:
-    """Return the target of a reference within the schema; None for other references, which llguidance refuses."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+def resolve(root: Any, reference: Any) -> Any:
+    """Return the target of a JSON pointer within the schema, such as "#/$defs/a"; None for any other reference."""
+    if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
         return None
     target = root
     for part in unquote(reference[1:]).split("/")[1:]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ternvl.errors import RequestError
@@ -25,6 +25,8 @@ class Tools:
     choice: ToolChoice = "auto"
     parallel: bool = True
     """Whether an answer may hold more than one call."""
+    closed: bool = True
+    """Whether arguments have only the properties that a schema lists, as in `Grammar.closed`."""
     schema_path: str = "tools[{index}].function.parameters"
     """What the request calls the schema of tool `index`. Errors name it."""
     name_path: str = "tool_choice.function.name"
@@ -72,13 +74,15 @@ class Tools:
                     "path": self.schema_path.format(index=index),
                     "name": name,
                     "parameters": tool["function"].get("parameters"),
+                    "strict": tool["function"].get("strict") is True,
                 }
                 for index, (name, tool) in enumerate(zip(names, self.definitions, strict=True))
                 if only in (None, name)
             ],
             "required": self.choice != "auto",
             "parallel": self.parallel and only is None,
-            "answer": answer and {"kind": answer.kind, "text": answer.text, "param": answer.param},
+            "closed": self.closed,
+            "answer": answer and asdict(answer),
         }
 
 

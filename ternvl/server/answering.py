@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -13,9 +14,14 @@ from ternvl.answer.choice import Choices, Delta, generate
 from ternvl.engine.request import check_params
 from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
+from ternvl.server.schema.fields import ignored_header
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.serving import Serving
 from ternvl.types import Prompt
+
+logger = logging.getLogger("ternvl.server")
+
+UNENFORCED_SCHEMA = "x-ternvl-unenforced-schema"
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ async def answer(
     asks = await serving.threads.run(partial(to_asks, serving.llm.default_params()), deadline=deadline)
     _check(serving, request, asks)
     ready = [await serving.threads.prepare(replace(ask, adapter=chosen.adapter), deadline=deadline) for ask in asks]
+    _name_unenforced(request, ready[0].unenforced)
     prompts = [each.prompt for each in ready]
     deltas = meter.watch(_deltas(serving, ready, answer_id, deadline), sum(prompt.num_tokens for prompt in prompts))
     return InFlightAnswer(chosen.name, prompts, ready[0].params, deltas)
+
+
+def _name_unenforced(request: TextRequest, paths: list[str]) -> None:
+    """Name the rules of schemas that are not enforced in a header of the answer and in the log."""
+    if paths:
+        request.answer_headers[UNENFORCED_SCHEMA] = ignored_header(paths)
+        logger.warning("Rules of a request's schemas are not enforced: %s", request.answer_headers[UNENFORCED_SCHEMA])
 
 
 def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:

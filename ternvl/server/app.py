@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ternvl.config import ServerConfig
 from ternvl.server import request_id
+from ternvl.server.answering import UNENFORCED_SCHEMA
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
 from ternvl.server.guard.auth import BearerAuth
@@ -69,7 +70,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[IGNORED_FIELDS, request_id.HEADER, "Retry-After"],
+                expose_headers=[IGNORED_FIELDS, UNENFORCED_SCHEMA, request_id.HEADER, "Retry-After"],
             )
         )
     if config.api_key or config.admin_key:

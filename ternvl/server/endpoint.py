@@ -15,6 +15,7 @@ from ternvl.server.errors import ClientGone, HTTPError
 from ternvl.server.guard.limits import read_json
 from ternvl.server.request_id import in_words
 from ternvl.server.schema.fields import ignored_header, parse
+from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import Schema
 from ternvl.server.serving import Serving
 from ternvl.server.sse import EventStream, Form, event, until_disconnect
@@ -41,8 +42,9 @@ async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dic
     config = serving_of(request).config
     body = await read_json(request, config)
     value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
-    headers = {IGNORED_FIELDS: ignored_header(ignored)} if ignored else {}
+    headers = value.answer_headers if isinstance(value, TextRequest) else {}
     if ignored:
+        headers[IGNORED_FIELDS] = ignored_header(ignored)
         logger.warning("A request has unknown fields, which are ignored: %s%s", headers[IGNORED_FIELDS], in_words())
     return value, headers
 

@@ -14,12 +14,12 @@ import torch
 from ternvl.errors import RequestError
 from ternvl.llm import LLM
 from ternvl.params import Grammar, GrammarKind, SamplingParams
-from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.sampling.grammar import GrammarCompiler, Matcher, fill_masks
+from ternvl.sampling.grammar import GrammarCompiler
 from ternvl.sampling.json_schema import expanded_size
 from ternvl.sampling.tools import Tools
 from ternvl.types import FinishReason, Prompt
 from tests.fakes import tiny_tokenizer
+from tests.sampling.walking import allowed, make_compiler, walk
 from tests.server.fakes import tiny_llm, tiny_model
 
 CITY = {
@@ -36,17 +36,6 @@ TREE = {
 }
 
 
-def make_compiler(tokenizer: Tokenizer | None = None, vocab_size: int | None = None) -> GrammarCompiler:
-    tokenizer = tokenizer or tiny_tokenizer()
-    return GrammarCompiler(
-        tokenizer.token_bytes,
-        tokenizer.encode_text,
-        vocab_size=vocab_size or tokenizer.vocab_size,
-        hidden_ids=tokenizer.hidden_ids,
-        stop_ids=tokenizer.stop_ids,
-    )
-
-
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
     return make_compiler()
@@ -55,29 +44,6 @@ def compiler() -> GrammarCompiler:
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return tiny_llm()
-
-
-def allowed(compiler: GrammarCompiler, matcher: Matcher) -> list[int]:
-    mask = fill_masks([matcher], compiler.vocab_size)[0]
-    words = [word & 0xFFFFFFFF for word in mask.tolist()]
-    return [token_id for token_id in range(compiler.vocab_size) if words[token_id // 32] >> token_id % 32 & 1]
-
-
-def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, max_tokens: int = 400) -> str | None:
-    """A text of tokens chosen at random among those allowed; None if it did not end."""
-    matcher, tokenizer, ids = compiler.compile(grammar).matcher(), tiny_tokenizer(), list[int]()
-    for _ in range(max_tokens):
-        choices = allowed(compiler, matcher)
-        ends = [token_id for token_id in choices if token_id in tokenizer.stop_ids]
-        if ends and (len(choices) == len(ends) or rng.random() < 0.2):
-            break
-        assert not set(choices) & (tokenizer.hidden_ids - set(tokenizer.stop_ids))
-        ids.append(rng.choice([token_id for token_id in choices if token_id not in ends]))
-        if matcher.accept(ids[-1]):
-            break
-    else:
-        return None
-    return b"".join(map(tokenizer.token_bytes, ids)).decode()  # strict: never half a character
 
 
 def walks(compiler: GrammarCompiler, grammar: Grammar, count: int = 12) -> list[str]:
@@ -133,7 +99,7 @@ def test_a_json_object_is_one(compiler: GrammarCompiler) -> None:
 
 def test_an_escaped_key_is_not_allowed_beside_the_property_that_it_spells(compiler: GrammarCompiler) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    matcher = compiler.compile(Grammar.of("json_schema", schema)).matcher()
+    matcher = compiler.compile(Grammar.of("json_schema", schema, closed=False)).matcher()
     for token_id in tiny_tokenizer().encode_text('{"\\'):
         assert token_id in allowed(compiler, matcher)
         matcher.accept(token_id)
@@ -164,8 +130,9 @@ def test_free_text_may_contain_visible_tokens_but_no_control_token(compiler: Gra
 UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
     ("json_schema", {"type": "array", "uniqueItems": True}, '"uniqueItems"'),
     ("json_schema", {"properties": {"a": {"not": {"type": "string"}}}}, '"not"'),
-    ("json_schema", {"type": "object", "x-guidance": {"lenient": True}, "if": True}, '"if"'),
-    ("json_schema", {"type": "string", "format": "blah"}, "blah"),
+    ("json_schema", {"type": "object", "x-guidance": {"lenient": True}, "if": True, "then": {}}, '"if"'),
+    ("json_schema", {"type": "string", "format": "json-pointer"}, "json-pointer"),
+    ("json_schema", {"oneOf": [{"minimum": 1}, {"maximum": 2}]}, '"oneOf" with branches that may overlap'),
     ("json_schema", {"type": "string", "pattern": "(?=a)b"}, "look-around"),
     ("json_schema", {"type": "object", "minProperties": 2}, "minProperties"),
     ("json_schema", {"$ref": "https://example.com/x"}, "example.com"),
@@ -247,7 +214,7 @@ def test_the_size_of_a_regex_counts_its_repetitions(regex: str, size: int) -> No
 
 def test_the_tool_that_causes_an_error_is_named() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in "fgh"]
-    tools[1]["function"]["parameters"] = {"properties": {"x": {"uniqueItems": True}}}  # type: ignore[index]
+    tools[1]["function"] |= {"strict": True, "parameters": {"properties": {"x": {"uniqueItems": True}}}}  # type: ignore[operator]
     for grammar in (Tools(tools).grammar(), Tools(tools, {"type": "function", "function": {"name": "g"}}).grammar()):
         with pytest.raises(RequestError, match="uniqueItems") as refusal:
             make_compiler().compile(grammar)

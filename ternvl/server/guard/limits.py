@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ternvl.config import ServerConfig
 from ternvl.errors import RequestError
+from ternvl.exact_json import parse_float
 from ternvl.server.errors import HTTPError
 
 MAX_DEPTH = 64
@@ -74,7 +75,7 @@ def _too_large(limit: int) -> NoReturn:
 
 
 def decode_json(body: bytes) -> Any:
-    """Return the JSON value of a body.
+    """Return the JSON value of a body, with the digits of numbers that no double equals.
 
     Raises RequestError for invalid UTF-8, invalid JSON, NaN and Infinity, unpaired surrogates, and more than MAX_DEPTH
     levels.
@@ -82,7 +83,7 @@ def decode_json(body: bytes) -> Any:
     if body.count(b",") > MAX_VALUES:
         raise RequestError(f"The request body has more than {MAX_VALUES} values.")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_float=parse_float, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise RequestError(f"The request body is not UTF-8: byte {error.start} is invalid.") from None
     except json.JSONDecodeError as error:

@@ -208,6 +208,7 @@ class ChatRequest(SamplingFields, FormFields, TileFields, PlacedImages):
             [tool.model_dump(exclude_none=True) for tool in self.tools or []],
             choice if isinstance(choice, str) else choice.model_dump(),
             self.parallel_tool_calls is not False,
+            self.closes_objects,
         )
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Tag, WithJsonSchema, model_validator
@@ -95,9 +96,10 @@ _FORMS = ("json_schema", "json_object", "regex", "choice", "grammar")
 
 
 class StructuredOutputs(Schema):
-    """The form of an answer in vLLM's field `structured_outputs`; exactly one form is given.
+    """The form of an answer in vLLM's field `structured_outputs`; exactly one form is given, or none with
+    `disable_additional_properties` alone.
 
-    Of vLLM's options, `disable_fallback` changes nothing, and the others may only ask for their defaults.
+    Of vLLM's other options, `disable_fallback` changes nothing, and the others may only ask for their defaults.
     """
 
     model_config = one_of(
@@ -106,6 +108,7 @@ class StructuredOutputs(Schema):
         {"regex": {"type": "string"}},
         {"choice": {"type": "array"}},
         {"grammar": {"type": "string"}},
+        alone={"disable_additional_properties": {"type": "boolean"}},
     )
 
     json_schema: JsonText | None = Field(None, alias="json")
@@ -115,14 +118,14 @@ class StructuredOutputs(Schema):
     grammar: str | None = None
     disable_fallback: bool | None = None
     disable_any_whitespace: FalseAlone | None = None
-    disable_additional_properties: FalseAlone | None = None
+    disable_additional_properties: bool | None = None
     whitespace_pattern: NotServed | None = None
     structural_tag: NotServed | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
         given = [name for name in _FORMS if getattr(self, name) not in (None, False)]
-        if len(given) != 1:
+        if len(given) > 1 or (not given and self.disable_additional_properties is None):
             raise refuse("", "must have exactly one of json, json_object, regex, choice, grammar")
         return self
 
@@ -140,6 +143,11 @@ class FormFields(Schema):
     guided_choice: ChoiceList | None = None
     guided_grammar: str | None = None
 
+    @property
+    def closes_objects(self) -> bool:
+        """Whether objects have only the properties that their schema lists, as in `Grammar.closed`."""
+        return self.structured_outputs is None or self.structured_outputs.disable_additional_properties is not False
+
     def to_grammar(self) -> Grammar | None:
         """Return the grammar of the answer; None for free text. Raises RequestError if the request has two forms."""
         grammars = list(self._grammars())
@@ -148,7 +156,7 @@ class FormFields(Schema):
                 f"{grammars[1].param} and {grammars[0].param} are both given, but an answer can have only one form."
             )
             raise RequestError(message, param=grammars[1].param)
-        return grammars[0] if grammars else None
+        return replace(grammars[0], closed=self.closes_objects) if grammars else None
 
     def _grammars(self) -> Iterator[Grammar]:
         wanted = self.response_format

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import isinf
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, WithJsonSchema, create_model, model_validator
 
 from ternvl.params import MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter, SamplingParams
 from ternvl.server.schema.types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
@@ -89,6 +89,13 @@ class TextRequest(SharedParameters):
 
     limit_name: ClassVar[str] = "max_tokens"
     """The protocol's name for the limit of an answer's tokens."""
+
+    _answer_headers: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def answer_headers(self) -> dict[str, str]:
+        """The headers of the answer, which may be added to until the answer begins."""
+        return self._answer_headers
 
     model: str | None = None
     lora: NonEmpty | None = None

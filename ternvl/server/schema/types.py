@@ -91,9 +91,14 @@ DetailField = Annotated[
 NonEmpty = Annotated[str, AfterValidator(_not_empty), WithJsonSchema({"type": "string", "minLength": 1})]
 
 
-def one_of(*branches: dict[str, Any]) -> ConfigDict:
-    """Return the settings of a schema that exactly one of `branches`, each a field with its schema, must match."""
-    required = [{"required": list(branch), "properties": branch} for branch in branches]
+def one_of(*branches: dict[str, Any], alone: dict[str, Any] | None = None) -> ConfigDict:
+    """Return the settings of a schema that exactly one of `branches`, each a field with its schema, must match.
+
+    `alone` is another field, which is enough if none of the branches matches.
+    """
+    required: list[dict[str, Any]] = [{"required": list(branch), "properties": branch} for branch in branches]
+    if alone:
+        required.append({"required": list(alone), "properties": alone, "not": {"anyOf": required.copy()}})
     return ConfigDict(json_schema_extra={"oneOf": required})  # type: ignore[dict-item]
 
 

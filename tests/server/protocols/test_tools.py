@@ -160,8 +160,31 @@ def test_through_the_client_with_a_strict_tool(client: httpx.Client) -> None:
     assert [call.function.arguments for call in streamed] == [call.function.arguments for call in whole]  # type: ignore[union-attr]
 
 
+def test_rules_that_are_not_enforced_are_named_in_a_header(client: httpx.Client) -> None:
+    rules = {"type": "object", "properties": {"x": {"type": "array", "items": {"const": 1}, "uniqueItems": True}}}
+    fields = {**HI, "tools": [tool("f"), tool("g", rules)], "max_tokens": 5}
+    for stream in (False, True):
+        response = client.post(CHAT, json={**fields, "stream": stream})
+        assert response.status_code == 200
+        assert response.headers["x-ternvl-unenforced-schema"] == "tools[1].function.parameters.properties.x.uniqueItems"
+    assert "x-ternvl-unenforced-schema" not in client.post(CHAT, json={**fields, "tools": [tool("f")]}).headers
+    strict = client.post(CHAT, json={**fields, "tools": [tool("f"), tool("g", rules, strict=True)]})
+    assert strict.status_code == 400
+    assert "uniqueItems" in strict.json()["error"]["message"]
+
+
+def test_arguments_have_unlisted_properties_only_on_request(client: httpx.Client) -> None:
+    fields = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 2, "max_tokens": 60}
+    tools = [tool("f", {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})]
+    closed = [ask(client, **fields, tools=tools, seed=seed) for seed in range(4)]
+    assert {choice["finish_reason"] for choice in closed} == {"tool_calls"}
+    opened = {"structured_outputs": {"disable_additional_properties": False}}
+    texts = [ask(client, **fields, **opened, tools=tools, seed=seed) for seed in range(8)]
+    assert any("," in choice["message"]["tool_calls"][0]["function"]["arguments"] for choice in texts)
+
+
 UNSERVED_FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
-UNSERVED = tool("g", {"type": "object", "properties": {"x": {"uniqueItems": True}}})
+UNSERVED = tool("g", {"type": "object", "properties": {"x": {"uniqueItems": True}}}, strict=True)
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "required", "tools": []}, "tool_choice"),

@@ -89,6 +89,30 @@ def test_other_forms_of_an_answer(served: httpx.Client, fields: dict[str, Any], 
         assert re.fullmatch(regex, choice["message"]["content"])
 
 
+@pytest.mark.parametrize("number", ["9007199254740993", "1234567890123456789", "0.12345678901234567890", "1e400"])
+def test_numbers_come_back_with_all_their_digits(served: httpx.Client, number: str) -> None:
+    schema = '{"type": "object", "properties": {"a": {"enum": [' + number + ']}}, "required": ["a"]}'
+    form = '{"type": "json_schema", "json_schema": {"name": "a", "schema": ' + schema + "}}"
+    called = '[{"type": "function", "function": {"name": "f", "parameters": ' + schema + "}}]"
+    for field, value in (("response_format", form), ("guided_json", json.dumps(schema)), ("tools", called)):
+        more = ', "tool_choice": "required", "parallel_tool_calls": false' if field == "tools" else ""
+        body = json.dumps({**HI, "max_tokens": 200, "seed": 1})[:-1] + f', "{field}": {value}{more}' + "}"
+        response = served.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+        message = response.json()["choices"][0]["message"]
+        text = message["tool_calls"][0]["function"]["arguments"] if field == "tools" else message["content"]
+        assert re.fullmatch(r'\{\s*"a"\s*:\s*(\S+?)\s*\}', text)[1] == number  # type: ignore[index]
+
+
+def test_objects_have_unlisted_properties_only_on_request(served: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    fields = {"response_format": as_schema(schema), "temperature": 2, "max_tokens": 60}
+    for more in ({}, {"structured_outputs": {"disable_additional_properties": True}}):
+        for seed in range(3):
+            assert json.loads(ask(served, **fields, **more, seed=seed)["message"]["content"]).keys() == {"a"}
+    opened = {"structured_outputs": {"disable_additional_properties": False}}
+    assert any("," in ask(served, **fields, **opened, seed=seed)["message"]["content"] for seed in range(12))
+
+
 def test_a_stream_is_the_same_answer(served: httpx.Client) -> None:
     fields = {**HI, "max_tokens": 300, "seed": 3, "temperature": 1.5, "response_format": as_schema(SCHEMA)}
     lines = served.post(CHAT, json={**fields, "stream": True}).text.split("\n\n")
