@@ -13,6 +13,7 @@ from ternvl.answer.ask import Ask, PreparedAsk
 from ternvl.answer.choice import Choices, Delta, generate
 from ternvl.engine.request import check_params
 from ternvl.errors import RequestError
+from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.params import SamplingParams
 from ternvl.server.schema.fields import ignored_header
 from ternvl.server.schema.sampling import TextRequest
@@ -108,3 +109,12 @@ async def _deltas(
         async with aclosing(generate(serving.service, requests, choices, deadline=deadline)) as deltas:
             async for delta in deltas:
                 yield delta
+
+
+def split_calls(delta: Delta) -> tuple[Sequence[ToolCallDelta], Sequence[ToolCallDelta]]:
+    """Return the pieces of a delta's calls that continue an earlier delta's call, and the others.
+
+    In a delta of several tokens, the former come before the text, and the text before the latter.
+    """
+    begun = next((index for index, call in enumerate(delta.tool_calls) if call.name is not None), len(delta.tool_calls))
+    return delta.tool_calls[:begun], delta.tool_calls[begun:]

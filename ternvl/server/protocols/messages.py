@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.answering import InFlightAnswer, answer, new_id
+from ternvl.server.answering import InFlightAnswer, answer, new_id, split_calls
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.guard.limits import MAX_DEPTH, nests_deeper
@@ -65,11 +65,14 @@ class MessageAnswer:
     def add(self, delta: Delta) -> Iterator[MessageEvent]:
         """Yield the events of a delta. Those of the last delta end the stream."""
         self.num_tokens += delta.num_tokens
+        continued, begun = split_calls(delta)
+        for call in continued:
+            yield from self._add_call(call)
         if delta.text:
             if self.open_type != "text":
                 yield from self._open({"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": delta.text})
-        for call in delta.tool_calls:
+        for call in begun:
             yield from self._add_call(call)
         if delta.finish_reason:
             yield from self._close()

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.answering import InFlightAnswer, answer, new_id
+from ternvl.server.answering import InFlightAnswer, answer, new_id, split_calls
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.protocols.responses_schema import InputTokensRequest, ResponseRequest
@@ -53,9 +53,12 @@ class ResponseAnswer:
         """Yield the events of a delta. Those of the last delta end the stream."""
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        continued, begun = split_calls(delta)
+        for call in continued:
+            yield from self._add_call(call)
         if delta.text:
             yield from self._add_text(delta.text)
-        for call in delta.tool_calls:
+        for call in begun:
             yield from self._add_call(call)
         if delta.finish_reason:
             is_whole = delta.finish_reason != "length"

@@ -7,6 +7,7 @@ answers for each endpoint and each kind of engine.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -106,10 +107,12 @@ def test_random_answers_of_random_weights(benchmark: Any, endpoint: str) -> None
 
 
 class FastEngine(ScriptedEngine):
-    """Answers with 500 tokens a step."""
+    """Answers with several tokens a step, as speculation does."""
+
+    step_size = 500
 
     def _next(self, request: Request, tokens: Iterator[int]) -> TokenOutput:
-        if token_ids := tuple(islice(tokens, 500)):
+        if token_ids := tuple(islice(tokens, self.step_size)):
             return TokenOutput(request.id, token_ids)
         del self._running[request.id]
         return TokenOutput(request.id, (), FinishReason.STOP)
@@ -158,3 +161,21 @@ def test_a_replayed_answer_is_the_text_of_the_model() -> None:
             assert replay(client, endpoint, {"tools": [TOOL], "max_tokens": 400})
             words = llm.tokenizer.decode(engine.requests[-1].prompt.token_ids)
             assert '<tool_call>\n{"name": "look", "arguments": {"a": [1, 2}\n</tool_call>' in words
+
+
+@pytest.mark.parametrize("step_size", [60, 70, 80, 90, 100, 120])
+def test_a_step_may_end_a_call_and_go_on_with_text_and_another_call(step_size: int) -> None:
+    llm = tiny_llm()
+    calls = ['<tool_call>\n{"name": "look", "arguments": {"a": "%s"}}\n</tool_call>' % (each * 30) for each in "xy"]
+    engine = FastEngine(calls[0] + "So. " + calls[1] + "Then.", config=EngineConfig())
+    engine.step_size = step_size
+    llm.engine = llm.service.engine = engine  # type: ignore[assignment]
+    expected = [{"a": "x" * 30}, {"a": "y" * 30}]
+    with serving(llm) as url, httpx.Client(base_url=url, timeout=110) as client:
+        chat = {"tools": [TOOL], "max_tokens": 400}
+        answers = [client.post(f"/v1/{each}", json=request_of(each, chat)).json() for each in ENDPOINTS[1:]]
+    items, blocks = answers[0]["output"], answers[1]["content"]
+    assert [json.loads(item["arguments"]) for item in items if item["type"] == "function_call"] == expected
+    assert [block["input"] for block in blocks if block["type"] == "tool_use"] == expected
+    said = "".join(item["content"][0]["text"] for item in items if item["type"] == "message")
+    assert said == "".join(block["text"] for block in blocks if block["type"] == "text") == "So. Then."
