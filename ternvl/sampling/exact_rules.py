@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 from ternvl import exact_json
-from ternvl.exact_json import RawFloat, number_text
+from ternvl.exact_json import number_text
 from ternvl.sampling import number_ranges
+from ternvl.sampling.exact_numbers import (
+    NUMBER_RULES,
+    TYPES,
+    bounds_of,
+    find_rounded,
+    has_rounded,
+    is_fitting,
+    is_rounded,
+    num_digits,
+    parts_of,
+    types_of,
+)
 from ternvl.sampling.json_schema import SchemaError, options, resolve
-from ternvl.sampling.number_ranges import MAX_DIGITS, MAX_RANGE_DIGITS, Bound
+from ternvl.sampling.number_ranges import MAX_RANGE_DIGITS
 from ternvl.sampling.schema_keywords import UNENFORCED
 
 MAX_SIZE = 2 * 1024 * 1024
 """Characters of the rules of one schema."""
 
-_TYPES = ("null", "boolean", "string", "number", "array", "object")
-_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
-_NUMBER = (*_BOUNDS, "multipleOf")
 _ARRAY = ("items", "prefixItems", "additionalItems", "minItems", "maxItems")
 _OBJECT = ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties")
 _STRING = ("minLength", "maxLength", "pattern", "format")
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
-_RULES = frozenset((*_NUMBER, *_ARRAY, *_OBJECT, *_STRING, *_COMBINED, "type", "enum", "const"))
-_LARGEST, _SMALLEST = Decimal(2**53 - 1), Decimal("1e-9")
-"""Numbers between these are exact in llguidance if their text is the shortest of a double."""
+_RULES = frozenset((*NUMBER_RULES, *_ARRAY, *_OBJECT, *_STRING, *_COMBINED, "type", "enum", "const"))
 _STRING_BODY = r"([^\"\\\x00-\x1f\x7f]|\\[nrtbf\"\\])*"
 
 
@@ -41,43 +46,12 @@ def rules(name: str, schema: dict[str, Any], *, inline: bool) -> str:
 
     `inline` is that of `json_schema.options`. Raises SchemaError for a number that cannot be enforced exactly.
     """
-    writer = _Writer(name, schema, inline=inline)
-    return "\n".join(writer.write())
-
-
-def _decimal(value: Any) -> Decimal | None:
-    """Return a number of a schema as it is written; None for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
     try:
-        number = Decimal(number_text(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or abs(number.adjusted()) > MAX_DIGITS or len(number.as_tuple().digits) > MAX_DIGITS:
-        text = number_text(value)
-        raise SchemaError(f"has the number {text[:40]}, which has more than the {MAX_DIGITS} digits that are allowed")
-    return number
-
-
-def _is_rounded(value: Any) -> bool:
-    """Return whether llguidance would take a number for another one."""
-    number = _decimal(value)
-    if number is None or (not number and not number.is_signed()):
-        return False
-    return isinstance(value, RawFloat) or not _SMALLEST <= number.copy_abs() <= _LARGEST
-
-
-def _rounded_within(value: Any) -> Iterator[Any]:
-    """Yield the numbers within a literal that llguidance would round."""
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
-        if isinstance(item, dict | list):
-            yield from _rounded_within(item)
-        elif _is_rounded(item):
-            yield item
-
-
-def _has_rounded(value: Any) -> bool:
-    return next(_rounded_within([value]), None) is not None
+        return "\n".join(_Writer(name, schema, inline=inline).write())
+    except SchemaError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SchemaError(f"is no valid JSON Schema: {error}") from error
 
 
 class _Writer:
@@ -89,7 +63,7 @@ class _Writer:
         self._names: dict[int, str] = {}
         self._kept: list[Any] = []  # holds the subschemas that are made here, so that their ids stay theirs
         self._count = self._size = 0
-        self._rounded = self._find_rounded()
+        self._rounded = find_rounded(root)
         self._space = f"{name}_s?" if not inline else ""
         self._comma = f'{name}_s? "," {name}_s?' if not inline else f'"," {name}_s?'
         self._colon = f'{name}_s? ":" {name}_s?' if not inline else f'":" {name}_s?'
@@ -102,42 +76,6 @@ class _Writer:
         space = r"/\x20/" if self._inline else r"/\x20|\x0A\x20{0,32}/"
         self._lines[0] = f"{self._name}: {self._rule(self._root)}"
         return [*self._lines, f"{self._name}_s: {space}"]
-
-    def _find_rounded(self) -> dict[int, Any]:
-        """Return the ids of the subschemas that lead to a number that llguidance would round, and the number."""
-        nodes, found, above = [self._root], dict[int, Any](), dict[int, list[int]]()
-        seen = {id(self._root)}
-        for node in nodes:
-            values = [node[name] for name in _NUMBER if name in node]
-            number = next(_rounded_within([*values, node.get("const"), node.get("enum")]), None)
-            if number is not None:
-                found[id(node)] = number
-            for part in self._parts(node):
-                above.setdefault(id(part), []).append(id(node))
-                if id(part) not in seen:
-                    seen.add(id(part))
-                    nodes.append(part)
-        queue = list(found)
-        for part_id in queue:
-            new = [parent for parent in above.get(part_id, ()) if parent not in found]
-            found.update(dict.fromkeys(new, found[part_id]))
-            queue += new
-        anchors = [node["$ref"] for node in nodes if "$ref" in node and resolve(self._root, node["$ref"]) is None]
-        if found and anchors:
-            raise SchemaError(
-                f"has the number {number_text(next(iter(found.values())))[:40]} beside the $ref "
-                f"{str(anchors[0])[:100]!r}; such numbers are supported with JSON pointers alone"
-            )
-        return found
-
-    def _parts(self, node: Mapping[str, Any]) -> list[dict[str, Any]]:
-        parts = [resolve(self._root, node.get("$ref")), node.get("additionalProperties"), node.get("additionalItems")]
-        for name in ("properties", "patternProperties"):
-            parts += node[name].values() if isinstance(node.get(name), dict) else []
-        for name in ("anyOf", "allOf", "oneOf", "prefixItems", "items"):
-            value = node.get(name)
-            parts += value if isinstance(value, list) else [value]
-        return [part for part in parts if isinstance(part, dict)]
 
     def _rule(self, node: Any) -> str:
         """Return the name of the rule of a subschema, which is written at the first call."""
@@ -187,7 +125,7 @@ class _Writer:
         if name == "allOf" and len(branches) != 1:
             raise self._refuse(node, "allOf")
         if "type" in node:
-            branches = [self._typed(branch, _types(node), node) for branch in branches]
+            branches = [self._typed(branch, types_of(node), node) for branch in branches]
         if name == "oneOf" and not self._are_disjoint(branches):
             raise self._refuse(node, "oneOf")
         names = [self._rule(branch) for branch in branches if branch is not False]
@@ -199,7 +137,7 @@ class _Writer:
         """Return a branch restricted to the types of its parent."""
         if not isinstance(branch, dict):
             return {"type": types} if branch is True else branch
-        own = _types(branch)
+        own = types_of(branch)
         both = [each for each in own if each in types or (each == "integer" and "number" in types)]
         both += [each for each in types if each == "integer" and "number" in own and each not in both]
         if not both:
@@ -211,7 +149,7 @@ class _Writer:
         return typed
 
     def _are_disjoint(self, branches: list[Any]) -> bool:
-        kinds = [set(_types(branch)) if isinstance(branch, dict) else set(_TYPES) for branch in branches]
+        kinds = [set(types_of(branch)) if isinstance(branch, dict) else set(TYPES) for branch in branches]
         kinds = [{"number" if each == "integer" else each for each in kind} for kind in kinds]
         return sum(map(len, kinds)) == len(set().union(*kinds))
 
@@ -220,34 +158,18 @@ class _Writer:
         values = node.get("enum", [node.get("const")])
         if not isinstance(values, list) or ("enum" in node and "const" in node):
             raise self._refuse(node, "enum with const")
-        kept = [value for value in values if self._is_fitting(value, node)]
-        exact = [value for value in kept if _has_rounded(value)]
-        others = [name for name in given if name not in ("enum", "const", "type", *_NUMBER)]
+        kept = [value for value in values if is_fitting(value, node)]
+        exact = [value for value in kept if has_rounded(value)]
+        others = [name for name in given if name not in ("enum", "const", "type", *NUMBER_RULES)]
         if others and any(isinstance(value, dict | list) for value in exact):
             raise self._refuse(node, ", ".join(others))
         bodies = [self._literal(value) for value in exact]
-        rest = [value for value in kept if not _has_rounded(value)]
+        rest = [value for value in kept if not has_rounded(value)]
         if rest:
             bodies.append(self._part({**{name: node[name] for name in others}, "enum": rest}))
         if not bodies:
             raise SchemaError("is a schema that no value fulfils")
         return " | ".join(bodies)
-
-    def _is_fitting(self, value: Any, node: dict[str, Any]) -> bool:
-        """Return whether a value has one of the types and, if it is a number, is within the bounds."""
-        types, number = _types(node), _decimal(value)
-        if number is None:
-            kinds = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-            return kinds.get(type(value)) in types
-        if "number" not in types and not ("integer" in types and number == number.to_integral_value()):
-            return False
-        low, high = _bounds(node)
-        multiple = _decimal(node.get("multipleOf"))
-        return (
-            (low is None or (number > low[0] if low[1] else number >= low[0]))
-            and (high is None or (number < high[0] if high[1] else number <= high[0]))
-            and (multiple is None or _is_multiple(number, multiple))
-        )
 
     def _literal(self, value: Any) -> str:
         if isinstance(value, dict):
@@ -264,15 +186,15 @@ class _Writer:
     def _by_type(self, node: dict[str, Any]) -> str:
         """The body of a subschema that restricts each type of value by keywords of that type."""
         rest, bodies = dict(node), list[str]()
-        types = _types(node)
-        if any(_is_rounded(node[name]) for name in _NUMBER if name in node):
+        types = types_of(node)
+        if any(is_rounded(node[name]) for name in NUMBER_RULES if name in node):
             numeric = [each for each in types if each in ("number", "integer")]
             types = [each for each in types if each not in numeric]
             bodies += [body for body in [self._number(node, "number" in numeric)] if numeric and body]
-            rest = _without(rest, _NUMBER)
+            rest = _without(rest, NUMBER_RULES)
         for kind, names, write in (("array", _ARRAY, self._array), ("object", _OBJECT, self._object)):
             own = {name: node[name] for name in names if name in node}
-            if any(id(part) in self._rounded for part in self._parts(own)):
+            if any(id(part) in self._rounded for part in parts_of(own, self._root)):
                 bodies += [write(own, node)] if kind in types else []
                 types = [each for each in types if each != kind]
                 rest = _without(rest, names)
@@ -285,8 +207,8 @@ class _Writer:
     def _number(self, node: dict[str, Any], with_fractions: bool) -> str | None:
         if "multipleOf" in node:
             raise self._refuse(node, "multipleOf")
-        low, high = _bounds(node)
-        if low and high and max(map(_num_digits, (low[0], high[0]))) > MAX_RANGE_DIGITS:
+        low, high = bounds_of(node)
+        if low and high and max(map(num_digits, (low[0], high[0]))) > MAX_RANGE_DIGITS:
             raise SchemaError(f"has a minimum and a maximum, of which one has more than {MAX_RANGE_DIGITS} digits")
         terminal = (number_ranges.numbers if with_fractions else number_ranges.integers)(low, high)
         return terminal and self._terminal(terminal)
@@ -380,7 +302,7 @@ class _Writer:
         if isinstance(value, list):
             return [self._without_rounded(item) for item in value]
         if not isinstance(value, dict):
-            return 0 if _is_rounded(value) else value
+            return 0 if is_rounded(value) else value
         if id(value) in self._rounded and value is not self._root and not _MAPS & value.keys():
             return {}
         return {
@@ -391,34 +313,6 @@ class _Writer:
 
 
 _MAPS = {"properties", "$defs", "definitions", "items", "anyOf"}
-
-
-def _num_digits(number: Decimal) -> int:
-    return len(f"{number:f}")
-
-
-def _types(node: Mapping[str, Any]) -> list[str]:
-    types = node.get("type", list(_TYPES))
-    types = types if isinstance(types, list) else [types]
-    return [each for each in types if isinstance(each, str) and not (each == "integer" and "number" in types)]
-
-
-def _bounds(node: Mapping[str, Any]) -> tuple[Bound | None, Bound | None]:
-    """The tighter of both lower and of both upper bounds."""
-    found: list[Bound | None] = []
-    for name, strict_name in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        plain, strict = _decimal(node.get(name)), _decimal(node.get(strict_name))
-        bounds = [(plain, node.get(strict_name) is True)] if plain is not None else []
-        bounds += [(strict, True)] if strict is not None else []
-        bounds.sort(key=lambda bound: (bound[0] if name == "minimum" else bound[0].copy_negate(), bound[1]))
-        found.append(bounds[-1] if bounds else None)
-    return found[0], found[1]
-
-
-def _is_multiple(number: Decimal, multiple: Decimal) -> bool:
-    if not multiple:
-        raise SchemaError("has multipleOf 0, which no number fulfils")
-    return Fraction(number) % Fraction(multiple) == 0
 
 
 def _quoted(value: Any) -> str:

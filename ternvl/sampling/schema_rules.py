@@ -137,6 +137,7 @@ def _reduce_unevaluated(node: dict[str, Any]) -> None:
 
 def _reduce_format(node: dict[str, Any], lenient: bool) -> list[str]:
     form, types = node.get("format"), node.get("type", "string")
+    types = types if isinstance(types, str | list) else ()
     if not isinstance(form, str) or form in FORMATS or (form in UNENFORCED_FORMATS and not lenient):
         return []
     del node["format"]
@@ -182,10 +183,10 @@ def _without_look_around(regex: str) -> str | None:
 def _close(nodes: list[dict[str, Any]], root: dict[str, Any]) -> None:
     open_ids = _intersected(nodes, root)
     for node in nodes:
-        listed, required = node.get("properties"), node.get("required", [])
+        listed, required = node.get("properties"), _list(node.get("required"))
         if id(node) in open_ids or not isinstance(listed, dict) or "additionalProperties" in node:
             continue
-        unlisted = [name for name in required if isinstance(name, str) and name not in listed] if required else []
+        unlisted = [name for name in required if isinstance(name, str) and name not in listed]
         least = node.get("minProperties", 0)
         if (unlisted and "patternProperties" in node) or not listed or not _at_most(least, len(listed)):
             continue

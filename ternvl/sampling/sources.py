@@ -66,6 +66,8 @@ def source(grammar: Grammar) -> Source:
         return _SOURCES[grammar.kind](grammar)
     except SchemaError as error:
         raise _refusal(grammar.param, error) from error
+    except RecursionError as error:
+        raise _refusal(grammar.param, SchemaError("is nested too deeply")) from error
 
 
 def _json_schema(grammar: Grammar) -> Source:
