@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ternvl.checkpoint import config_json
+from ternvl.checkpoint import write_config
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.model.internvl import InternVL
 
@@ -113,7 +113,7 @@ def renamed(name: str, shape: torch.Size, layout: str) -> list[tuple[str, torch.
 def write(folder: Path, *, layout: str, seed: int = 0, outliers: int = 0) -> None:
     """Write `config.json` and `model.safetensors`; `outliers` is passed to `with_outliers`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = config_json.write(CONFIG, dtype="bfloat16", tied=False) if layout == "original" else hf_config()
+    config = write_config.write(CONFIG, dtype="bfloat16", tied=False) if layout == "original" else hf_config()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     names = [part[:2] for name, shape in shapes().items() for part in renamed(name, shape, layout)]
 
@@ -150,7 +150,7 @@ def hf_config() -> dict[str, Any]:
         "image_token_id": 151_667,
         "model_type": "internvl",
         "projector_hidden_act": "gelu",
-        "text_config": config_json.write(CONFIG, dtype="bfloat16", tied=False)["llm_config"],
+        "text_config": write_config.write(CONFIG, dtype="bfloat16", tied=False)["llm_config"],
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "vision_config": {

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich import progress as bars
 
 from ternvl.answer.answerer import Answerer, AnswerStream, AsyncAnswerStream
+from ternvl.answer.arguments import list_of, one_each
 from ternvl.answer.ask import Ask
 from ternvl.answer.choice import Delta
 from ternvl.answer.completion import Completion, RequestOutput
@@ -22,8 +22,8 @@ from ternvl.config import EngineConfig, ImageLimits, LoadingConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.engine.service import Service
-from ternvl.errors import CheckpointError, ConfigError, RequestError
-from ternvl.loading import Loading, check_name, resolve_device
+from ternvl.errors import CheckpointError, RequestError
+from ternvl.loading import Loading, check_name, merged_settings, resolve_device
 from ternvl.lora.pool import AdapterPool
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
@@ -38,9 +38,6 @@ __all__ = ["LLM", "AnswerStream", "AsyncAnswerStream", "Completion", "Conversati
 
 Conversation = Sequence[Mapping[str, Any] | Message]
 """OpenAI's message objects; a turn may also be a `Message`."""
-
-_T = TypeVar("_T")
-_C = TypeVar("_C", LoadingConfig, EngineConfig)
 
 
 class LLM:
@@ -64,7 +61,7 @@ class LLM:
         load. Raises CheckpointError for a model that cannot be loaded, ConfigError for an invalid setting, TypeError
         for an unknown one.
         """
-        loading, engine, images = _merged(loading, engine, images, settings)
+        loading, engine, images = merged_settings(loading, engine, images, settings)
         check_name(loading.quantization)
         folder = source.resolve(model, revision=loading.revision)
         config = source.load_config(folder)
@@ -94,7 +91,7 @@ class LLM:
     ) -> LLM:
         """Return an LLM over a model that is built already. The other arguments are the constructor's."""
         llm = cls.__new__(cls)
-        loading, engine, images = _merged(None, engine, images, settings)
+        loading, engine, images = merged_settings(None, engine, images, settings)
         builder = PromptBuilder(model.config, tokenizer, images, loading.max_dynamic_patch)
         llm._assemble(model, builder, engine, name=name, reference=loading.reference)
         return llm
@@ -183,7 +180,7 @@ class LLM:
         an adapter. Answer i of `params.n` has the seed `params.seed` + i. `progress` shows a bar. Raises RequestError,
         UnknownAdapterError, and EngineError if the engine fails; nothing of the call is then left in the engine.
         """
-        prompts = _list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
+        prompts = list_of(Prompt, prompts, "generate takes what LLM.prompt returns")
         return self._answer(prompts, params, adapter, Tools(), progress)
 
     def stream(
@@ -221,7 +218,7 @@ class LLM:
     def _ask(
         self, given: Conversation | Prompt, params: SamplingParams | None, adapter: str | None, tools: Tools
     ) -> Ask:
-        (params,) = _list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
+        (params,) = list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
         if adapter is not None:
             self.adapters.known(adapter)
         if isinstance(given, Prompt):
@@ -236,52 +233,13 @@ class LLM:
         tools: Tools,
         progress: bool,
     ) -> list[RequestOutput]:
-        settings = self._params_of(inputs, params)
-        adapters = [adapter] * len(inputs) if adapter is None or isinstance(adapter, str) else list(adapter)
-        if len(adapters) != len(inputs):
-            raise ConfigError(f"There are {len(adapters)} adapters for {len(inputs)} prompts.")
-        asks = [
-            self._ask(given, each, name, tools) for given, each, name in zip(inputs, settings, adapters, strict=True)
-        ]
+        params = list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
+        settings = one_each(params if len(params) > 1 else params[0], len(inputs), "sampling parameters")
+        adapters = one_each(adapter, len(inputs), "adapters")
+        asks = [self._ask(*each, tools) for each in zip(inputs, settings, adapters, strict=True)]
         with bars.Progress(disable=not progress) as bar:
             task = bar.add_task("Answering", total=sum(ask.params.n for ask in asks))
             return self._answerer.answer(asks, ended=lambda: bar.advance(task))
 
-    def _params_of(
-        self, inputs: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> Sequence[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or self.default_params()] * len(inputs)
-        params = _list_of(SamplingParams, params, _PARAMS_RULE)
-        if len(params) != len(inputs):
-            raise ConfigError(f"There are {len(params)} sampling parameters for {len(inputs)} prompts.")
-        return params
-
 
 _PARAMS_RULE = "params are one SamplingParams, or one for each prompt"
-
-
-def _merged(
-    loading: LoadingConfig | None, engine: EngineConfig | None, images: ImageLimits | None, settings: dict[str, Any]
-) -> tuple[LoadingConfig, EngineConfig, ImageLimits | None]:
-    """The three configurations with the settings that were given by name. Raises TypeError for an unknown name."""
-    images = settings.pop("limits", images)
-    loading, engine = _taking(loading or LoadingConfig(), settings), _taking(engine or EngineConfig(), settings)
-    if settings:
-        raise TypeError(f"LLM has no setting {min(settings)!r}.")
-    return loading, engine, images
-
-
-def _taking(config: _C, settings: dict[str, Any]) -> _C:
-    """A configuration with the settings that are fields of it, which are taken out of `settings`."""
-    names = {each.name for each in fields(config)} & settings.keys()
-    return replace(config, **{name: settings.pop(name) for name in names})
-
-
-def _list_of(kind: type[_T], given: _T | Sequence[_T], rule: str) -> list[_T]:
-    """One value or several as a list. Raises RequestError for values of another kind."""
-    values: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    for value in values:
-        if not isinstance(value, kind):
-            raise RequestError(f"{rule}, not a value of type {type(value).__name__}.")
-    return values

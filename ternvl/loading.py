@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich import progress as rich_progress
 from safetensors import SafetensorError
 
 from ternvl.checkpoint import weights
-from ternvl.config import ModelConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
 from ternvl.kernels.loader import available, library
@@ -26,6 +27,7 @@ from ternvl.types import Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_C = TypeVar("_C", LoadingConfig, EngineConfig)
 
 CHOICES = ("auto", "none", *SCHEMES)
 _MIN_AUTO_PARAMETERS = 100_000_000
@@ -178,3 +180,23 @@ def with_progress(title: str, shown: bool, work: Callable[[Progress | None], T])
     with rich_progress.Progress() as bar:
         task = bar.add_task(title)
         return work(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def merged_settings(
+    loading: LoadingConfig | None, engine: EngineConfig | None, images: ImageLimits | None, settings: dict[str, Any]
+) -> tuple[LoadingConfig, EngineConfig, ImageLimits | None]:
+    """Return the configurations with `settings`, which are fields of them by name, or `limits` for `images`.
+
+    Raises TypeError for an unknown name.
+    """
+    images = settings.pop("limits", images)
+    loading, engine = _taking(loading or LoadingConfig(), settings), _taking(engine or EngineConfig(), settings)
+    if settings:
+        raise TypeError(f"LLM has no setting {min(settings)!r}.")
+    return loading, engine, images
+
+
+def _taking(config: _C, settings: dict[str, Any]) -> _C:
+    """A configuration with the settings that are fields of it, which are taken out of `settings`."""
+    names = {each.name for each in fields(config)} & settings.keys()
+    return replace(config, **{name: settings.pop(name) for name in names})

@@ -18,7 +18,6 @@ from ternvl.exact_json import dumps
 
 MAX_STOP_STRINGS, MAX_STOP_LENGTH, MAX_BIAS = 16, 1_000, 100
 MAX_TOKEN_LIST = 1024  # entries of `logit_bias` and `allowed_token_ids`, each of which costs time at every token
-
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "tools"]
 
 
@@ -32,8 +31,7 @@ class Grammar:
     param: str = field(default="grammar", compare=False)
     """The field of the request that the grammar came from. Errors name it."""
     closed: bool = True
-    """Whether objects have only the properties that their schema lists, where it lists some and does not mention
-    others."""
+    """Whether objects have only the properties that their schema lists, if it lists some and says no more."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -73,8 +71,7 @@ class Parameter:
     """One row of the table of sampling parameters."""
 
     kind: Kind
-    low: float
-    """The least value; of token ids, the fewest that a request may list."""
+    low: float  # of token ids, the fewest that a request may list
     high: float
     is_optional: bool
     """Whether the value may be None."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ternvl.checkpoint import config_json
+from ternvl.checkpoint import config_json, write_config
 from ternvl.checkpoint.names import remap
 from ternvl.checkpoint.source import read_object
 from ternvl.config import ModelConfig
@@ -201,8 +201,8 @@ def save(model: InternVL, folder: Path, *, dtype: torch.dtype, max_shard_bytes: 
     folder.mkdir(parents=True, exist_ok=True)
     _save_shards(state, folder, dtype, max_shard_bytes)
     name = str(dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", config_json.write(model.config, dtype=name, tied=tied))
-    _write_json(folder / "generation_config.json", config_json.write_generation(model.config))
+    _write_json(folder / "config.json", write_config.write(model.config, dtype=name, tied=tied))
+    _write_json(folder / "generation_config.json", write_config.write_generation(model.config))
 
 
 def _save_shards(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:

@@ -81,13 +81,27 @@ def parse(line: bytes, images: Path | None) -> TrainingConversation:
         raise RequestError('The line must be an object with "messages" (OpenAI) or "conversations" (InternVL).')
     messages = _openai(row["messages"], images) if "messages" in row else _internvl(row, images)
     weights = [message.get("weight", 1) for message in messages]
-    if any(weight not in (0, 1) for weight in weights):
-        raise RequestError("A message's weight must be 0 or 1.")
+    _check_weights(weights)
     parsed = tuple(parse_messages(messages))
+    _check_calls(parsed)
     is_learned = tuple(m.role == "assistant" and bool(w) for m, w in zip(parsed, weights, strict=True))
     if not any(is_learned):
         raise RequestError("There is no assistant message to learn from.")
     return TrainingConversation(parsed, is_learned, _tools(row.get("tools")))
+
+
+def _check_weights(weights: Sequence[Any]) -> None:
+    if any(weight not in (0, 1) for weight in weights):
+        raise RequestError("A message's weight must be 0 or 1.")
+
+
+def _check_calls(messages: Sequence[Message]) -> None:
+    """Raise RequestError for arguments that are not JSON: a conversation may hold such a call, but none is learnt."""
+    for call in (call for message in messages for call in message.tool_calls):
+        try:
+            json.loads(call.arguments or "{}")
+        except (ValueError, RecursionError):
+            raise RequestError(f"A call has arguments that are not JSON: {call.arguments[:60]!r}.") from None
 
 
 def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:

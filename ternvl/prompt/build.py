@@ -73,10 +73,9 @@ class PromptBuilder:
     ) -> Prompt:
         """Return the conversation as the model takes it.
 
-        With `continue_final_message` the answer continues the last message instead of beginning a new one. An image of
-        detail "low" becomes one tile, others `min_dynamic_patch` (by default the checkpoint's) to `max_dynamic_patch`
-        (by default the builder's) and, with `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image
-        may have limits of its own.
+        With `continue_final_message` the answer continues the last message. An image of detail "low" becomes one tile,
+        others `min_dynamic_patch` to `max_dynamic_patch` (by default the checkpoint's and the builder's) and, with
+        `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image may have limits of its own.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
         written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
         ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
@@ -134,17 +133,13 @@ class PromptBuilder:
             raise RequestError(f"{path} is empty; a conversation needs at least one message.", param=path)
         for index, message in enumerate(messages):
             if message.images and message.role not in ("user", "tool"):
-                turn = _path(message, index)
-                raise RequestError(
-                    f"{turn} is a {message.role} message with an image; images belong in user messages and results of "
-                    "tools.",
-                    param=f"{turn}.content",
-                )
+                turn, rule = _path(message, index), "images belong in user messages and results of tools"
+                text = f"{turn} is a {message.role} message with an image; {rule}."
+                raise RequestError(text, param=f"{turn}.content")
         num_images = sum(len(message.images) for message in messages)
         if num_images > self.limits.max_images:
-            raise RequestError(
-                f"{path} holds {num_images} images; a request may hold {self.limits.max_images}.", param=path
-            )
+            text = f"{path} holds {num_images} images; a request may hold {self.limits.max_images}."
+            raise RequestError(text, param=path)
 
     def _tile_all(self, messages: Sequence[Message], settings: TileSettings) -> list[list[Image.Image]]:
         """The tiles of each image of the conversation. Several images are fetched and cut at the same time."""

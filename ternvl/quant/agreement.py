@@ -64,8 +64,7 @@ def measure(
 ) -> list[Agreement]:
     """Compare two models along each answer of the plain one, given as a prompt and the answer's token ids.
 
-    `progress` is called with the number of answers compared so far and the number of all answers. Raises ConfigError
-    if a logit is NaN or infinite.
+    `progress` is called with the numbers of compared and of all answers. Raises ConfigError for a NaN or infinity.
     """
     found: list[Agreement] = []
     for given in answered:

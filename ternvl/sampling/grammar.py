@@ -106,8 +106,7 @@ class GrammarCompiler:
         hidden_ids: Collection[int],
         stop_ids: Sequence[int],
     ) -> None:
-        """`token_bytes` returns the bytes that a token adds to the answer, `encode` the tokens of a text. `hidden_ids`
-        are the control tokens, `stop_ids` the tokens that end an answer."""
+        """`token_bytes` returns a token's bytes, `encode` the tokens of a text; `hidden_ids` are control tokens."""
         self._token_bytes, self._encode = token_bytes, encode
         self.vocab_size = vocab_size
         self.stop_ids = tuple(stop_ids)
@@ -157,14 +156,11 @@ class GrammarCompiler:
                 return cached
         compiled = self._compile(grammar)
         with self._lock:
-            self._remember(grammar, compiled)
+            self._recent[grammar] = compiled
+            self._recent.move_to_end(grammar)
+            if len(self._recent) > _MAX_CACHED:
+                self._recent.popitem(last=False)
         return compiled
-
-    def _remember(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
-        self._recent[grammar] = compiled
-        self._recent.move_to_end(grammar)
-        if len(self._recent) > _MAX_CACHED:
-            self._recent.popitem(last=False)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         written = source(grammar)

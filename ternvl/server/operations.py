@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.server import probes
-from ternvl.server.docs import answers, openapi
+from ternvl.server.docs import answers, openapi, text_answers
 from ternvl.server.docs.operation import Operation
 from ternvl.server.errors import ERROR_SHAPE, guarded
 from ternvl.server.guard.auth import ACCESS
@@ -29,18 +29,18 @@ OPERATIONS = (
     Operation(
         "post", "/v1/chat/completions", chat.chat_completions,
         summary="Answers a conversation.", request=ChatRequest, streams=True,
-        answer=answers.ChatCompletion,
+        answer=text_answers.ChatCompletion,
     ),
     Operation(
         "post", "/v1/completions", completions.completions,
         summary="Continues plain prompts.", request=CompletionRequest, streams=True,
-        answer=answers.Completion,
+        answer=text_answers.Completion,
     ),
     Operation(
         "post", "/v1/responses", responses.responses,
         summary="Answers a conversation in the form of OpenAI's Responses, without state.",
         request=ResponseRequest, streams=True,
-        answer=answers.ResponseAnswer,
+        answer=text_answers.ResponseAnswer,
     ),
     Operation(
         "post", "/v1/responses/input_tokens", responses.input_tokens,
@@ -51,7 +51,7 @@ OPERATIONS = (
         "post", "/v1/messages", messages.messages,
         summary="Answers a conversation in the form of Anthropic's Messages.",
         request=MessagesRequest, streams=True, error_shape="anthropic",
-        answer=answers.MessageAnswer,
+        answer=text_answers.MessageAnswer,
     ),
     Operation(
         "post", "/v1/messages/count_tokens", messages.count_tokens,
