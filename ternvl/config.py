@@ -208,7 +208,9 @@ class ServerConfig:
         None, "The key for loading, unloading and uploading LoRA adapters.", env="TERNVL_ADMIN_KEY", secret=True
     )
     lora: tuple[str, ...] = setting(
-        (), "A LoRA adapter as NAME=PATH, where PATH is a folder saved by PEFT (repeatable)."
+        (),
+        "A LoRA adapter as NAME=PATH, where PATH is a folder saved by PEFT; or french or inventory, the adapters of "
+        "the embedded model (repeatable).",
     )
     lora_dir: Path | None = setting(
         None, "A folder with one subfolder for each LoRA adapter, named like it; uploads are stored there."

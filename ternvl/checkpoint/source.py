@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+from ternvl import embedded
 from ternvl.checkpoint import config_json
 from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "ternvl-nano"
+EMBEDDED = embedded.MODEL
 """The folder of the model that comes with the package."""
 
 # Pickles are never downloaded, because loading one runs the code in it.
@@ -29,12 +30,15 @@ _HUB_NAMES = {
 def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
     """Return the folder of a model, which is downloaded first if necessary.
 
-    `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`) or None for
-    the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows the hub library's
-    progress bar, continues after a broken connection, and keeps files that an earlier run has completed.
+    `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`), or
+    "ternvl-nano" or None for the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows
+    the hub library's progress bar, continues after a broken connection, and keeps files that an earlier run has
+    completed.
     Raises CheckpointError if the model is not found or cannot be downloaded.
     """
     folder = EMBEDDED if model is None else _path(model)
+    if model == EMBEDDED.name and not folder.exists():
+        folder = EMBEDDED
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"The revision {revision!r} needs a model on the hub, but {folder} is a folder.")
@@ -46,7 +50,8 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
     name = _HUB_NAMES.get(str(model).lower(), str(model))
     if not isinstance(model, str) or not _HUB_NAME.fullmatch(name):
         raise CheckpointError(
-            f"{model} is neither an existing folder nor a model name such as OpenGVLab/InternVL3-1B-Instruct."
+            f"{model} is neither an existing folder nor a model name such as OpenGVLab/InternVL3-1B-Instruct or "
+            f"{EMBEDDED.name}."
         )
     return _download(name, revision)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,10 +18,12 @@ from ternvl.cli.flags import Model, ModelOption, with_flags
 from ternvl.cli.quantization import quantize, verify
 from ternvl.cli.signals import interruptible
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, setting
-from ternvl.errors import TernvlError
+from ternvl.errors import ConfigError, TernvlError
 from ternvl.kernels import build
+from ternvl.params import Grammar
 
 if TYPE_CHECKING:
+    from ternvl.cli.console import ConsoleChat
     from ternvl.engine.engine import Engine
     from ternvl.llm import LLM
 
@@ -29,8 +31,8 @@ app = typer.Typer(
     name="ternvl",
     help="InternVL3 on your own machine: chat about images in the terminal, or serve the model over OpenAI's protocol.",
     epilog="Start with: [bold]ternvl run 'What is in this image?' --image photo.jpg[/bold]",
-    no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -42,6 +44,18 @@ app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibr
 Images = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", exists=True, dir_okay=False, readable=True, help="An image file (repeatable)."),
+]
+
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        "--lora", help="A LoRA adapter: a folder saved by PEFT, or french or inventory of the embedded model."
+    ),
+]
+System = Annotated[str | None, typer.Option("--system", help="The system message; by default the checkpoint's own.")]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", exists=True, dir_okay=False, help="A file with the JSON Schema of the answers."),
 ]
 
 _LOADING = LoadingConfig(quantization="auto")
@@ -59,9 +73,12 @@ class AnswerConfig:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        typer.echo(f"ternvl {__version__}")
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version or context.invoked_subcommand is None:
+        typer.echo(f"ternvl {__version__}" if version else context.get_help())
         raise typer.Exit
 
 
@@ -99,14 +116,19 @@ def serve(
 @app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
 @with_flags
 def chat(
-    model: Model = None, image: Images = None, *, answers: AnswerConfig, loading: LoadingConfig = _LOADING
+    model: Model = None,
+    image: Images = None,
+    lora: Lora = None,
+    system: System = None,
+    json_schema: JsonSchema = None,
+    *,
+    answers: AnswerConfig,
+    loading: LoadingConfig = _LOADING,
 ) -> None:
     """Talk with a model in the terminal; /help lists the commands of a conversation."""
-    from ternvl.cli.console import ConsoleChat, talk
+    from ternvl.cli.console import talk
 
-    conversation = ConsoleChat(_load(model, loading), _params(answers))
-    for path in image or []:
-        conversation.attach(path)
+    conversation = _conversation(model, loading, _params(answers, json_schema), image, lora, system)
     with interruptible():  # Ctrl-C ends an answer, not the conversation
         talk(conversation)
 
@@ -117,18 +139,19 @@ def run(
     question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
     image: Images = None,
     model: ModelOption = None,
+    lora: Lora = None,
+    system: System = None,
+    json_schema: JsonSchema = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
     *,
     answers: AnswerConfig,
     loading: LoadingConfig = _LOADING,
 ) -> None:
     """Ask one question, with or without images, and print the answer."""
-    from ternvl.cli.console import ConsoleChat, answer
+    from ternvl.cli.console import answer
 
     question = sys.stdin.read() if question == "-" else question
-    conversation = ConsoleChat(_load(model, loading), _params(answers))
-    for path in image or []:
-        conversation.attach(path)
+    conversation = _conversation(model, loading, _params(answers, json_schema), image, lora, system)
     answer(conversation, question, as_json=json)
 
 
@@ -152,9 +175,36 @@ def _kv_cache(engine: Engine) -> str:
     return f"KV cache: {shown_bytes(engine.kv_cache_bytes)} holds {engine.kv_cache_tokens:,} tokens"
 
 
-def _params(answers: AnswerConfig) -> dict[str, float | int]:
+def _params(answers: AnswerConfig, schema: Path | None) -> dict[str, Any]:
     given = {"max_tokens": answers.max_tokens, "temperature": answers.temperature, "seed": answers.seed}
-    return {name: value for name, value in given.items() if value is not None}
+    form = None if schema is None else Grammar("json_schema", _text_of(schema), "json-schema")
+    return {name: value for name, value in {**given, "grammar": form}.items() if value is not None}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The schema {path} cannot be read: {error}.") from error
+
+
+def _conversation(
+    model: str | None,
+    loading: LoadingConfig,
+    params: dict[str, Any],
+    images: list[Path] | None,
+    lora: str | None,
+    system: str | None,
+) -> ConsoleChat:
+    llm = _load(model, loading)
+    from ternvl.cli.console import ConsoleChat
+
+    if lora is not None:
+        llm.load_adapter("adapter", Path(lora).expanduser())
+    conversation = ConsoleChat(llm, params, system=system, adapter=None if lora is None else "adapter")
+    for path in images or []:
+        conversation.attach(path)
+    return conversation
 
 
 def _load(
@@ -186,7 +236,9 @@ def _explain(error: Exception) -> int:
     """Print one line, and return the exit status."""
     usage = getattr(error, "format_message", None)  # typer's own errors, whose classes differ between its versions
     if usage is not None:
-        return _print_error(f"{usage().rstrip('.')}. Try 'ternvl --help'.", 2)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "ternvl"
+        return _print_error(f"{usage().rstrip('.')}. Try '{command} --help'.", 2)
     if isinstance(error, TernvlError):
         return _print_error(str(error), 1)
     return _print_error(f"{type(error).__name__}: {error} (set TERNVL_TRACEBACK=1 for the traceback)", 1)

@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 import ternvl
+from ternvl.cli.flags import help_alone
 from ternvl.errors import ConfigError
 
-bench = typer.Typer(help="Measure the limits of this machine, or compare ternvl with its peers.", no_args_is_help=True)
+bench = help_alone(typer.Typer(help="Measure the limits of this machine, or compare ternvl with its peers."))
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ternvl.errors import RequestError, TernvlError
 from ternvl.llm import LLM, Delta, RequestOutput
@@ -16,15 +18,22 @@ from ternvl.llm import LLM, Delta, RequestOutput
 HELP = """\
 /image PATH   attach an image to your next message
 /reset        start a new conversation
-/quit         end the program (so does Ctrl-D)"""
+/quit, /exit  end the program (so does Ctrl-D)"""
 
 
 class ConsoleChat:
     """A conversation with a model: the turns so far, and the images of the next message."""
 
-    def __init__(self, llm: LLM, params: dict[str, Any]) -> None:
-        """`params` are the fields of `SamplingParams` in which the answers differ from the checkpoint's defaults."""
+    def __init__(
+        self, llm: LLM, params: dict[str, Any], *, system: str | None = None, adapter: str | None = None
+    ) -> None:
+        """`params` are the fields of `SamplingParams` in which the answers differ from the checkpoint's defaults.
+
+        `system` replaces the checkpoint's system message; `adapter` names a LoRA adapter that is loaded.
+        """
         self.llm = llm
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._adapter = adapter
         self.last: RequestOutput | None = None
         """The prompt of the last question, with its answer."""
         self._params = replace(llm.default_params(), **params)
@@ -35,8 +44,8 @@ class ConsoleChat:
         """Add an image to the next message. Raises RequestError if the file cannot be read."""
         try:
             data = path.expanduser().read_bytes()
-        except OSError as error:
-            raise RequestError(f"The image {path} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RequestError(f"The image {path} cannot be read: {getattr(error, 'strerror', error)}.") from error
         self._images.append("data:;base64," + base64.b64encode(data).decode())
 
     def reset(self) -> None:
@@ -52,7 +61,8 @@ class ConsoleChat:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in self._images]
         self._images = []
         turn = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
-        with self.llm.stream([*self._messages, turn], self._params) as deltas:
+        messages = [*self._system, *self._messages, turn]
+        with self.llm.stream(messages, self._params, adapter=self._adapter) as deltas:
             yield from _pieces(deltas)
             self.last = deltas.output
         self._messages += [turn, {"role": "assistant", "content": self.last.text}]
@@ -98,7 +108,7 @@ def talk(chat: ConsoleChat) -> None:
         print(f"{chat.llm.name} is ready. /help lists the commands.")
     while (line := _read_line()) is not None:
         try:
-            if line == "/quit":
+            if line in ("/quit", "/exit"):
                 return
             if line:
                 _execute(chat, line)
@@ -111,7 +121,7 @@ def talk(chat: ConsoleChat) -> None:
 def _execute(chat: ConsoleChat, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
-        chat.attach(Path(rest.strip()))
+        chat.attach(pasted_path(rest))
     elif command == "/reset":
         chat.reset()
     elif command == "/help":
@@ -120,6 +130,20 @@ def _execute(chat: ConsoleChat, line: str) -> None:
         raise RequestError(f"There is no command {command}; /help lists the commands.")
     else:
         _show(chat.ask(line))
+
+
+def pasted_path(text: str) -> Path:
+    """Return the path that a text means as a terminal or a file manager pastes it.
+
+    It may have white space or quotes around it, begin with `file://`, and have a backslash before each space.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    path = Path(text)
+    return path if "\\" not in text or path.exists() else Path(re.sub(r"\\(.)", r"\1", text))
 
 
 def _read_line() -> str | None:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ternvl.cli.flags import Model, with_flags
+from ternvl.cli.flags import Model, help_alone, with_flags
+from ternvl.embedded import adapter_folder
 from ternvl.errors import DataError
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
 
@@ -33,7 +34,7 @@ ImageFolder = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-lora = typer.Typer(help="Inspect, merge or evaluate LoRA adapters.", no_args_is_help=True)
+lora = help_alone(typer.Typer(help="Inspect, merge or evaluate LoRA adapters."))
 
 
 @with_flags
@@ -99,7 +100,7 @@ def _summary(summary: dict[str, Any], output: Path) -> str:
 
 @lora.command("inspect", epilog="Example: [bold]ternvl lora inspect my-adapter --model OpenGVLab/InternVL3-1B[/bold]")
 def inspect_adapter(
-    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter, or french or inventory.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -109,10 +110,9 @@ def inspect_adapter(
     json: AsJson = False,
 ) -> None:
     """Show the modules that an adapter changes, its rank and scale, and the sizes of the changes."""
-    from ternvl.checkpoint.source import EMBEDDED
     from ternvl.finetune.inspect import inspect
 
-    found = inspect(adapter, str(EMBEDDED) if model == EMBEDDED.name else model)
+    found = inspect(adapter_folder(adapter), model)
     typer.echo(_json(found) if json else _described(found))
 
 
@@ -135,13 +135,13 @@ def _described(found: dict[str, Any]) -> str:
 @lora.command("merge", epilog="Example: [bold]ternvl lora merge OpenGVLab/InternVL3-1B my-adapter merged[/bold]")
 def merge_adapter(
     model: BaseModel,
-    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="The folder of the adapter, or french or inventory.")],
     out: Annotated[Path, typer.Argument(help="The folder to write the merged checkpoint to.")],
 ) -> None:
     """Add an adapter to the weights of its base model, and write them as a checkpoint."""
     from ternvl.finetune.merge import merge
 
-    count = merge(_named(model), adapter, out)
+    count = merge(_named(model), adapter_folder(adapter), out)
     typer.echo(f"{out}: {model} with {count} matrices changed by {adapter}")
 
 
@@ -150,7 +150,10 @@ def evaluate_adapters(
     model: Model = None,
     data: Data = ...,  # type: ignore[assignment]
     images: ImageFolder = None,
-    adapter: Annotated[list[Path] | None, typer.Option("--adapter", "-a", help="An adapter (repeatable).")] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", "-a", help="An adapter's folder, or french or inventory (repeatable)."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.", min=1)] = 256,
     limit: Annotated[int | None, typer.Option(help="The number of lines to evaluate; by default all.", min=1)] = None,
     quantization: Annotated[

@@ -12,13 +12,25 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 _MODEL_HELP = (
-    "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; by default the small "
-    "embedded model."
+    "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; by default ternvl-nano, "
+    "the small embedded model."
 )
 Model = Annotated[str | None, typer.Argument(help=_MODEL_HELP, show_default=False)]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default=False)]
 
 _STRINGS = tuple[str, ...]
+
+
+def help_alone(app: typer.Typer) -> typer.Typer:
+    """Let a group of commands print its help, with status 0, if no command is given; return the group."""
+
+    @app.callback(invoke_without_command=True)
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    return app
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

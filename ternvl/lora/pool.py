@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from ternvl.config import EngineConfig, ModelConfig
+from ternvl.embedded import adapter_folder
 from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.files import linears, read
@@ -85,10 +86,13 @@ class AdapterPool:
         return name in self._entries
 
     def read(self, name: str, folder: Path) -> Adapter:
-        """Read, check and pack the adapter in a folder without registering it. Reads files. Raises AdapterError."""
+        """Read, check and pack the adapter in a folder, or the embedded one of this name, without registering it.
+
+        Reads files. Raises AdapterError.
+        """
         engine = self._engine
         return read(
-            folder,
+            adapter_folder(folder),
             check_name(name),
             self._shapes,
             base=self._base,

@@ -54,7 +54,7 @@ class AdapterService:
                     logger.warning("An adapter in %s is left out: %s", self._store.root, error)
         for given in config.lora:
             name, _, path = given.partition("=")
-            self._load(name, Path(path).expanduser())
+            self._load(name, Path(path or name).expanduser())
 
     def close(self) -> None:
         """Stop the threads. Loads that have not begun are cancelled."""

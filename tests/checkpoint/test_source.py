@@ -36,3 +36,10 @@ def test_resolving_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(CheckpointError, match=words):
             resolve(model, revision=revision)
+
+
+def test_the_embedded_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("ternvl-nano") == resolve(None)
+    (tmp_path / "ternvl-nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("ternvl-nano") == Path("ternvl-nano"), "a folder of this name goes first"

@@ -94,6 +94,50 @@ def test_what_goes_wrong_is_one_line(
     assert says in err
 
 
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["run", "-h"], ["lora"], ["lora", "-h"], ["bench"]])
+def test_no_command_and_h_print_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "Usage: ternvl" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["--fly"], "ternvl"), (["run"], "ternvl run"), (["lora", "inspect", "--fly"], "ternvl lora inspect")],
+)
+def test_a_usage_error_points_to_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], command: str
+) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.endswith(f"Try '{command} --help'.\n")
+
+
+def test_run_takes_an_embedded_adapter_a_system_message_and_a_schema(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ask = ["run", "Describe the image.", "--image", ROOT / "docs/example.png", "--temperature", "0"]
+    assert run(capsys, *ask, "-m", "ternvl-nano", "--lora", "french")[1] == "Un cercle rouge et un carré bleu.\n"
+    assert json.loads(run(capsys, *ask, "--lora", "inventory")[1])["count"] == 2
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"a": {"enum": [7]}}, "required": ["a"], "additionalProperties": false}'
+    )
+    code, out, _ = run(capsys, *ask, "--json-schema", schema, "--system", "Answer in JSON.")
+    assert (code, json.loads(out)["a"]) == (0, 7)
+    schema.write_text("no schema")
+    code, out, err = run(capsys, *ask, "--json-schema", schema)
+    assert (code, out) == (1, "")
+    assert "json-schema" in err
+
+
+def test_a_system_message_replaces_the_checkpoints_own(
+    capsys: pytest.CaptureFixture[str], folder: Path, offline: LLM
+) -> None:
+    _, out, _ = run(capsys, "run", "hi", "--model", folder, "--system", "be brief", *GREEDY)
+    assert out == expected(offline, {"role": "system", "content": "be brief"}, user("hi")) + "\n"
+
+
 @pytest.mark.parametrize("name", ["TERNVL_API_KEY", "TERNVL_ADMIN_KEY"])
 def test_a_key_that_is_set_and_empty_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str

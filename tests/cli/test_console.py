@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ternvl.cli.console import ConsoleChat, answer
+from ternvl.cli.console import ConsoleChat, answer, pasted_path
 from ternvl.llm import LLM
 from tests.cli.calling import GREEDY, expected, run, user
 from tests.server.fakes import scripted_llm
@@ -30,6 +30,21 @@ def test_chat_keeps_the_conversation(
     assert [line.partition(":")[0] for line in err.splitlines()] == ["ternvl", "ternvl"]
     assert "/nothing" in err
     assert "none.png" in err
+
+
+@pytest.mark.parametrize("form", ["{}", "  {} ", "'{}'", '"{}" ', "file://{url}", "{escaped}"])
+def test_a_path_may_be_pasted(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a red one.png"
+    path.touch()
+    text, url = str(path), str(path).replace(" ", "%20")
+    assert pasted_path(form.format(text, url=url, escaped=text.replace(" ", "\\ "))) == path
+
+
+def test_exit_ends_the_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/exit\nnever"))
+    assert run(capsys, "chat", str(folder)) == (0, "", "")
 
 
 def test_chat_ends_with_its_input(

@@ -147,6 +147,11 @@ def test_the_environment_can_be_activated() -> None:
     ("line", "typed", "expected"),
     [
         ('ternvl run "What is in this image?" --image docs/example.png', "", SEEN),
+        (
+            'ternvl run "Describe the image." --image docs/example.png --lora french',
+            "",
+            "Un cercle rouge et un carré bleu.",
+        ),
         ("ternvl chat", "What is the capital of France?\n", "Paris."),
         ("ternvl models", "", "OpenGVLab/InternVL3-1B"),
         ("ternvl --help", "", "finetune"),
@@ -170,11 +175,12 @@ def test_a_folder_is_served() -> None:
 
 
 def test_an_adapter_is_served() -> None:
-    line = "ternvl serve --lora french=ternvl/embedded/adapters/french"
+    line = "ternvl serve --lora french"
     assert models(line) == ["ternvl-nano", "french"]
 
 
 def test_no_command_is_left_out() -> None:
     tested = set(re.findall(r'"(ternvl [^"]+|scripts/\w+)"', Path(__file__).read_text(encoding="utf-8")))
     tested |= {'ternvl run "What is in this image?" --image docs/example.png', ". .venv/bin/activate"}
+    tested |= {'ternvl run "Describe the image." --image docs/example.png --lora french'}
     assert LINES - tested == set()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ternvl.checkpoint.source import load_config
+from ternvl.embedded import MODEL
 from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool
@@ -181,3 +183,15 @@ def test_a_lease_of_an_adapter_that_is_given_up_while_it_is_read(slow: SlowPool)
 def test_a_lease_of_an_unknown_adapter() -> None:
     with pytest.raises(UnknownAdapterError, match="'other' is not loaded"):
         asyncio.run(leased(pool_of(tiny.CONFIG), "other"))
+
+
+def test_an_embedded_adapter_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name goes first."""
+    pool = pool_of(load_config(MODEL))
+    pool.load("one", Path("french"))
+    with pool.use("one") as adapter:
+        assert adapter.modules
+    (tmp_path / "french").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+        pool.load("two", Path("french"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from math import inf
 
+from ternvl import embedded
 from ternvl.config import ServerConfig
 from ternvl.errors import ConfigError
 
@@ -54,8 +55,9 @@ def check_config(config: ServerConfig) -> None:
             "allow_lora_upload needs --lora-dir, where uploads are stored, and --admin-key, which protects them."
         )
     for given in config.lora:
-        if not all(given.partition("=")):
-            raise ConfigError(f"lora is {given!r}, but must be NAME=PATH.")
+        if not all(given.partition("=")) and given not in embedded.adapters():
+            names = " or ".join(embedded.adapters())
+            raise ConfigError(f"lora is {given!r}, but must be NAME=PATH, or the name of an embedded adapter: {names}.")
     if not all(config.served_model_name):
         raise ConfigError("served_model_name is empty, but a model must have a name.")
 
