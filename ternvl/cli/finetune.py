@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ternvl.cli.flags import Model, help_alone, with_flags
+from ternvl.cli.signals import stop_requests
 from ternvl.embedded import adapter_folder
 from ternvl.errors import DataError
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
@@ -67,10 +68,15 @@ def finetune(
     from rich.console import Console
 
     from ternvl.finetune.train import Run, train
+    from ternvl.finetune.trainer import TrainingStoppedError
 
     run = Run(_named(model), data, images, eval_data, output, adapter, training, device, max_dynamic_patch, resume)
-    with _printed_problems(data):
-        summary = train(run, Console())
+    try:
+        with _printed_problems(data):
+            summary = train(run, Console(), stop_requests())
+    except TrainingStoppedError as error:
+        typer.echo(f"ternvl: {error}", err=True)
+        raise typer.Exit(130) from None
     typer.echo(_summary(summary, output))
 
 

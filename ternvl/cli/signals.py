@@ -45,6 +45,21 @@ def handled(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Si
             signal.signal(number, old)
 
 
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM has come. A second one ends the process at once."""
+    requests: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if requests:
+            _end(number, frame)
+        requests.append(number)
+        print("ternvl: stopping after this step; a second signal ends at once.", file=sys.stderr, flush=True)
+
+    with handled(note):
+        yield lambda: bool(requests)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     build = sys.modules.get("ternvl.kernels.build")
     if build is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 
 from ternvl.errors import ConfigError
 from ternvl.finetune.targets import TARGETS
@@ -37,14 +37,22 @@ class AdapterConfig:
 class TrainingConfig:
     """How the adapter is trained. A value out of its range raises ConfigError."""
 
-    lr: float = field(
-        default=4e-5, metadata={"help": "Peak learning rate; the rate rises to it during warmup, then falls to 0."}
+    lr: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate, to which the rate rises during warmup before it falls to 0; by default "
+                  "derived from the model's width: 4e-5 for InternVL3-1B."},
+    )  # fmt: skip
+    epochs: float | None = field(
+        default=None,
+        metadata={"help": "Number of passes over the data; by default 1, or as many as make 100 steps."},
     )
-    epochs: float = field(default=1.0, metadata={"help": "Number of passes over the data."})
     max_steps: int | None = field(
         default=None, metadata={"help": "Number of steps after which training ends in any case."}
     )
-    batch_size: int = field(default=16, metadata={"help": "Number of conversations per step."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Number of conversations per step; by default 16, fewer if there are fewer than 64."},
+    )
     pack_tokens: int = field(
         default=4096,
         metadata={
@@ -88,6 +96,45 @@ class TrainingConfig:
         )  # fmt: skip
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ConfigError(f"dtype is {self.dtype!r}, but must be auto, bfloat16 or float32.")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The settings that follow from the data and the model where none are given."""
+
+    lr: float
+    epochs: float
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, num_examples: int, hidden_size: int) -> Schedule:
+        """Return the given settings, and derive the others.
+
+        Narrow models need larger rates: 4e-5 at the width of InternVL3-1B (896), times the third power of the ratio of
+        the widths. This gives 1.7e-3 at the embedded model's 256, whose own adapters were trained with 2e-3 and 2.5e-3.
+        """
+        size = config.batch_size or max(1, min(16, num_examples // 4))
+        steps = ceil(num_examples / size)
+        lr = min(2e-3, 4e-5 * max(1.0, 896 / hidden_size) ** 3)
+        return cls(config.lr or lr, config.epochs or float(max(1, ceil(FEW_STEPS / steps))), size)
+
+
+def warnings(num_examples: int, num_steps: int) -> list[str]:
+    """Return what speaks against a good result before the training begins."""
+    found = []
+    if num_examples < FEW_EXAMPLES:
+        found.append(
+            f"{num_examples} conversations are few: the adapter can learn them by heart, but hardly what they have in "
+            "common."
+        )
+    if num_steps < FEW_STEPS // 2:
+        found.append(f"{num_steps} steps are few, so little can be learnt; --epochs or --max-steps sets more.")
+    return found
+
+
+FEW_STEPS = 100
+"""The least number of steps that a run has by default."""
+FEW_EXAMPLES = 50
 
 
 def _check(config: AdapterConfig | TrainingConfig, **ranges: tuple[float, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ternvl.finetune.dataset import Dataset
 from ternvl.finetune.features import Features
 from ternvl.finetune.forward import checkpoint_layers
 from ternvl.finetune.run_log import RunLog, plot, read_rows
-from ternvl.finetune.settings import AdapterConfig, TrainingConfig
+from ternvl.finetune.settings import AdapterConfig, TrainingConfig, warnings
 from ternvl.finetune.trainer import Trainer
 from ternvl.loading import resolve_device
 from ternvl.model.internvl import InternVL
@@ -55,10 +56,15 @@ class Run:
         return self.folder / "checkpoint.pt"
 
 
-def train(run: Run, console: Console) -> dict[str, Any]:
+Stopping = contextlib.AbstractContextManager[Callable[[], bool]]
+"""Is open while training runs; its value says whether training has to stop."""
+
+
+def train(run: Run, console: Console, stopping: Stopping | None = None) -> dict[str, Any]:
     """Train an adapter, write it, and return a summary: steps, seconds, losses, peak_memory in bytes.
 
-    Raises ConfigError for invalid settings, DataError for data that cannot be learned from.
+    Raises TrainingStoppedError if `stopping` says so, ConfigError for invalid settings, DataError for data that cannot
+    be learned from.
     """
     for module in ("peft", "matplotlib"):
         require(module)
@@ -71,15 +77,20 @@ def train(run: Run, console: Console) -> dict[str, Any]:
     learned, held_out = _datasets(run, builder, console)
     model = weights.load(folder, config, dtype=_dtype(run.training.dtype, device)).to(device)
     trainer = _trainer(run, model, str(run.model or folder.name), learned, held_out)
-    _write_settings(run, folder.name, learned, held_out)
+    _write_settings(run, folder.name, trainer, learned, held_out)
+    for warning in warnings(len(learned), trainer.num_steps):
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
     if run.resume and run.checkpoint.exists():
         trainer.load(run.checkpoint)
         console.print(f"Training continues after step {trainer.state.step}.", highlight=False)
     metrics = run.folder / "metrics.jsonl"
-    with RunLog(metrics, trainer.num_steps, first_step=trainer.state.step, console=console) as log:
-        trainer.run(run.checkpoint, log)
+    with (
+        RunLog(metrics, trainer.num_steps, first_step=trainer.state.step, console=console) as log,
+        stopping or contextlib.nullcontext(lambda: False) as is_stopped,
+    ):
+        trainer.run(run.checkpoint, log, is_stopped)
     trainer.adapter.save(run.output, trainer.result())
-    return _finish(run, trainer, read_rows(metrics))
+    return _finish(run, trainer, read_rows(metrics), console)
 
 
 def _check_output(run: Run) -> None:
@@ -114,13 +125,14 @@ def _bar(title: str, console: Console) -> Any:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _write_settings(run: Run, base: str, learned: Dataset, held_out: Dataset | None) -> None:
+def _write_settings(run: Run, base: str, trainer: Trainer, learned: Dataset, held_out: Dataset | None) -> None:
     """Write `run/config.json`. A resumed run raises ConfigError if its settings differ from that file."""
     settings = {
         "model": str(run.model or base),
         "max_dynamic_patch": run.max_dynamic_patch,
         **dataclasses.asdict(run.adapter),
         **dataclasses.asdict(run.training),
+        **dataclasses.asdict(trainer.schedule),
         "data": learned.file.digest,
         "eval_data": None if run.eval_data is None or held_out is None else held_out.file.digest,
     }
@@ -145,7 +157,11 @@ def _trainer(run: Run, model: InternVL, name: str, learned: Dataset, held_out: D
     return Trainer(adapter, features, learned, held_out, run.training)
 
 
-def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+_HARDLY = 0.9
+"""The share of its first value above which the last loss counts as hardly fallen."""
+
+
+def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]], console: Console) -> dict[str, Any]:
     plot(rows, run.folder / "loss.png")
     state = trainer.state
     summary = {
@@ -157,6 +173,14 @@ def _finish(run: Run, trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str,
         "trained_parameters": sum(parameter.numel() for parameter in trainer.adapter.parameters),
         "peak_memory": peak_memory(),
     }
+    losses = [row["loss"] for row in rows if "loss" in row]
+    if len(losses) > 1 and losses[-1] > _HARDLY * losses[0]:
+        console.print(
+            f"Warning: The loss hardly fell, from {losses[0]:.3f} to {losses[-1]:.3f}, so the adapter changes little. "
+            f"A learning rate above {trainer.schedule.lr:g} (--lr) or more --epochs may help.",
+            highlight=False,
+            soft_wrap=True,
+        )
     durable.write_json(run.folder / "summary.json", summary)
     run.checkpoint.unlink(missing_ok=True)
     return summary

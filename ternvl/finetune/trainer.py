@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,11 @@ from ternvl.finetune.adapter import TrainedAdapter
 from ternvl.finetune.dataset import Dataset
 from ternvl.finetune.features import Features
 from ternvl.finetune.forward import Loss, answer_loss, pack
-from ternvl.finetune.settings import TrainingConfig
+from ternvl.finetune.settings import Schedule, TrainingConfig
+
+
+class TrainingStoppedError(TernvlError):
+    """Training was stopped from outside; a checkpoint was written."""
 
 
 class Log(Protocol):
@@ -66,17 +70,19 @@ class Trainer:
         self.adapter, self.features = adapter, features
         self.train, self.held_out, self.config = train, held_out, config
         self.state = RunState()
-        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
-        wanted = max(1, round(config.epochs * self.steps_per_epoch))
+        self.schedule = Schedule.of(config, len(train), adapter.model.config.language.hidden_size)
+        self.steps_per_epoch = math.ceil(len(train) / self.schedule.batch_size)
+        wanted = max(1, round(self.schedule.epochs * self.steps_per_epoch))
         self.num_steps = min(wanted, config.max_steps or wanted)
         self.eval_every = config.eval_every or max(1, self.num_steps // 10)
-        self._optimizer = torch.optim.AdamW(adapter.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(adapter.parameters, lr=self.schedule.lr, weight_decay=config.weight_decay)
 
-    def run(self, checkpoint: Path, log: Log) -> None:
+    def run(self, checkpoint: Path, log: Log, is_stopped: Callable[[], bool] = lambda: False) -> None:
         """Train to the last step, or until `patience` evaluations brought no better loss.
 
-        A checkpoint is written every `save_every` steps. Raises TernvlError if training diverges, DataError if images
-        have changed.
+        A checkpoint is written every `save_every` steps. If `is_stopped` returns true after a step, a checkpoint is
+        written and TrainingStoppedError raised. Raises TernvlError if training diverges, DataError if images have
+        changed.
         """
         self.adapter.model.train()
         start = time.monotonic() - self.state.seconds
@@ -88,9 +94,15 @@ class Trainer:
             is_last = self.state.step == self.num_steps
             if self.held_out is not None and (self.state.step % self.eval_every == 0 or is_last):
                 log.evaluation(self.evaluate() | {"seconds": round(time.monotonic() - start, 3)})
-            if self.state.step % self.config.save_every == 0 or is_last:
+            stops = not is_last and is_stopped()
+            if self.state.step % self.config.save_every == 0 or is_last or stops:
                 log.durable()
                 self.save(checkpoint)
+            if stops:
+                raise TrainingStoppedError(
+                    f"Training was stopped after step {self.state.step} of {self.num_steps}. Its checkpoint is "
+                    f"{checkpoint}; the same command with --resume continues from it."
+                )
 
     @property
     def _is_exhausted(self) -> bool:
@@ -120,7 +132,7 @@ class Trainer:
         if not math.isfinite(total + norm):
             raise TernvlError(
                 f"Training has diverged: step {self.state.step + 1} has loss {total} and a gradient of norm {norm}. "
-                f"A learning rate below {self.config.lr:g} may help."
+                f"A learning rate below {self.schedule.lr:g} may help."
             )
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -141,7 +153,7 @@ class Trainer:
         epoch, number = divmod(step, self.steps_per_epoch)
         order = list(range(len(self.train)))
         random.Random(f"order {self.config.seed} {epoch}").shuffle(order)
-        size = self.config.batch_size
+        size = self.schedule.batch_size
         return epoch + (number + 1) / self.steps_per_epoch, order[number * size : (number + 1) * size]
 
     def _packs(self, dataset: Dataset, indices: Sequence[int]) -> list[list[int]]:
@@ -156,8 +168,8 @@ class Trainer:
         """Return the learning rate of a step: a linear rise, then half a cosine down to 0."""
         rise = round(self.config.warmup * self.num_steps)
         if step < rise:
-            return self.config.lr * (step + 1) / (rise + 1)
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.num_steps - rise)))
+            return self.schedule.lr * (step + 1) / (rise + 1)
+        return self.schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.num_steps - rise)))
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

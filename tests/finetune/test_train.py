@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from ternvl.cli import main
 from ternvl.finetune import durable
 from ternvl.finetune.run_log import RunLog, read_rows
+from ternvl.finetune.settings import Schedule, TrainingConfig
 from tests.finetune.samples import text_line, write_checkpoint, write_images, write_lines, write_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +190,49 @@ def test_a_real_kill(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ours, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
     for name, tensor in expected.items():  # another process may use another number of threads, and round differently
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_keeps_a_checkpoint_and_names_resume(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:  # fmt: skip
+    options = ("--epochs", "4", "--eval-share", "0")
+    step = RunLog.step
+
+    def signal_in_step_2(self: RunLog, row: dict[str, float]) -> None:
+        step(self, row)
+        if row["step"] == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "step", signal_in_step_2)
+        code, _, err = call(command(home, tmp_path / "a", *options), capsys)
+    assert code == 130
+    assert "stopped after step 2 of 12" in err
+    assert "--resume" in err
+    assert "after step 2" in tune(home, tmp_path / "a", capsys, *options, "--resume")
+    tune(home, tmp_path / "whole", capsys, *options)
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "whole")
+
+
+def test_defaults_follow_from_the_data_and_the_model() -> None:
+    nano, few = Schedule.of(TrainingConfig(), 19, 256), Schedule.of(TrainingConfig(), 3, 896)
+    assert (nano.batch_size, nano.epochs) == (4, 20.0)  # 5 steps an epoch, 100 in all
+    assert nano.lr == pytest.approx(1.7e-3, rel=0.02)
+    assert (few.batch_size, few.epochs, few.lr) == (1, 34.0, 4e-5)
+    large = Schedule.of(TrainingConfig(), 10_000, 1536)
+    assert (large.batch_size, large.epochs, large.lr) == (16, 1.0, 4e-5)
+    given = Schedule.of(TrainingConfig(lr=1e-2, epochs=0.5, batch_size=2), 19, 256)
+    assert given == Schedule(lr=1e-2, epochs=0.5, batch_size=2)
+
+
+def test_too_little_is_warned_about(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tune(home, tmp_path / "a", capsys, "--max-steps", "2", "--lr", "1e-9")
+    assert "11 conversations are few" in out
+    assert "2 steps are few" in out
+    out = tune(home, tmp_path / "b", capsys, "--max-steps", "6", "--batch-size", "11", "--lr", "1e-9")
+    assert "The loss hardly fell" in out
 
 
 def test_invalid_settings_and_data_are_refused_before_training(
