@@ -101,6 +101,23 @@ def test_a_tool_whose_schema_is_invalid_is_refused(compiler: GrammarCompiler, ru
         compiler.compile(tool_grammar({"type": "object", "properties": {"v": rules}, "required": ["v"]}))
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": "#", "patternProperties": {"a": {"const": 2**60}}},
+        {"required": [{}], "properties": {"a": {"const": 2**60}}},
+        {"anyOf": [{"const": 2**60}, 3]},
+        {"items": {"const": 2**60}, "minItems": "a"},
+        {"type": 3, "format": "x", "required": 3, "properties": {"a": {}}},
+        '{"anyOf":[' * 400 + "{}" + "]}" * 400,
+    ],
+)
+def test_a_schema_with_values_of_the_wrong_type_is_refused(compiler: GrammarCompiler, schema: Any) -> None:
+    with pytest.raises(RequestError) as refusal:
+        compiler.compile(Grammar.of("json_schema", schema, param="guided_json"))
+    assert refusal.value.param == "guided_json"
+
+
 A, B = {"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "integer"}}}
 
 
