@@ -218,7 +218,7 @@ class LLM:
     def _ask(
         self, given: Conversation | Prompt, params: SamplingParams | None, adapter: str | None, tools: Tools
     ) -> Ask:
-        (params,) = list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
+        (params,) = list_of(SamplingParams, self.default_params() if params is None else params, _PARAMS_RULE)
         if adapter is not None:
             self.adapters.known(adapter)
         if isinstance(given, Prompt):
@@ -233,7 +233,7 @@ class LLM:
         tools: Tools,
         progress: bool,
     ) -> list[RequestOutput]:
-        params = list_of(SamplingParams, params or self.default_params(), _PARAMS_RULE)
+        params = list_of(SamplingParams, self.default_params() if params is None else params, _PARAMS_RULE)
         settings = one_each(params if len(params) > 1 else params[0], len(inputs), "sampling parameters")
         adapters = one_each(adapter, len(inputs), "adapters")
         asks = [self._ask(*each, tools) for each in zip(inputs, settings, adapters, strict=True)]

@@ -160,7 +160,7 @@ def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_failures_leave_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     good, long = llm.prompt(QUESTION), llm.prompt([{"role": "user", "content": "x " * 2000}])
-    with pytest.raises(ContextLengthError, match="context holds 2048"):
+    with pytest.raises(ContextLengthError, match="maximum context length is 2048 tokens"):
         llm.generate([good, long], GREEDY)
     assert not llm.engine.has_work
     with monkeypatch.context() as patch:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Self
 
 from ternvl.answer.ask import Ask, PreparedAsk, prepare
-from ternvl.answer.batch import Batch
+from ternvl.answer.batch import AskBatch
 from ternvl.answer.choice import Choices, Delta, generate, generate_on_thread
 from ternvl.answer.completion import Fold, RequestOutput
 from ternvl.engine.request import Request
@@ -106,7 +106,7 @@ class Answerer:
         then left in the engine.
         """
         ready = [self._prepare(ask) for ask in asks]
-        batch = Batch(self._service, self._adapters, self._builder.tokenizer)
+        batch = AskBatch(self._service, self._adapters, self._builder.tokenizer)
         return batch.run(ready, iter(_new_id, None), ended=ended)
 
     def stream(self, ask: Ask) -> AnswerStream:

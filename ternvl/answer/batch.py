@@ -34,7 +34,7 @@ class _Choice:
     group: RequestGroup | None = None
 
 
-class Batch:
+class AskBatch:
     """One call's choices. They enter the engine's queue as it has room, in order."""
 
     def __init__(self, service: Service, adapters: AdapterPool, tokenizer: Tokenizer) -> None:

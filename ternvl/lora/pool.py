@@ -86,18 +86,14 @@ class AdapterPool:
         return name in self._entries
 
     def read(self, name: str, folder: Path) -> Adapter:
-        """Read, check and pack the adapter in a folder, or the embedded one of this name, without registering it.
-
-        Reads files. Raises AdapterError.
-        """
-        engine = self._engine
+        """Read, check and pack the adapter in a folder, or an embedded one. Reads files. Raises AdapterError."""
         return read(
             adapter_folder(folder),
             check_name(name),
             self._shapes,
             base=self._base,
-            max_rank=engine.max_lora_rank,
-            dtype=engine.lora_dtype,
+            max_rank=self._engine.max_lora_rank,
+            dtype=self._engine.lora_dtype,
             device=self._device,
         )
 

@@ -34,13 +34,13 @@ OPERATIONS = (
     Operation(
         "post", "/v1/completions", completions.completions,
         summary="Continues plain prompts.", request=CompletionRequest, streams=True,
-        answer=text_answers.Completion,
+        answer=text_answers.TextCompletion,
     ),
     Operation(
         "post", "/v1/responses", responses.responses,
         summary="Answers a conversation in the form of OpenAI's Responses, without state.",
         request=ResponseRequest, streams=True,
-        answer=text_answers.ResponseAnswer,
+        answer=text_answers.OpenAIResponse,
     ),
     Operation(
         "post", "/v1/responses/input_tokens", responses.input_tokens,
@@ -51,7 +51,7 @@ OPERATIONS = (
         "post", "/v1/messages", messages.messages,
         summary="Answers a conversation in the form of Anthropic's Messages.",
         request=MessagesRequest, streams=True, error_shape="anthropic",
-        answer=text_answers.MessageAnswer,
+        answer=text_answers.AnthropicMessage,
     ),
     Operation(
         "post", "/v1/messages/count_tokens", messages.count_tokens,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ternvl.answer.ask import Ask, PreparedAsk, prepare
-from ternvl.answer.batch import Batch
+from ternvl.answer.batch import AskBatch
 from ternvl.answer.completion import RequestOutput
 from ternvl.engine.request import Request
 from ternvl.errors import EngineError, OverloadedError, RequestError, TernvlError
@@ -35,7 +35,7 @@ def prepared(llm: LLM, text: str, params: SamplingParams = SHORT, adapter: str |
 
 def run(llm: LLM, asks: Sequence[PreparedAsk], ended: list[None] | None = None) -> list[RequestOutput]:
     llm.service.start()
-    batch = Batch(llm.service, llm.adapters, llm.tokenizer)
+    batch = AskBatch(llm.service, llm.adapters, llm.tokenizer)
     names = (f"batch-{number}" for number in count())
     return batch.run(asks, names, ended=lambda: ended.append(None) if ended is not None else None)
 
@@ -108,7 +108,7 @@ def test_two_batches_at_once_through_one_short_queue() -> None:
     together: dict[int, list[list[tuple[int, ...]]]] = {}
 
     def answer(number: int) -> None:
-        batch = Batch(llm.service, llm.adapters, llm.tokenizer)
+        batch = AskBatch(llm.service, llm.adapters, llm.tokenizer)
         together[number] = tokens(batch.run(asks[number], (f"batch-{number}-{each}" for each in count())))
 
     threads = [threading.Thread(target=answer, args=(number,)) for number in range(2)]

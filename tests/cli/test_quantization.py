@@ -130,10 +130,10 @@ def test_verify_compares(capsys: pytest.CaptureFixture[str], tmp_path: Path, own
 def test_verify_fails_below_the_bound(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ternvl.quant import guard
+    from ternvl.quant import tries
 
-    monkeypatch.setattr(guard, "relative_error", lambda got, wanted: 0.0)  # the guard measures no error
-    monkeypatch.setattr(guard, "pack_int8", lambda layer, smoothing=None: guard.pack_int4(layer, smoothing))
+    monkeypatch.setattr(tries, "relative_error", lambda got, wanted: 0.0)  # the guard measures no error
+    monkeypatch.setattr(tries, "pack_int8", lambda layer, smoothing=None: tries.pack_int4(layer, smoothing))
     figures = tmp_path / "figures.json"
     code, out, err = run(capsys, "verify", "--json", str(figures))
     assert code == 1

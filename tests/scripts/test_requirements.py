@@ -16,6 +16,7 @@ MODULES_OF = {
     "prometheus-client": {"prometheus_client"},
     "huggingface-hub": {"huggingface_hub"},
     "pillow": {"PIL"},
+    "typing-extensions": {"typing_extensions"},
     "pydantic": {"pydantic", "pydantic_core"},
 }
 

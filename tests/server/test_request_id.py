@@ -47,4 +47,9 @@ def test_refusals_of_the_middleware_have_an_id_and_web_pages_may_read_it() -> No
         refused = httpx.post(url + CHAT, json=BRIEF, headers={"Origin": "https://a.example", "x-request-id": "mine"})
     assert (refused.status_code, refused.headers["x-request-id"]) == (401, "mine")
     exposed = {each.strip().lower() for each in refused.headers["access-control-expose-headers"].split(",")}
-    assert exposed == {"x-ternvl-ignored-fields", "x-request-id", "retry-after"}
+    assert exposed == {
+        "x-ternvl-ignored-fields",
+        "x-ternvl-unenforced-schema",
+        "x-request-id",
+        "retry-after",
+    }

@@ -59,7 +59,7 @@ class ToolCall(TypedDict):
     function: CallOfFunction
 
 
-class ChatMessage(TypedDict):
+class AnswerMessage(TypedDict):
     """The answer; `content` is null if it has only tool calls."""
 
     role: Literal["assistant"]
@@ -72,7 +72,7 @@ class ChatChoice(TypedDict):
     """One of the `n` answers."""
 
     index: int
-    message: ChatMessage
+    message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
@@ -107,7 +107,7 @@ class CompletionChoice(TypedDict):
     finish_reason: Literal["stop", "length"]
 
 
-class Completion(TypedDict):
+class TextCompletion(TypedDict):
     """The answer of `POST /v1/completions`."""
 
     id: str
@@ -178,7 +178,7 @@ class ResponseUsage(TypedDict):
     total_tokens: int
 
 
-class ResponseAnswer(TypedDict):
+class OpenAIResponse(TypedDict):
     """The answer of `POST /v1/responses`."""
 
     id: str
@@ -231,7 +231,7 @@ class MessageUsage(TypedDict):
     output_tokens: int
 
 
-class MessageAnswer(TypedDict):
+class AnthropicMessage(TypedDict):
     """The answer of `POST /v1/messages`."""
 
     id: str

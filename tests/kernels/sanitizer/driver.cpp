@@ -206,7 +206,7 @@ template <typename T>
 struct MadeAdapter {
   Buffer<T> a, b;
   Buffer<float> scales, to;
-  RegisteredAdapter table[2];
+  Entry table[2];
   Job job;
   Added added;
 
