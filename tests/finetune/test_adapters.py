@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = write_images(folder / "images")
     data = write_training_data(folder / "train.jsonl", 6)
     base = ["finetune", str(folder / "tiny"), "--data", str(data), "--images", str(images), "--lr", "1e-2"]
-    base += ["--dtype", "float32", "--eval-share", "0", "--no-gradient-checkpointing"]
+    base += ["--dtype", "float32", "--eval-share", "0", "--no-gradient-checkpointing", "--batch-size", "6"]
     everything = [x for part in ("language", "head", "projector", "vision") for x in ("--target", part)]
     for name, options in (
         ("text", ["--epochs", "200", "--alpha", "64"]),
