@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from queue import SimpleQueue
 from ternvl.answer.ask import PreparedAsk
 from ternvl.answer.choice import ChoiceDecoder
 from ternvl.answer.completion import Fold, RequestOutput
+from ternvl.engine.loan import Loan
 from ternvl.engine.request import Request
 from ternvl.engine.service import Item, RequestGroup, Service
 from ternvl.errors import OverloadedError, TernvlError
@@ -54,14 +54,15 @@ class AskBatch:
         folds = [Fold(ask) for ask in asks]
         for ask, fold, answer_id in zip(asks, folds, ids, strict=False):
             self._waiting += self._choices(ask, fold, answer_id)
-        try:
-            while self._waiting or self._running:
-                self._begin_some()
-                if self._running and self._take(*self._inbox.get()):
-                    ended()
-        finally:
-            for choice in tuple(self._running):
-                self._end(choice, has_ended=False)
+        with self._service.borrow() as loan:
+            try:
+                while self._waiting or self._running:
+                    self._begin_some(loan)
+                    if self._running and self._take(*loan.next(self._inbox), loan):
+                        ended()
+            finally:
+                for choice in tuple(self._running):
+                    self._end(choice, has_ended=False)
         return [fold.output() for fold in folds]
 
     def _choices(self, ask: PreparedAsk, fold: Fold, answer_id: str) -> list[_Choice]:
@@ -76,11 +77,11 @@ class AskBatch:
             for index, request in enumerate(ask.requests(answer_id))
         ]
 
-    def _begin_some(self) -> None:
-        while self._waiting and len(self._running) < self._limit and self._begin(self._waiting[0]):
+    def _begin_some(self, loan: Loan) -> None:
+        while self._waiting and len(self._running) < self._limit and self._begin(self._waiting[0], loan):
             self._running.add(self._waiting.popleft())
 
-    def _begin(self, choice: _Choice) -> bool:
+    def _begin(self, choice: _Choice, loan: Loan) -> bool:
         """Hand a choice to the engine; return False if its adapter or the queue has no room for it yet."""
         if not self._acquire_adapter(choice):
             return False
@@ -90,7 +91,7 @@ class AskBatch:
         except OverloadedError:
             self._release(choice)
             if not self._running:
-                time.sleep(_RETRY_SECONDS)
+                loan.pause(_RETRY_SECONDS)
             return False
         except BaseException:
             self._release(choice)
@@ -113,14 +114,14 @@ class AskBatch:
         self._inbox.put((choice, item))
         return True
 
-    def _take(self, choice: _Choice, item: Item) -> bool:
+    def _take(self, choice: _Choice, item: Item, loan: Loan) -> bool:
         """Add an output to its choice, and return whether the choice has ended."""
         if choice not in self._running:
             return False  # a stop string had ended it
         if isinstance(item, OverloadedError):  # other callers filled the queue after `open` had looked
             self._end(choice, has_ended=True)
             self._waiting.appendleft(choice)
-            time.sleep(_RETRY_SECONDS)
+            loan.pause(_RETRY_SECONDS)
             return False
         if isinstance(item, TernvlError):
             raise item

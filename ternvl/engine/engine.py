@@ -143,8 +143,10 @@ class Engine:
         schedule = self.scheduler.schedule()
         try:
             drawn = self._run(schedule)
-        except Exception as error:
+        except BaseException as error:
             self.scheduler.fail(schedule)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C, if the caller's thread runs the steps
             raise self._drop(_affected(schedule, error), error) from error
         self.scheduler.update(schedule, [[each.token_id for each in tokens] for tokens in drawn])
         self.runner.retain(self.scheduler.images.digests)

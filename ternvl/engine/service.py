@@ -1,7 +1,8 @@
 """Runs an engine on a thread of its own for any number of callers, which may be event loops or threads.
 
 Callers put orders (add, abort) into a queue, on which the thread sleeps while there is no work. The thread carries them
-out between two steps, so the engine needs no lock. Outputs go back through the callback of each group of requests.
+out between two steps, so the engine needs no lock. Outputs go back through the callback of each group of requests. A
+thread that only waits for its outputs may borrow the engine, and then does all this itself.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ternvl.config import EngineConfig
+from ternvl.engine.loan import Loan
 from ternvl.engine.request import Item, Request, RequestGroup
 from ternvl.engine.stats import EngineStats, Pace, StatsLog
 from ternvl.errors import (
@@ -61,7 +64,8 @@ class Service:
         self._starting = threading.Lock()
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: close
         self._open: set[RequestGroup] = set()  # groups whose outputs are read
-        self._groups: dict[str, RequestGroup] = {}  # by request id; used on the thread only
+        self._groups: dict[str, RequestGroup] = {}  # by request id; used only on the thread that has the engine
+        self._loan: Loan | None = None  # by which another thread has the engine
         self._log = StatsLog(engine.stats, log_interval)
         self._pace = Pace()
         self._thread: threading.Thread | None = None
@@ -185,10 +189,42 @@ class Service:
             if pending:
                 self.wait_for_orders()
 
+    @contextmanager
+    def borrow(self) -> Iterator[Loan]:
+        """Ask for the engine until the block ends. Other callers' requests are then served by `Loan.next` as well."""
+        loan = Loan(self._turn)
+        try:
+            if self._loan is None and not self._groups:
+                self._orders.put(partial(self._lend, loan))
+                while self.is_running and not loan.wait(0.1):
+                    pass
+            yield loan
+        finally:
+            if self._loan is loan:
+                self._loan = None  # now, so that this thread's next call finds the engine free
+            loan.end()
+
+    def _lend(self, loan: Loan) -> None:
+        if self._loan is not None or self._groups:
+            loan.refuse()
+            return
+        self._loan = loan
+        try:
+            loan.grant()
+        finally:
+            self._loan = None
+
+    def _turn(self) -> None:
+        if not self._take_orders():
+            self._orders.put(None)  # ends the thread once it has the engine back
+        self._run_step()
+
     def wait_for_orders(self) -> None:
-        """Wait until the thread has carried out all orders given so far, or has ended."""
+        """Return once all orders given so far have been carried out, or the thread has ended."""
         done = threading.Event()
         self._orders.put(done.set)
+        if self._loan is not None and self._loan.is_mine:
+            self._turn()
         while self.is_running and not done.wait(0.1):
             pass
 
@@ -213,11 +249,14 @@ class Service:
 
     def _work(self) -> None:
         while self._take_orders():
-            if self._groups:
-                self._log.begin_step()
-                self._step()
-                self._log.end_step()
-            self._log.write()
+            self._run_step()
+
+    def _run_step(self) -> None:
+        if self._groups:
+            self._log.begin_step()
+            self._step()
+            self._log.end_step()
+        self._log.write()
 
     def _take_orders(self) -> bool:
         """Carry out the orders; sleep while there is no work. Return False once it is closed and has no work."""
@@ -279,6 +318,9 @@ class Service:
         except Exception:
             logger.exception("The engine failed outside the model; all its requests are dropped.")
             self._fail(tuple(self._groups), EngineError("The engine failed while it worked on this request."))
+        except BaseException:  # Ctrl-C on a thread that has borrowed the engine
+            self._fail(tuple(self._groups), EngineError("The engine was interrupted while it worked on this request."))
+            raise
         else:
             for output in outputs:
                 self._deliver(output)
