@@ -1,7 +1,7 @@
 """Lends a service's engine to a thread that waits for its outputs.
 
-A step costs less on the thread that reads its outputs: nothing is handed over, and OpenMP, which keeps a pool of threads for
-each thread that computes, waits more briefly once the pools have more threads than the machine has processors.
+A step costs less on the thread that reads its outputs: nothing is handed over. OpenMP has a pool of threads for each
+thread that computes, and lets them wait only briefly once there are more of them than processors.
 """
 
 from __future__ import annotations
