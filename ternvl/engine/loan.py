@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeVar
+
+from ternvl.engine.loop import Loop
 
 T = TypeVar("T")
 
@@ -18,9 +19,9 @@ T = TypeVar("T")
 class Loan:
     """A thread's request to run the engine's steps. It is granted if the engine has no work and nobody else has it."""
 
-    def __init__(self, turn: Callable[[], None]) -> None:
-        """`turn` carries out the orders and runs a step, on the thread that makes the loan."""
-        self._turn = turn
+    def __init__(self, loop: Loop) -> None:
+        """The calling thread asks to run `loop`."""
+        self._loop = loop
         self._answered = threading.Event()
         self._returned = threading.Event()
         self._borrower = threading.get_ident()
@@ -61,3 +62,12 @@ class Loan:
             self._turn()
         else:
             time.sleep(seconds)
+
+    def take_orders(self) -> None:
+        """Carry out the orders given so far. On the thread that has the engine."""
+        if not self._loop.take_orders(may_wait=False):
+            self._loop.close()  # again, for the engine's own thread
+
+    def _turn(self) -> None:
+        self.take_orders()
+        self._loop.run_step()
