@@ -18,10 +18,10 @@ import torch
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
-from ternvl.engine.block_keys import with_own_images
-from ternvl.engine.block_pool import BlockPool
+from ternvl.engine.cache.block_keys import with_own_images
+from ternvl.engine.cache.block_pool import BlockPool
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.draw import draw
-from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule

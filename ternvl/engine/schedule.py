@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.sequence import Sequence
 from ternvl.sampling.speculation import NO_DRAFT, Draft
 from ternvl.types import ImageSpan

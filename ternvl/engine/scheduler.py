@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from ternvl.config import EngineConfig
-from ternvl.engine.block_pool import BlockDraft, BlockPool
-from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.cache.block_pool import BlockDraft, BlockPool
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.schedule import Chunk, Plan, Reuse, Schedule
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.errors import OverloadedError

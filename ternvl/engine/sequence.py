@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from ternvl.engine.block_keys import BlockKeys
+from ternvl.engine.cache.block_keys import BlockKeys
 from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
 from ternvl.types import FinishReason, ImageSpan

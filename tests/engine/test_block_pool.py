@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ternvl.engine.block_keys import BlockKeys
-from ternvl.engine.block_pool import BlockPool
+from ternvl.engine.cache.block_keys import BlockKeys
+from ternvl.engine.cache.block_pool import BlockPool
 from ternvl.engine.request import Request
 from ternvl.params import SamplingParams
 from ternvl.types import ImageSpan, Prompt

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.engine import Engine
-from ternvl.engine.image_cache import ImageCache
 from ternvl.engine.request import Request
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams

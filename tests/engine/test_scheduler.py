@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ternvl.config import EngineConfig
-from ternvl.engine.block_pool import BlockPool
-from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.cache.block_pool import BlockPool
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.request import Request
 from ternvl.engine.schedule import Schedule
 from ternvl.engine.scheduler import Scheduler
@@ -63,7 +63,7 @@ def shares(schedule: Schedule) -> list[tuple[str, int]]:
 def test_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import ternvl.engine.block_keys, ternvl.engine.block_pool, ternvl.engine.image_cache\n"
+        "import ternvl.engine.cache.block_keys, ternvl.engine.cache.block_pool, ternvl.engine.cache.images\n"
         "import ternvl.engine.schedule, ternvl.engine.scheduler, ternvl.engine.sequence"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ternvl.config import EngineConfig
-from ternvl.engine.block_pool import BlockPool
-from ternvl.engine.image_cache import ImageCache
+from ternvl.engine.cache.block_pool import BlockPool
+from ternvl.engine.cache.images import ImageCache
 from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
