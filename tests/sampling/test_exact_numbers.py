@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 from decimal import Decimal
 from typing import Any
@@ -212,6 +213,55 @@ def test_numbers_of_random_schemas_are_exact_in_answers_and_in_calls(compiler: G
             ["9007199254740995"],
             ["9007199254740993", "2.5"],
         ),
+        (
+            '{"enum": [9007199254740993, 9007199254740995, "x", true], "type": ["integer", "string"], "multipleOf": 3}',
+            ["9007199254740993", '"x"'],
+            ["9007199254740995", "true"],
+        ),
+        (
+            '{"enum": [9007199254740993, "x", "long"], "maxLength": 2}',
+            ["9007199254740993", '"x"'],
+            ['"long"', "9007199254740992"],
+        ),
+        (
+            '{"type": "array", "items": [{"const": 9007199254740993}, true], "additionalItems": false}',
+            ["[]", "[9007199254740993]", '[9007199254740993, {"a": 1}]'],
+            ["[1]", "[9007199254740993, 1, 2]"],
+        ),
+        (
+            '{"type": "array", "prefixItems": [{"type": "null"}], "items": {"const": 9007199254740993}, "minItems": 2, '
+            '"maxItems": 3}',
+            ["[null, 9007199254740993]", "[null, 9007199254740993, 9007199254740993]"],
+            ["[null]", "[null, 9007199254740992]", "[9007199254740993, 9007199254740993]"],
+        ),
+        (
+            '{"type": "array", "items": {"const": 9007199254740993}, "maxItems": 0}',
+            ["[]"],
+            ["[9007199254740993]"],
+        ),
+        (
+            '{"type": "object", "properties": {"a": {"const": 9007199254740993}, "b": false}, "required": ["c"],'
+            ' "additionalProperties": {"type": "null"}}',
+            ['{"a": 9007199254740993, "c": null}', '{"c":null, "d":null}'],
+            ['{"a": 9007199254740993}', '{"b": null, "c": null}', '{"c": 1}'],
+        ),
+        (
+            '{"type": ["number", "null"], "anyOf": [{"type": "integer", "minimum": 9007199254740993}, true, false]}',
+            ["9007199254740993", "1.5", "null"],
+            ['"x"', "true"],
+        ),
+        (
+            '{"properties": {"a": {"anyOf": [{"$ref": "#/properties/b"}, {"const": 9007199254740993}]}, "b": '
+            '{"type": "array", "items": {"$ref": "#/$defs/word"}}}, "$defs": {"word": {"type": "string"}}, '
+            '"type": "object"}',
+            ['{"a": ["x"]}', '{"a": 9007199254740993, "b": []}'],
+            ['{"a": [1]}', '{"a": 9007199254740992}'],
+        ),
+        (
+            '{"type": "number", "minimum": 0.12345678901234567, "exclusiveMinimum": true, "maximum": 1}',
+            ["0.123456789012345671", "1"],
+            ["0.12345678901234567", "1.01"],
+        ),
     ],
 )
 def test_a_number_is_itself_and_no_neighbour(
@@ -235,6 +285,30 @@ def test_a_number_is_itself_and_no_neighbour(
         ({"type": "integer", "minimum": BIG, "maximum": NEAR}, "no value fulfils"),
         ('{"type": "number", "minimum": 1e99999}', "1e99999, which has more than the 4300 digits"),
         ({"anyOf": [{"const": BIG}, {"not": {"const": 3}}]}, '"not"'),
+        ({"const": BIG, "type": "string"}, "is a schema that no value fulfils"),
+        ({"anyOf": [{"const": BIG}], "type": "string"}, "is a schema that no value fulfils"),
+        ({"anyOf": [{"type": "integer", "minimum": BIG}], "type": "null"}, "is a schema that no value fulfils"),
+        (
+            {"allOf": {"const": BIG}, "minimum": BIG},
+            f"{BIG}, which cannot be enforced exactly beside allOf with minimum",
+        ),
+        ({"enum": [BIG], "const": 3}, f"{BIG}, which cannot be enforced exactly beside enum with const"),
+        ({"enum": [[BIG]], "maxItems": 3}, f"{BIG}, which cannot be enforced exactly beside maxItems"),
+        ({"type": "array", "items": {"const": BIG}, "maxItems": -1}, "beside items without a valid length"),
+        (
+            {"type": "array", "items": {"const": BIG}, "minItems": 3, "maxItems": 2},
+            "has minItems 3, but allows at most 2",
+        ),
+        ({"type": "object", "properties": {"a": {"const": BIG}}, "maxProperties": 0}, "maxProperties"),
+        (
+            {"type": "object", "properties": {"a": {"const": BIG}, "b": False}, "required": ["b"]},
+            "requires a property that no value fulfils",
+        ),
+        ({"enum": [BIG], "multipleOf": 0}, "multipleOf 0, which no number fulfils"),
+        ({"type": "object", "properties": {"a": {"const": BIG}}, "minProperties": "x"}, "is no valid JSON Schema"),
+        ('{"type": "number", "minimum": 1e9999999999999999999}', "1e9999999999999999999, which has more than the 4300"),
+        (False, "is a schema that no value fulfils"),
+        ([BIG], "must be a JSON Schema, an object"),
         ({"properties": {"a": {"$ref": "#x"}, "b": {"const": BIG}}, "$defs": {"x": {"$anchor": "x"}}}, "'#x'"),
     ],
 )
@@ -265,3 +339,5 @@ def test_json_keeps_the_digits_that_a_double_loses() -> None:
     assert [type(item) for item in value[:4]] == [RawFloat, RawFloat, float, float]
     assert exact_json.dumps(value) == text.replace("1e22", "1e+22")
     assert exact_json.dumps({"a": (Decimal("1.10"), "x")}) == '{"a": [1.10, "x"]}'
+    assert [item.text for item in pickle.loads(pickle.dumps(value[:2]))] == ["0.12345678901234567890", "1e400"]
+    assert exact_json.loads("1e9999999999999999999").text == "1e9999999999999999999"
