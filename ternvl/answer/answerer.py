@@ -23,14 +23,10 @@ from ternvl.types import Prompt
 _NUMBERS = count()
 
 
-class AnswerStream(Iterator[Delta]):
-    """An answer as it is generated: an iterator of its deltas.
+class _Folded:
+    """What both kinds of streams know of their answer."""
 
-    Leaving a `with` block, or `close()`, ends the work on an answer that is not wanted any further.
-    """
-
-    def __init__(self, deltas: Generator[Delta], fold: Fold) -> None:
-        self._deltas, self._fold = deltas, fold
+    _fold: Fold
 
     @property
     def prompt(self) -> Prompt:
@@ -41,6 +37,16 @@ class AnswerStream(Iterator[Delta]):
     def output(self) -> RequestOutput:
         """The whole answer, once the iterator has ended."""
         return self._fold.output()
+
+
+class AnswerStream(_Folded, Iterator[Delta]):
+    """An answer as it is generated: an iterator of its deltas.
+
+    Leaving a `with` block, or `close()`, ends the work on an answer that is not wanted any further.
+    """
+
+    def __init__(self, deltas: Generator[Delta], fold: Fold) -> None:
+        self._deltas, self._fold = deltas, fold
 
     def __next__(self) -> Delta:
         delta = next(self._deltas)
@@ -58,21 +64,11 @@ class AnswerStream(Iterator[Delta]):
         self.close()
 
 
-class AsyncAnswerStream(AsyncIterator[Delta]):
+class AsyncAnswerStream(_Folded, AsyncIterator[Delta]):
     """`AnswerStream` for an event loop: `async with`, `async for` and `await aclose()`."""
 
     def __init__(self, deltas: AsyncGenerator[Delta], fold: Fold) -> None:
         self._deltas, self._fold = deltas, fold
-
-    @property
-    def prompt(self) -> Prompt:
-        """What is answered."""
-        return self._fold.prompt
-
-    @property
-    def output(self) -> RequestOutput:
-        """The whole answer, once the iterator has ended."""
-        return self._fold.output()
 
     async def __anext__(self) -> Delta:
         delta = await anext(self._deltas)

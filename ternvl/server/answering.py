@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from ternvl.answer.ask import Ask, PreparedAsk
 from ternvl.answer.choice import Choices, Delta, generate
@@ -69,6 +70,25 @@ async def answer(
     prompts = [each.prompt for each in ready]
     deltas = meter.watch(_deltas(serving, ready, answer_id, deadline), sum(prompt.num_tokens for prompt in prompts))
     return InFlightAnswer(chosen.name, prompts, ready[0].params, deltas)
+
+
+class PromptRequest(Protocol):
+    """A request for the prompt of a conversation, such as one for the number of its tokens."""
+
+    @property
+    def model(self) -> str | None:
+        """The name of a served model, or none."""
+
+    def to_ask(self, defaults: SamplingParams) -> Ask:
+        """Return the ask whose prompt is wanted, given the checkpoint's sampling defaults."""
+
+
+async def prompt_of(serving: Serving, request: PromptRequest) -> Prompt:
+    """Return the prompt of a request that asks for no answer. Raises what `answer` raises before it begins."""
+    serving.names.resolve(request.model)
+    deadline = serving.deadline()
+    ask = await serving.threads.run(partial(request.to_ask, serving.llm.default_params()), deadline=deadline)
+    return await serving.threads.build_prompt(ask, deadline=deadline)
 
 
 def _name_unenforced(request: TextRequest, paths: list[str]) -> None:

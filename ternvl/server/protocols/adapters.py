@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from ternvl.lora.files import CONFIG, WEIGHTS
 from ternvl.lora.pool import RegisteredAdapter
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
+from ternvl.server.guard.validate import is_loopback
 from ternvl.server.schema.types import NonEmpty, Schema
 
 _FORM_BYTES = 100_000
@@ -110,18 +110,11 @@ def _check_allowed(request: Request) -> None:
     If there is an admin key, `guard/auth.py` has already checked that the request has it.
     """
     config = serving_of(request).config
-    if config.admin_key is None and not _is_loopback(config.host):
+    if config.admin_key is None and not is_loopback(config.host):
         message = (
             f"The server listens on {config.host}, where adapters can be loaded and unloaded only with --admin-key."
         )
         raise HTTPError(403, message, code="admin_key_needed")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _form(request: Request, config: ServerConfig) -> FormData:

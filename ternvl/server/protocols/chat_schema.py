@@ -14,11 +14,10 @@ from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
 from ternvl.prompt.messages import VIDEO_NOT_SUPPORTED, parse_messages
 from ternvl.sampling.tools import Tools
-from ternvl.server.protocols.unions import ImageAddress, PlacedImages, TileLimits, by
 from ternvl.server.schema.forms import FormFields, ToolChoiceField
+from ternvl.server.schema.images import ImageAddress, PlacedImages, TileFields, TileLimits
 from ternvl.server.schema.sampling import SamplingFields
-from ternvl.server.schema.tiles import TileFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, refuse
+from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, by, refuse
 
 
 class TextPart(Schema):
@@ -131,9 +130,7 @@ class AssistantMessage(Schema):
     def _is_not_empty(self) -> Self:
         if "content" not in self.model_fields_set and self.refusal is None and not self.tool_calls:
             raise refuse("content", "is required in an assistant message without tool_calls")
-        for name in ("function_call", "audio"):
-            if (self.model_extra or {}).get(name) is not None:
-                raise refuse(name, "is not supported", code="unsupported_parameter")
+        self.refuse_extra("is not supported", "function_call", "audio")
         return self
 
 

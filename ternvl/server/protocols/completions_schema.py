@@ -12,7 +12,7 @@ from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import SamplingFields, TokenId
-from ternvl.server.schema.types import REFUSED, Integer, refuse
+from ternvl.server.schema.types import REFUSED, UNSUPPORTED, Integer, refuse
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for `max_tokens`, which only this endpoint has."""
@@ -82,5 +82,5 @@ class CompletionRequest(SamplingFields, FormFields):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise refuse("best_of", f"is {self.best_of}; only the {self.n or 1} of n is supported")
         if self.echo and self.logprobs is not None:
-            raise refuse("echo", "together with logprobs is not supported", code="unsupported_parameter")
+            raise refuse("echo", "together with logprobs is not supported", code=UNSUPPORTED)
         return self

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pydantic_core import from_json
@@ -15,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.answering import InFlightAnswer, answer, new_id, split_calls
+from ternvl.server.answering import InFlightAnswer, answer, new_id, prompt_of, split_calls
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.guard.limits import MAX_DEPTH, nests_deeper
@@ -180,10 +179,6 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     """Answer `POST /v1/messages/count_tokens`: the number of tokens of a conversation's prompt."""
-    serving = serving_of(request)
     wanted, headers = await read(request, CountTokensRequest, "messages")
-    serving.names.resolve(wanted.model)
-    deadline = serving.deadline()
-    ask = await serving.threads.run(partial(wanted.to_ask, serving.llm.default_params()), deadline=deadline)
-    prompt = await serving.threads.build_prompt(ask, deadline=deadline)
+    prompt = await prompt_of(serving_of(request), wanted)
     return JSONResponse({"input_tokens": prompt.num_tokens}, headers=headers)

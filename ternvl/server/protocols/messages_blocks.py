@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from ternvl.server.protocols.unions import ImageAddress, by
-from ternvl.server.schema.types import STRING_OR_ARRAY, NonEmpty, Schema
+from ternvl.server.schema.images import ImageAddress
+from ternvl.server.schema.types import STRING_OR_ARRAY, NonEmpty, Schema, by
 
 
 class CacheControl(Schema):

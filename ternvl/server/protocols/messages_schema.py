@@ -18,10 +18,9 @@ from ternvl.server.protocols.messages_blocks import (
     Texts,
 )
 from ternvl.server.protocols.messages_turns import Turn, text_of
-from ternvl.server.protocols.unions import PlacedImages
 from ternvl.server.schema.forms import FormFields
+from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import Integer, NonEmpty, Schema, StopString, refuse
 
 
@@ -70,8 +69,7 @@ class OutputConfig(Schema):
 
     @model_validator(mode="after")
     def _has_no_effort(self) -> Self:
-        if (self.model_extra or {}).get("effort") is not None:
-            raise refuse("effort", "is not supported", code="unsupported_parameter")
+        self.refuse_extra("is not supported", "effort")
         return self
 
 

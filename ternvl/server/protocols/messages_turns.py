@@ -20,8 +20,7 @@ from ternvl.server.protocols.messages_blocks import (
     UrlSource,
     UserBlock,
 )
-from ternvl.server.protocols.unions import by
-from ternvl.server.schema.types import STRING_OR_ARRAY, Schema
+from ternvl.server.schema.types import STRING_OR_ARRAY, Schema, by
 
 
 class SystemTurn(Schema):

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
-from ternvl.server.answering import InFlightAnswer, answer, new_id, split_calls
+from ternvl.server.answering import InFlightAnswer, answer, new_id, prompt_of, split_calls
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.protocols.responses_schema import InputTokensRequest, ResponseRequest
@@ -207,10 +206,6 @@ async def responses(request: Request) -> Response:
 
 async def input_tokens(request: Request) -> Response:
     """Answer `POST /v1/responses/input_tokens`: the number of tokens of a response's prompt."""
-    serving = serving_of(request)
     wanted, headers = await read(request, InputTokensRequest, "responses")
-    serving.names.resolve(wanted.model)
-    deadline = serving.deadline()
-    ask = await serving.threads.run(partial(wanted.to_ask, serving.llm.default_params()), deadline=deadline)
-    prompt = await serving.threads.build_prompt(ask, deadline=deadline)
+    prompt = await prompt_of(serving_of(request), wanted)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": prompt.num_tokens}, headers=headers)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag
 
-from ternvl.server.protocols.unions import ImageAddress, TileLimits, by
-from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, NonEmpty, Schema
+from ternvl.server.schema.images import ImageAddress, TileLimits
+from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, NonEmpty, Schema, by
 
 
 class InputText(Schema):

@@ -27,16 +27,16 @@ from ternvl.server.protocols.responses_items import (
     ReasoningItem,
     RefusalText,
 )
-from ternvl.server.protocols.unions import PlacedImages, by
 from ternvl.server.schema.forms import FormFields, FunctionName, JsonObjectFormat, TextFormat
+from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import (
     STRING_OR_ARRAY,
     STRING_OR_OBJECT,
     Integer,
     NonEmpty,
     Schema,
+    by,
     refuse,
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -14,12 +13,12 @@ from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.server.answering import prompt_of
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDefinition
-from ternvl.server.protocols.unions import PlacedImages
 from ternvl.server.schema.fields import validate
+from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TokenId
-from ternvl.server.schema.tiles import TileFields
 from ternvl.server.schema.types import Schema, one_of, refuse
 
 
@@ -61,10 +60,7 @@ async def tokenize(request: Request) -> Response:
     """Answer `POST /tokenize`: the token ids of a text or a conversation."""
     serving = serving_of(request)
     wanted, headers = await read(request, TokenizeRequest, "tokens")
-    serving.names.resolve(wanted.model)
-    deadline, llm = serving.deadline(), serving.llm
-    ask = await serving.threads.run(partial(wanted.to_ask, llm.default_params()), deadline=deadline)
-    token_ids = (await serving.threads.build_prompt(ask, deadline=deadline)).token_ids
+    llm, token_ids = serving.llm, (await prompt_of(serving, wanted)).token_ids
     answer: dict[str, Any] = {
         "count": len(token_ids),
         "max_model_len": llm.engine.config.max_model_len,

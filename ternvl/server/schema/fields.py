@@ -12,11 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
 from ternvl.server.schema.known import KNOWN_FIELDS, LABELS
-from ternvl.server.schema.types import REFUSED, TAG_MARK, Schema
+from ternvl.server.schema.types import REFUSED, TAG_MARK, UNSUPPORTED, Schema
 
 T = TypeVar("T", bound=Schema)
-
-UNSUPPORTED = "unsupported_parameter"
 
 _LENGTHS = {
     "too_short": "has fewer than the {min_length} that are needed",

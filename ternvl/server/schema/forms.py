@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, Tag, WithJsonSchema, model_validator
 
 from ternvl.errors import RequestError
 from ternvl.params import Grammar
-from ternvl.server.schema.types import STRING_OR_OBJECT, NonEmpty, Schema, by, one_of, refuse
+from ternvl.server.schema.types import STRING_OR_OBJECT, UNSUPPORTED, NonEmpty, Schema, by, one_of, refuse
 
 
 class FunctionName(Schema):
@@ -35,9 +35,7 @@ ToolChoiceField = Annotated[
 class _WithoutSchema(Schema):
     @model_validator(mode="after")
     def _has_no_schema(self) -> Self:
-        for name in ("schema", "json_schema"):
-            if (self.model_extra or {}).get(name) is not None:
-                raise refuse(name, "needs the type json_schema", code="unsupported_parameter")
+        self.refuse_extra("needs the type json_schema", "schema", "json_schema")
         return self
 
 
@@ -86,7 +84,7 @@ ChoiceList = Annotated[list[NonEmpty], Field(min_length=1, fail_fast=True)]
 
 def _not_served(value: Any) -> Any:
     if value:
-        raise refuse("", "is not supported", code="unsupported_parameter")
+        raise refuse("", "is not supported", code=UNSUPPORTED)
     return value
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, Field, PrivateAttr, WithJsonSchema, create_model, model_validator
 
 from ternvl.params import MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter, SamplingParams
-from ternvl.server.schema.types import Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
+from ternvl.server.schema.types import UNSUPPORTED, Integer, NonEmpty, Number, Schema, StringOrStrings, refuse
 
 
 def _token_id(value: str) -> str:
@@ -23,7 +23,7 @@ def _token_id(value: str) -> str:
 
 def _false_alone(value: bool) -> bool:
     if value:
-        raise refuse("", "true is not supported", code="unsupported_parameter")
+        raise refuse("", "true is not supported", code=UNSUPPORTED)
     return value
 
 

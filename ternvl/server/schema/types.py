@@ -7,22 +7,32 @@ of a long list stops at its first error, so that a request cannot make the serve
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ternvl.params import MAX_STOP_LENGTH
 
 TAG_MARK = "@"
 """The prefix of the names of a union's branches, which are not parts of a field's path."""
 
+UNSUPPORTED = "unsupported_parameter"
+"""The code of errors for what the API has and this server does not."""
+
 REFUSED = "refused."
 """The prefix of the types of this module's errors, which is followed by the name of the field."""
-
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
-_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def refuse(field: str, message: str, code: str | None = None) -> PydanticCustomError:
@@ -32,13 +42,6 @@ def refuse(field: str, message: str, code: str | None = None) -> PydanticCustomE
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def uri(value: str) -> str:
-    """Return a valid URI (RFC 3986). Raises PydanticCustomError for any other string."""
-    if not _URI.fullmatch(value) or _BROKEN_ESCAPE.search(value):
-        raise refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,AAAA")
-    return value
 
 
 def _not_empty(value: str) -> str:
@@ -58,19 +61,41 @@ def _kind(value: Any) -> str | None:
     return "@string" if isinstance(value, str) else "@array" if isinstance(value, list) else None
 
 
-def by(field: str, *names: str) -> Discriminator:
+@dataclass(frozen=True, slots=True)
+class _By:
+    """Chooses a branch. Its errors tell an unknown value of the field from a missing field."""
+
+    field: str
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        discriminator = Discriminator(
+            self._branch,
+            custom_error_type=f"{REFUSED}{self.field}",
+            custom_error_message=f"is required and must be one of {self._wanted}",
+        )
+        union = discriminator.__get_pydantic_core_schema__(source, handler)
+        return core_schema.no_info_before_validator_function(self._check, union)
+
+    @property
+    def _wanted(self) -> str:
+        return ", ".join(repr(name) for name in self.names)
+
+    def _branch(self, value: Any) -> str | None:
+        name = value.get(self.field) if isinstance(value, dict) else getattr(value, self.field, None)
+        return TAG_MARK + name if name in self.names else None
+
+    def _check(self, value: Any) -> Any:
+        given = value.get(self.field) if isinstance(value, dict) else None
+        if given is not None and given not in self.names:
+            shown = f"{given[:40]!r}" if isinstance(given, str) else "a value of another type"
+            raise refuse(self.field, f"must be one of {self._wanted}, not {shown}")
+        return value
+
+
+def by(field: str, *names: str) -> Any:
     """Return a discriminator that chooses a branch of a union of objects by the value of `field`, one of `names`."""
-
-    def branch(value: Any) -> str | None:
-        name = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
-        return TAG_MARK + name if name in names else None
-
-    wanted = ", ".join(repr(name) for name in names)
-    return Discriminator(
-        branch,
-        custom_error_type=f"{REFUSED}{field}",
-        custom_error_message=f"is required and must be one of {wanted}",
-    )
+    return _By(field, names)
 
 
 STRING_OR_ARRAY = Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array")
@@ -106,6 +131,12 @@ class Schema(BaseModel):
     """The base of all parts of a request. Types are strict, and unknown fields are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    def refuse_extra(self, message: str, *names: str) -> None:
+        """Raise an error with `message` for the first field of `names` that the schema lacks and the object has."""
+        for name in names:
+            if (self.model_extra or {}).get(name) is not None:
+                raise refuse(name, message, code=UNSUPPORTED)
 
 
 StopString = Annotated[NonEmpty, AfterValidator(_short)]
