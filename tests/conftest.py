@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,9 @@ from ternvl.kernels.loader import library
 
 settings.register_profile("ternvl", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("ternvl")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background command, whose children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
