@@ -53,6 +53,18 @@ def test_a_stage_is_its_reference_and_its_parts_and_its_rows_are_alone(after: Af
             assert torch.equal(stage(x[row : row + 1], residual[row : row + 1])[0], y[row])
 
 
+@pytest.mark.parametrize("after", [After.NOTHING, After.SWIGLU])
+def test_rows_in_company_of_hundreds_are_themselves(after: After) -> None:
+    """More rows and inputs than are prepared or wait at a time."""
+    for n, k in [(50, 600), (16, 289), (80, 512)]:
+        x = torch.randn(500, k)
+        for stage in formats(layer(n, k, after, "rms"))[1:]:
+            y = stage(x)
+            for row in (0, 5, 239, 240, 256, 499):
+                assert torch.equal(stage(x[row : row + 1])[0], y[row]), (n, k, row, stage.format)
+            assert torch.equal(stage(x[100:117]), y[100:117])
+
+
 def test_swiglu_of_large_and_strange_numbers() -> None:
     x = torch.cat([torch.linspace(-100, 100, 2_001), torch.linspace(-6, 6, 3_002)])
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # the gate is the first input, the up is the second

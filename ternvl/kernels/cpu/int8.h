@@ -29,6 +29,8 @@ inline Pairs high_bytes(IVec v) { return _mm512_srai_epi16((Pairs)v, 8); }
 inline Pairs low_unsigned(IVec v) { return _mm512_and_si512((Pairs)v, _mm512_set1_epi16(255)); }
 inline Pairs high_unsigned(IVec v) { return _mm512_srli_epi16((Pairs)v, 8); }
 inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm512_madd_epi16(a, b); }
+inline Pairs add(Pairs a, Pairs b) { return _mm512_add_epi16(a, b); }
+inline Pairs products(IVec u, IVec s) { return _mm512_maddubs_epi16((__m512i)u, (__m512i)s); }
 #elif defined(__AVX2__)
 typedef __m256i Pairs;
 inline Pairs low_bytes(IVec v) { return _mm256_srai_epi16(_mm256_slli_epi16((Pairs)v, 8), 8); }
@@ -36,6 +38,8 @@ inline Pairs high_bytes(IVec v) { return _mm256_srai_epi16((Pairs)v, 8); }
 inline Pairs low_unsigned(IVec v) { return _mm256_and_si256((Pairs)v, _mm256_set1_epi16(255)); }
 inline Pairs high_unsigned(IVec v) { return _mm256_srli_epi16((Pairs)v, 8); }
 inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm256_madd_epi16(a, b); }
+inline Pairs add(Pairs a, Pairs b) { return _mm256_add_epi16(a, b); }
+inline Pairs products(IVec u, IVec s) { return _mm256_maddubs_epi16((__m256i)u, (__m256i)s); }
 #elif defined(__SSE2__)
 typedef __m128i Pairs;
 inline Pairs low_bytes(IVec v) { return _mm_srai_epi16(_mm_slli_epi16((Pairs)v, 8), 8); }
@@ -43,6 +47,10 @@ inline Pairs high_bytes(IVec v) { return _mm_srai_epi16((Pairs)v, 8); }
 inline Pairs low_unsigned(IVec v) { return _mm_and_si128((Pairs)v, _mm_set1_epi16(255)); }
 inline Pairs high_unsigned(IVec v) { return _mm_srli_epi16((Pairs)v, 8); }
 inline IVec multiply_add(Pairs a, Pairs b) { return (IVec)_mm_madd_epi16(a, b); }
+inline Pairs add(Pairs a, Pairs b) { return _mm_add_epi16(a, b); }
+inline Pairs products(IVec u, IVec s) {
+  return add(_mm_mullo_epi16(low_unsigned(u), low_bytes(s)), _mm_mullo_epi16(high_unsigned(u), high_bytes(s)));
+}
 #else
 typedef int16_t Pairs __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
 typedef uint16_t UPairs __attribute__((vector_size(TERNVL_VECTOR_BYTES), aligned(TERNVL_VECTOR_BYTES)));
@@ -54,7 +62,13 @@ inline IVec multiply_add(Pairs a, Pairs b) {
   const IVec x = (IVec)a, y = (IVec)b;
   return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
 }
+inline Pairs add(Pairs a, Pairs b) { return a + b; }
+inline Pairs products(IVec u, IVec s) {
+  return low_unsigned(u) * low_bytes(s) + high_unsigned(u) * high_bytes(s);
+}
 #endif
+
+inline Pairs ones() { return (Pairs)(IVec{} + 0x00010001); }
 
 struct Unsigned {
   Pairs low, high;
@@ -80,10 +94,18 @@ inline IVec broadcast(int32_t value) { return value - IVec{}; }
 // The same four bytes in each lane.
 inline IVec broadcast_bytes(const void* from) { return broadcast(*static_cast<const UnalignedInt*>(from)); }
 
+inline void store_whole(int32_t* to, IVec value) { *reinterpret_cast<UnalignedIVec*>(to) = value; }
+
 // Stores the lowest byte of each lane.
 inline void store_bytes(void* to, IVec value) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)value));
+#elif defined(__AVX2__)
+  const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                          -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i bytes = _mm256_shuffle_epi8((__m256i)value, lowest);
+  const __m128i both = _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+  _mm_storel_epi64(static_cast<__m128i*>(to), both);
 #else
   for (int i = 0; i < W; ++i) static_cast<uint8_t*>(to)[i] = uint8_t(value[i]);
 #endif

@@ -27,15 +27,6 @@ constexpr int INT8_OPS = 2 * 8;
 inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return sum + a * b; }
 #endif
 
-// Hides the value from the compiler, so that it can neither drop nor shorten a chain.
-#if defined(__x86_64__)
-#define KEEP(value) asm volatile("" : "+x"(value))
-#elif defined(__aarch64__)
-#define KEEP(value) asm volatile("" : "+w"(value))
-#else
-#define KEEP(value) asm volatile("" : : "g"(&value) : "memory")
-#endif
-
 struct Int8 {
   typedef Int8Vec Type;
   static constexpr int OPS = INT8_OPS;
@@ -51,13 +42,13 @@ struct Fp32 {
 template <typename Kind>
 void chains(int64_t steps) {
   typename Kind::Type a{}, b{}, sums[CHAINS] = {};
-  KEEP(a);
-  KEEP(b);
+  keep(b);
   for (int64_t step = 0; step < steps; ++step) {
 #pragma GCC unroll 12
     for (int chain = 0; chain < CHAINS; ++chain) {
+      keep(a);  // otherwise a product that is an instruction of its own would be computed once for all steps
       sums[chain] = Kind::step(sums[chain], a, b);
-      KEEP(sums[chain]);
+      keep(sums[chain]);
     }
   }
 }

@@ -38,6 +38,19 @@ inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) =
 
 inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x, also for -0, so it costs nothing
 
+// Hides a vector from the compiler at no cost. It can then neither drop nor reorder the sums that lead to it, so that
+// the sums of a tile stay in their registers instead of waiting in memory for one another.
+template <typename AnyVec>
+inline void keep(AnyVec& value) {
+#if defined(__x86_64__)
+  asm volatile("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(value));
+#else
+  asm volatile("" : : "g"(&value) : "memory");
+#endif
+}
+
 // bfloat16 is the upper half of a float32: widening is exact.
 inline Vec load(const uint16_t* from) {
 #if defined(__AVX512F__)

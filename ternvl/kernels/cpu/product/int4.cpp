@@ -7,7 +7,7 @@
 //
 //     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
 #include "kernels.h"
-#include "product/quantised.h"
+#include "product/wide.h"
 
 namespace {
 
@@ -39,7 +39,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < P * NV; ++v) sums[r][v] = broadcast(-8 * total[r * groups + g]);
+      for (int v = 0; v < P * NV; ++v) sums[r][v] = broadcast(total[r * groups + g]);
     for (int j = 0; j < RUNS; ++j, a += 8 * R) {
       IVec low[P * NV], high[P * NV];
 #pragma GCC unroll 8
@@ -83,9 +83,91 @@ constexpr std::array<Tile, MR> tiles_of(std::integer_sequence<int, I...>) {
 constexpr auto SINGLE = tiles_of<1>(std::make_integer_sequence<int, MR>());
 constexpr auto PAIRS = tiles_of<2>(std::make_integer_sequence<int, MR>());
 
+// All rows by tiles that complete their sums at once.
+struct Narrow {
+  static constexpr int ZERO = 0, GROUP = ::GROUP, UNIT = 4, MOST = MR;
+  static constexpr bool TOTALS = true;
+  static int64_t scratch(const Rows&) { return 0; }
+  static void store(const uint8_t* four, uint8_t* to) { std::memcpy(to, four, 4); }
+  static void compute(const Finish& finish, const Rows& rows, int64_t panel, int count, char*) {
+    for_tiles(count == 2 ? PAIRS : SINGLE, finish, rows, panel);
+  }
+};
+
+#if !defined(__AVX512VNNI__)
+constexpr int64_t MANY_ROWS = 8;  // from which preparing weights pays
+
+// Weights as unsigned bytes. The sums of a group's products fit 16 bits: 16 products of at most 15 * 127 in each lane.
+struct Unpacked {
+  using Sum = float;
+  static constexpr int ZERO = 0, GROUP = ::GROUP, UNIT = 4;
+  static constexpr bool TOTALS = true;
+  static constexpr int64_t WEIGHTS = DEPTH * NR;
+  static_assert(GROUP / 2 * 15 * 127 < 32768 && DEPTH % GROUP == 0);
+
+  static void store(const uint8_t* four, uint8_t* to) { std::memcpy(to, four, 4); }
+
+  static const uint8_t* group(const Stage& stage, const Rows& rows, int64_t panel, int64_t index) {
+    return static_cast<const uint8_t*>(stage.panels) + (panel * rows.num_groups() + index) * BYTES;
+  }
+
+  static void prepare(const Stage& stage, const Rows& rows, int64_t panel, Range inputs, char* to) {
+    IVec* bytes = reinterpret_cast<IVec*>(to);
+    for (int64_t g = inputs.first / GROUP; g < inputs.last / GROUP; ++g)
+      for (int j = 0; j < RUNS; ++j, bytes += 2 * NV)
+        for (int v = 0; v < NV; ++v) {
+          const IVec both = load_bytes(group(stage, rows, panel, g) + SCALES + j * RUN + v * W * 4);
+          bytes[v] = both & 0x0f0f0f0f, bytes[NV + v] = (both >> 4) & 0x0f0f0f0f;
+        }
+  }
+
+  template <int R>
+  static void add(const Stage& stage, const Rows& rows, int64_t row, int64_t panel, Range inputs, const char* weights,
+                  float* sums) {
+    const uint8_t* x = rows.at(row) + inputs.first / 4 * R * UNIT;
+    const IVec* bytes = reinterpret_cast<const IVec*>(weights);
+    const int64_t groups = rows.num_groups();
+    for (int64_t g = inputs.first / GROUP; g < inputs.last / GROUP; ++g) {
+      Pairs pairs[R][NV] = {};
+      for (int step = 0; step < GROUP / 4; ++step, x += R * UNIT, bytes += NV) {
+        IVec own[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) own[v] = bytes[v], keep(own[v]);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const IVec input = broadcast_bytes(x + r * UNIT);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) pairs[r][v] = ::add(pairs[r][v], products(own[v], input)), keep(pairs[r][v]);
+        }
+      }
+      Vec scales[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        scales[v] = load(reinterpret_cast<const uint16_t*>(group(stage, rows, panel, g)) + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const IVec total = broadcast(rows.totals[(row + r) * groups + g]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          float* to = sums + r * NR + v * W;
+          ::store(to, fma(to_float(multiply_add(pairs[r][v], ones()) + total), scales[v], load(to)));
+        }
+      }
+    }
+  }
+
+  static Vec value(const Stage&, const float* sums, int64_t) { return load(sums); }
+};
+#endif
+
 }  // namespace
 
-void int4_stage(const Stage& stage, const Call& call) { run_stage(stage, call, 0, GROUP, true, SINGLE, PAIRS); }
+void int4_stage(const Stage& stage, const Call& call) {
+#if !defined(__AVX512VNNI__)
+  if (call.m >= MANY_ROWS) return run_stage<WideProduct<Unpacked>>(stage, call);
+#endif
+  run_stage<Narrow>(stage, call);
+}
 
 // Whole numbers [n, k] from -8 to 7 and scales [n, ceil(k / 32)] as the bits of bfloat16 -> panels.
 EXPORT void ternvl_pack_int4(const int8_t* weight, const uint16_t* scales, int64_t n, int64_t k, uint8_t* panels,

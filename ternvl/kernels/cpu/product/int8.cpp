@@ -6,7 +6,7 @@
 //
 //     y = fma(float(sum) * scale of the output, scale of the row, bias)
 #include "kernels.h"
-#include "product/quantised.h"
+#include "product/wide.h"
 
 namespace {
 
@@ -77,9 +77,83 @@ constexpr std::array<Tile, MR> tiles_of(std::integer_sequence<int, I...>) {
 constexpr auto SINGLE = tiles_of<1>(std::make_integer_sequence<int, MR>());
 constexpr auto PAIRS = tiles_of<2>(std::make_integer_sequence<int, MR>());
 
+// All rows by tiles that complete their sums at once.
+struct Narrow {
+  static constexpr int ZERO = 128, GROUP = 4, UNIT = 4, MOST = MR;
+  static constexpr bool TOTALS = false;
+  static int64_t scratch(const Rows&) { return 0; }
+  static void store(const uint8_t* four, uint8_t* to) { std::memcpy(to, four, 4); }
+  static void compute(const Finish& finish, const Rows& rows, int64_t panel, int count, char*) {
+    for_tiles(count == 2 ? PAIRS : SINGLE, finish, rows, panel);
+  }
+};
+
+#if !defined(__AVX512VNNI__)
+constexpr int64_t MANY_ROWS = 24;  // from which preparing weights pays
+
+// Weights and inputs as pairs of 16-bit numbers: of four neighbours the first and third, then the others.
+struct Widened {
+  using Sum = int32_t;
+  static constexpr int ZERO = 0, GROUP = 4, UNIT = 8;
+  static constexpr bool TOTALS = false;
+  static constexpr int64_t WEIGHTS = DEPTH * NR * 2;
+
+  static void store(const uint8_t* four, uint8_t* to) {
+    const int16_t wide[4] = {int8_t(four[0]), int8_t(four[2]), int8_t(four[1]), int8_t(four[3])};
+    std::memcpy(to, wide, sizeof wide);
+  }
+
+  static void prepare(const Stage& stage, const Rows& rows, int64_t panel, Range inputs, char* to) {
+    const int8_t* from = static_cast<const int8_t*>(stage.panels) + (panel * rows.steps * 4 + inputs.first) * NR;
+    Pairs* pairs = reinterpret_cast<Pairs*>(to);
+    for (int64_t step = 0; step < inputs.size() / 4; ++step, from += 4 * NR, pairs += 2 * NV)
+      for (int v = 0; v < NV; ++v) {
+        const IVec bytes = load_bytes(from + v * W * 4);
+        pairs[v] = low_bytes(bytes), pairs[NV + v] = high_bytes(bytes);
+      }
+  }
+
+  template <int R>
+  static void add(const Stage&, const Rows& rows, int64_t row, int64_t, Range inputs, const char* weights,
+                  int32_t* sums) {
+    const uint8_t* x = rows.at(row) + inputs.first / 4 * R * UNIT;
+    const Pairs* pairs = reinterpret_cast<const Pairs*>(weights);
+    IVec total[R][NV];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) total[r][v] = load_bytes(sums + r * NR + v * W);
+    for (int64_t step = 0; step < inputs.size() / 4; ++step, x += R * UNIT)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half, pairs += NV) {
+        Pairs own[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) own[v] = pairs[v], keep(own[v]);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Pairs input = (Pairs)broadcast_bytes(x + r * UNIT + half * 4);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) total[r][v] += multiply_add(input, own[v]), keep(total[r][v]);
+        }
+      }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) store_whole(sums + r * NR + v * W, total[r][v]);
+  }
+
+  static Vec value(const Stage& stage, const int32_t* sums, int64_t column) {
+    return to_float(load_bytes(sums)) * load(stage.scales + column);
+  }
+};
+#endif
+
 }  // namespace
 
-void int8_stage(const Stage& stage, const Call& call) { run_stage(stage, call, 128, 4, false, SINGLE, PAIRS); }
+void int8_stage(const Stage& stage, const Call& call) {
+#if !defined(__AVX512VNNI__)
+  if (call.m >= MANY_ROWS) return run_stage<WideProduct<Widened>>(stage, call);
+#endif
+  run_stage<Narrow>(stage, call);
+}
 
 // Whole numbers [n, k] -> panels, padded with zeros, and offsets.
 EXPORT void ternvl_pack_int8(const int8_t* weight, int64_t n, int64_t k, int8_t* panels, int32_t* offsets,

@@ -12,16 +12,19 @@
 
 namespace {
 
-// The rows of x as bytes: blocks of R <= `most` rows, each [ceil(K / 4)][R][4].
+// The rows of x as whole numbers: blocks of R <= `most` rows, each [ceil(K / 4)][R][four inputs].
 struct Rows {
   uint8_t* bytes;
   float* scales;    // [M]
-  int32_t* totals;  // [M][groups] sums of bytes, or null
+  int32_t* totals;  // [M][groups] -8 times the sums of bytes, or null
   int64_t m, steps, most, group;
+  int64_t unit;  // bytes of four inputs of a row
 
   int64_t num_blocks() const { return (m + most - 1) / most; }
   Range block(int64_t index) const { return part({0, m}, index, num_blocks()); }
   int64_t num_groups() const { return steps * 4 / group; }
+  int64_t size() const { return steps * unit; }
+  const uint8_t* at(int64_t row) const { return bytes + row * size(); }
 };
 
 // What adapters add to a few panels of all rows of a call: few enough to stay in the cache.
@@ -109,13 +112,12 @@ struct Finish {
   }
 };
 
-using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
-
 // The bytes of scratch memory of a thread: one row of floats, and the bytes of the rows of a block.
 inline int64_t scratch_bytes(const Rows& rows) { return rows.steps * 4 * (4 + rows.most) + 128; }
 
-// Quantises the rows of `own`.
-void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int zero, Range own, char* scratch) {
+// Quantises the rows of `own`. `Product::store` writes four inputs of a row.
+template <typename Product>
+void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, Range own, char* scratch) {
   const int64_t size = rows.steps * 4;
   float* floats = reinterpret_cast<float*>(scratch);
   uint8_t* bytes = reinterpret_cast<uint8_t*>(floats + (stage.k + W - 1) / W * W);
@@ -123,28 +125,31 @@ void quantise_rows(const Stage& stage, const Call& call, const Rows& rows, int z
     const Range block = rows.block(i), some{std::max(own.first, block.first), std::min(own.last, block.last)};
     for (int64_t row = some.first; row < some.last; ++row) {
       uint8_t* to = bytes + (row - some.first) * size;
-      rows.scales[row] = quantise(prepared(stage, call, row, floats), stage.k, zero, to);
-      std::fill(to + stage.k, to + size, uint8_t(zero));
+      rows.scales[row] = quantise(prepared(stage, call, row, floats), stage.k, Product::ZERO, to);
+      std::fill(to + stage.k, to + size, uint8_t(Product::ZERO));
       for (int64_t g = 0; rows.totals && g < rows.num_groups(); ++g)
-        rows.totals[row * rows.num_groups() + g] = total_of(to + g * rows.group, rows.group);
+        rows.totals[row * rows.num_groups() + g] = -8 * total_of(to + g * rows.group, rows.group);
     }
     if (some.size() <= 0) continue;
-    int32_t* to = reinterpret_cast<int32_t*>(rows.bytes + block.first * size) + (some.first - block.first);
-    for (int64_t step = 0; step < rows.steps; ++step, to += block.size())
+    uint8_t* to = rows.bytes + block.first * rows.size() + (some.first - block.first) * Product::UNIT;
+    for (int64_t step = 0; step < rows.steps; ++step, to += block.size() * Product::UNIT)
       for (int64_t row = 0; row < some.size(); ++row)
-        to[row] = reinterpret_cast<const int32_t*>(bytes + row * size)[step];
+        Product::store(bytes + row * size + 4 * step, to + row * Product::UNIT);
   }
 }
 
-// The whole stage: rows are quantised, then threads take pairs of panels. Inputs are padded to a multiple of `group`;
-// `single` and `pairs` are the tiles over one and over two panels, by their number of rows.
-template <size_t MOST>
-void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bool has_totals,
-               const std::array<Tile, MOST>& single, const std::array<Tile, MOST>& pairs) {
+// The whole stage: rows are quantised, then threads take pairs of panels. `Product` says how: ZERO is added to the
+// bytes of inputs, which are padded to a multiple of GROUP; `TOTALS` is whether sums of groups are needed; a block has
+// MOST rows at most; UNIT bytes hold four inputs; `compute` completes one or two panels of all rows, for which it has
+// `scratch` bytes of memory.
+template <typename Product>
+void run_stage(const Stage& stage, const Call& call) {
   static thread_local Workspace workspace;
-  const int64_t steps = (stage.k + group - 1) / group * group / 4, groups = has_totals ? steps * 4 / group : 0;
-  const int64_t bytes = rounded(call.m * steps * 4), scales = rounded(4 * call.m);
-  const int64_t totals = rounded(4 * call.m * groups);
+  constexpr int64_t GROUP = Product::GROUP;
+  const int64_t steps = (stage.k + GROUP - 1) / GROUP * GROUP / 4;
+  Rows rows{nullptr, nullptr, nullptr, call.m, steps, Product::MOST, GROUP, Product::UNIT};
+  const int64_t bytes = rounded(call.m * rows.size()), scales = rounded(4 * call.m);
+  const int64_t totals = Product::TOTALS ? rounded(4 * call.m * rows.num_groups()) : 0;
   const int64_t panels = num_panels(stage), num_pairs = (panels + 1) / 2;
   // Shares are handed out while threads run, because other programs may slow one of them down. They are smaller where
   // many rows make each share take long.
@@ -153,33 +158,40 @@ void run_stage(const Stage& stage, const Call& call, int zero, int64_t group, bo
     const Range pairs = part({0, num_pairs}, unit, units);
     return {2 * pairs.first, std::min(panels, 2 * pairs.last)};
   };
-  const int64_t most_added = call.adding ? 4 * AddedPanels::floats(call, 2 * (num_pairs / units + 1)) : 0;
-  const int64_t own = rounded(
-      std::max(scratch_bytes({nullptr, nullptr, nullptr, call.m, steps, MOST, group}), most_added));
+  const int64_t added = call.adding ? rounded(4 * AddedPanels::floats(call, 2 * (num_pairs / units + 1))) : 0;
+  const int64_t own = rounded(std::max(scratch_bytes(rows), added + Product::scratch(rows)));
   char* memory = workspace.get(bytes + scales + totals + own * call.num_threads);
-  const Rows rows{reinterpret_cast<uint8_t*>(memory),
-                  reinterpret_cast<float*>(memory + bytes),
-                  has_totals ? reinterpret_cast<int32_t*>(memory + bytes + scales) : nullptr,
-                  call.m, steps, MOST, group};
+  rows.bytes = reinterpret_cast<uint8_t*>(memory);
+  rows.scales = reinterpret_cast<float*>(memory + bytes);
+  if (Product::TOTALS) rows.totals = reinterpret_cast<int32_t*>(memory + bytes + scales);
   char* scratch = memory + bytes + scales + totals;
 #pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
   {
     char* own_scratch = scratch + own * thread_index();
     const Range some_rows = part({0, call.m}, thread_index(), team_size());
-    quantise_rows(stage, call, rows, zero, some_rows, own_scratch);
+    quantise_rows<Product>(stage, call, rows, some_rows, own_scratch);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t unit = 0; unit < units; ++unit) {
       const Range some = panels_of_unit(unit);
-      const AddedPanels added{stage, call, some, reinterpret_cast<float*>(own_scratch)};
-      if (call.adding) added.make();
-      const Finish finish{stage, call, call.adding ? &added : nullptr};
-      for (int64_t panel = some.first; panel < some.last; panel += 2) {
-        const auto& tiles = panels - panel >= 2 ? pairs : single;
-        for (int64_t i = 0; i < rows.num_blocks(); ++i)
-          tiles[rows.block(i).size() - 1](finish, rows, rows.block(i).first, panel);
-      }
+      const AddedPanels sums{stage, call, some, reinterpret_cast<float*>(own_scratch)};
+      if (call.adding) sums.make();
+      const Finish finish{stage, call, call.adding ? &sums : nullptr};
+      for (int64_t panel = some.first; panel < some.last; panel += 2)
+        Product::compute(finish, rows, panel, int(std::min<int64_t>(2, panels - panel)), own_scratch + added);
     }
+  }
+}
+
+// A tile computes and completes R rows by P panels from `row` and `panel` on.
+using Tile = void (*)(const Finish&, const Rows&, int64_t row, int64_t panel);
+
+// Calls the tiles over one or two panels, by their number of rows, for all rows.
+template <size_t MOST>
+void for_tiles(const std::array<Tile, MOST>& tiles, const Finish& finish, const Rows& rows, int64_t panel) {
+  for (int64_t i = 0; i < rows.num_blocks(); ++i) {
+    const Range block = rows.block(i);
+    tiles[block.size() - 1](finish, rows, block.first, panel);
   }
 }
 
