@@ -186,12 +186,13 @@ def _run_rows(llm: LLM, count: int) -> float:
         query_starts=torch.tensor([0, count], dtype=torch.int32),
         lengths=torch.tensor([256 + count], dtype=torch.int32),
         images=(),
+        scored=(),
         sampled_rows=torch.arange(count),
         adapters=(),
         sampled_adapters=(),
     )
     start = time.perf_counter()
-    engine.runner.run(batch)
+    engine.runner.logits(engine.runner.run(batch)[batch.sampled_rows], ())
     return time.perf_counter() - start
 
 

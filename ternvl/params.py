@@ -93,9 +93,10 @@ class SamplingParams:
     """How the tokens of an answer are drawn. A value outside its range raises RequestError that names the field.
 
     A `max_tokens` of None runs to the end of the context; a `seed` of None takes one from the engine. `logprobs` None
-    returns no log probabilities, k >= 0 returns that of the drawn token and the k highest. `stop` may be one string or
-    a list of strings. `stop_token_ids` end an answer as the model's own stop tokens do, even with `ignore_eos`.
-    `logit_bias` may be a mapping or pairs. Numbers may be numpy's.
+    returns no log probabilities, k >= 0 returns that of the drawn token and the k highest. `prompt_logprobs` does the
+    same for the tokens of the prompt, and only with it may `max_tokens` be 0, which draws no answer. `stop` may be one
+    string or a list of strings. `stop_token_ids` end an answer as the model's own stop tokens do, even with
+    `ignore_eos`. `logit_bias` may be a mapping or pairs. Numbers may be numpy's.
     """
 
     temperature: float = _parameter(1.0, Kind.NUMBER, "0 always takes the likeliest token.", 0, 2)
@@ -113,19 +114,13 @@ class SamplingParams:
         0.0, Kind.NUMBER, "Lowers a token's logit once for each time that the answer contains it.", -2, 2
     )
     repetition_penalty: float = _parameter(
-        1.0,
-        Kind.NUMBER,
-        "Makes tokens of the prompt and the answer less likely by this factor; 1 is neutral.",
-        0.01,
-        2,
+        1.0, Kind.NUMBER, "Makes tokens of prompt and answer less likely by this factor; 1 is neutral.", 0.01, 2
     )
     seed: int | None = _parameter(
         None, Kind.INTEGER, "Makes the answer repeatable; answer i of `n` uses `seed` + i.", -(2**63), 2**63 - 1
     )
     n: int = _parameter(1, Kind.INTEGER, "The number of answers to the same prompt.", 1, is_shared=False)
-    max_tokens: int | None = _parameter(
-        None, Kind.INTEGER, "The most tokens that an answer may have.", 1, is_shared=False
-    )
+    max_tokens: int | None = _parameter(None, Kind.INTEGER, "The most tokens of an answer.", 0, is_shared=False)
     min_tokens: int = _parameter(
         0, Kind.INTEGER, "The number of tokens before the model may stop; at most `max_tokens`.", 0
     )
@@ -135,6 +130,7 @@ class SamplingParams:
     logprobs: int | None = _parameter(
         None, Kind.INTEGER, "The number of most likely tokens listed beside each token.", 0, 20, is_shared=False
     )
+    prompt_logprobs: int | None = _parameter(None, Kind.INTEGER, "`logprobs` of the prompt.", 0, 20, is_shared=False)
     grammar: Grammar | None = _parameter(None, Kind.GRAMMAR, "The form that the answer must have.", is_shared=False)  # noqa: RUF009
     """Only tokens are drawn with which the answer can still take this form; the answer ends where nothing more is
     allowed, whatever `min_tokens` and `ignore_eos` say."""
@@ -155,6 +151,9 @@ class SamplingParams:
         for name, row in PARAMETERS.items():
             object.__setattr__(self, name, _CHECKS[row.kind](name, getattr(self, name), row))
         object.__setattr__(self, "top_k", max(self.top_k, 0))
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            message = "max_tokens is 0, but must be at least 1 unless prompt_logprobs is given."
+            raise RequestError(message, param="max_tokens")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             message = f"min_tokens is {self.min_tokens}, but max_tokens is {self.max_tokens}: it must not be above it."
             raise RequestError(message, param="min_tokens")

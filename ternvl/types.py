@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FinishReason", "Grammar", "ImageSpan", "Progress", "Prompt", "SamplingParams", "TokenLogprobs", "TokenOutput",
+    "FinishReason", "Grammar", "ImageSpan", "Progress", "Prompt", "PromptLogprobs", "SamplingParams", "TokenLogprobs",
+    "TokenOutput",
 ]  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -77,12 +78,20 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log probabilities after penalties and before truncation, at one position."""
+    """Natural log probabilities at one position: of an answer after penalties and before truncation, of a prompt as the
+    model gives them."""
 
     logprob: float
-    """Of the token that was drawn."""
+    """Of the token that stands there."""
+    rank: int
+    """1 for the likeliest token, otherwise 1 more than the number of likelier ones."""
     top: tuple[tuple[int, float], ...] = ()
     """The k likeliest (token id, log probability), best first."""
+
+
+PromptLogprobs = tuple[TokenLogprobs | None, ...]
+"""One value for each token of a prompt. The first token has None, and so have the context tokens of images: features of
+an image stand in their place, so the model predicts no token there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +105,7 @@ class TokenOutput:
     logprobs: tuple[TokenLogprobs, ...] = field(default=())
     num_cached_tokens: int = 0
     """Tokens of the prompt that were in the KV cache when the request first ran."""
+    stop: tuple[int, TokenLogprobs] | None = None
+    """The token that stopped the answer, if one did and log probabilities were asked for."""
+    prompt_logprobs: PromptLogprobs = ()
+    """Of the whole prompt, in the first output of a request that asked for them."""

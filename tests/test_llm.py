@@ -118,6 +118,34 @@ def test_params_for_each_prompt(llm: LLM) -> None:
         llm.generate([prompt], sizes)
 
 
+def test_log_probabilities_of_prompts(llm: LLM, model: InternVL) -> None:
+    prompts = [Prompt((70, 71, 72, 3)), llm.prompt([{"role": "user", "content": "Hi"}])]
+    params = SamplingParams(prompt_logprobs=2, max_tokens=3, n=2, seed=1)
+    for prompt, output in zip(prompts, llm.generate(prompts, params), strict=True):
+        assert output.prompt_logprobs is not None
+        want = model.forward(prompt).log_softmax(dim=-1)
+        first, *found = output.prompt_logprobs
+        assert first is None
+        assert [each and each.logprob for each in found] == pytest.approx(
+            [float(row[token_id]) for row, token_id in zip(want, prompt.token_ids[1:], strict=False)], abs=1e-4
+        )
+        assert [len(each.token_ids) for each in output.outputs] == [3, 3]
+    both = [
+        each.generate(prompts[0], params)[0].prompt_logprobs
+        for each in (llm, LLM.from_parts(model, tiny_tokenizer(), reference=True))
+    ]
+    ranks = [[each and each.rank for each in found or ()] for found in both]
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0]) == 4
+    only = llm.chat([{"role": "user", "content": "Hi"}], SamplingParams(prompt_logprobs=0, max_tokens=0))[0]
+    assert (only.text, only.token_ids, only.finish_reason) == ("", (), FinishReason.LENGTH)
+    assert only.prompt_logprobs is not None
+    assert len(only.prompt_logprobs) == prompts[1].num_tokens
+    assert llm.generate(prompts[0], SamplingParams(max_tokens=1))[0].prompt_logprobs is None
+    with pytest.raises(RequestError, match="max_tokens is 0, but must be at least 1 unless prompt_logprobs is given"):
+        SamplingParams(max_tokens=0)
+
+
 def test_stop_string_ends_the_answer_before_it(llm: LLM) -> None:
     whole = llm.chat(QUESTION, GREEDY)[0]
     stop = whole.text[4:6]

@@ -20,7 +20,7 @@ from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.types import FinishReason, TokenLogprobs, TokenOutput
+from ternvl.types import FinishReason, PromptLogprobs, TokenLogprobs, TokenOutput
 
 
 class Submitter(Protocol):
@@ -34,6 +34,9 @@ class Submitter(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End one of them early."""
+
+
+ListedToken = tuple[int, TokenLogprobs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,12 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     token_logprobs: tuple[TokenLogprobs, ...] = ()
     """Beside `token_ids`, if log probabilities were asked for."""
-    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    logprobs: tuple[ListedToken, ...] = ()
     """Tokens whose text is shown by now, with their log probabilities: those of stop strings never are."""
+    all_logprobs: tuple[ListedToken, ...] = ()
+    """`logprobs` with the tokens that have no text: control tokens, and the token that stopped the answer."""
+    prompt_logprobs: PromptLogprobs = ()
+    """Of the whole prompt, in the first delta of its first choice, if they were asked for."""
     num_cached_tokens: int = 0
     """Tokens of the prompt that were in the prefix cache."""
     finish_reason: FinishReason | None = None
@@ -92,7 +99,7 @@ class ChoiceDecoder:
             text += self._stop.decode(self._detokenizer.flush()) + self._stop.flush()
         finish_reason = FinishReason.STOP if self._stop.stopped else output.finish_reason
         is_last = finish_reason is not None
-        logprobs = self._logprobs.take(len(text), rest=is_last and not self._stop.stopped)
+        listed = self._logprobs.take(len(text), rest=is_last and not self._stop.stopped)
         reasoning, text = self._split_reasoning(text, final=is_last)
         pieces = self._split_calls(text, final=is_last)
         return Delta(
@@ -102,7 +109,9 @@ class ChoiceDecoder:
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
             tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
             token_logprobs=output.logprobs[:num_tokens],
-            logprobs=logprobs,
+            logprobs=tuple(each for each in listed if each[0] not in self._detokenizer.hidden_ids),
+            all_logprobs=(*listed, output.stop) if output.stop is not None and not self._stop.stopped else listed,
+            prompt_logprobs=output.prompt_logprobs,
             num_cached_tokens=output.num_cached_tokens,
             finish_reason=self._finish_reason(finish_reason),
             stop_string=self._stop.found,
@@ -116,7 +125,7 @@ class ChoiceDecoder:
             if self._stop.stopped:
                 break
             piece = self._detokenizer.decode([token_id])
-            if logprob is not None and token_id not in self._detokenizer.hidden_ids:
+            if logprob is not None:
                 self._logprobs.put(token_id, logprob, len(piece))
             text += self._stop.decode(piece)
             num_tokens += 1
@@ -154,7 +163,7 @@ class _LogprobQueue:
         self._num_decoded += num_characters
         self._waiting.append((token_id, logprob, start, self._num_decoded))
 
-    def take(self, num_characters: int, *, rest: bool) -> tuple[tuple[int, TokenLogprobs], ...]:
+    def take(self, num_characters: int, *, rest: bool) -> tuple[ListedToken, ...]:
         """Return the tokens whose text begins before the end of what is shown now; with `rest`, all held tokens."""
         self._num_shown += num_characters
         count = len(self._waiting) if rest else self._num_ready()

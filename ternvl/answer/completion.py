@@ -8,7 +8,7 @@ from ternvl.answer.ask import PreparedAsk
 from ternvl.answer.choice import Delta
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import ToolCall
-from ternvl.types import FinishReason, Prompt, TokenLogprobs
+from ternvl.types import FinishReason, Prompt, PromptLogprobs, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class RequestOutput:
 
     prompt: Prompt
     outputs: list[Completion]
+    prompt_logprobs: PromptLogprobs | None = None
+    """Beside `prompt.token_ids`; None if they were not asked for."""
 
     @property
     def text(self) -> str:
@@ -106,15 +108,18 @@ class Fold:
     def __init__(self, ask: PreparedAsk) -> None:
         self.prompt = ask.prompt
         self._with_logprobs = ask.params.logprobs is not None
+        self._prompt_logprobs: PromptLogprobs | None = None
         self._choices = [_Pieces() for _ in range(ask.params.n)]
 
     def add(self, delta: Delta) -> None:
         """Add the next delta of any choice."""
         self._choices[delta.index].add(delta)
+        self._prompt_logprobs = self._prompt_logprobs or delta.prompt_logprobs or None
 
     def output(self) -> RequestOutput:
         """Return the answers. To be called once every choice has had its last delta."""
         return RequestOutput(
             self.prompt,
             [pieces.completion(i, with_logprobs=self._with_logprobs) for i, pieces in enumerate(self._choices)],
+            self._prompt_logprobs,
         )

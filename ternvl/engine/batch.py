@@ -47,6 +47,8 @@ class Batch:
     lengths: Tensor
     """[S] int32: the number of tokens that the last row of each sequence attends to."""
     images: tuple[ImageRows, ...]
+    scored: tuple[tuple[Chunk, int], ...]
+    """The chunks of `Schedule.scoring`, each with its first row [T]."""
     sampled_rows: Tensor
     """[R] int64: rows whose logits are needed, `Chunk.num_sampled_rows` for each chunk of `Schedule.sampling`."""
     adapters: tuple[Span, ...]
@@ -79,6 +81,7 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         query_starts=tensor(starts, torch.int32),
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
         images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
+        scored=tuple((chunk, start) for chunk, start in zip(chunks, starts, strict=False) if chunk.scored),
         sampled_rows=tensor(
             [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled_rows(chunk, stop)]
         ),

@@ -14,7 +14,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ternvl.engine.schedule import Chunk
+from ternvl.engine.schedule import Chunk, Schedule
+from ternvl.engine.score import NonFiniteScoresError
 from ternvl.sampling.grammar import GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, sample
 
@@ -85,3 +86,15 @@ def _draw_row(states: Sequence[_ChunkDraw], logits: Tensor, masks: Iterable[Tens
     requests = [state.draw_request(next(mask) if state.chunk.sequence.matcher else None) for state in states]
     for state, drawn in zip(states, sample(logits, requests), strict=True):
         state.drawn.append(drawn)
+
+
+def affected(schedule: Schedule, error: BaseException) -> list[Chunk]:
+    """Return the chunks that a step's failure concerns: those with broken logits or grammars, otherwise all of them."""
+    if isinstance(error, NonFiniteScoresError):
+        return [error.chunk]
+    if isinstance(error, NonFiniteLogitsError):
+        return [schedule.sampling[row] for row in error.rows]
+    if isinstance(error, GrammarError):
+        constrained = [chunk for chunk in schedule.sampling if chunk.sequence.matcher]
+        return [constrained[row] for row in error.rows]
+    return list(schedule.chunks)

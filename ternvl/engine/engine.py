@@ -21,11 +21,12 @@ from ternvl.engine import batch
 from ternvl.engine.cache.block_keys import with_own_images
 from ternvl.engine.cache.block_pool import BlockPool
 from ternvl.engine.cache.images import ImageCache
-from ternvl.engine.draw import draw
+from ternvl.engine.draw import affected, draw
 from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
+from ternvl.engine.score import score
 from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.stats import EngineStats
@@ -34,8 +35,8 @@ from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
 from ternvl.sampling.grammar import GrammarError, fill_masks
-from ternvl.sampling.sampler import Drawn, NonFiniteLogitsError, derive_seed
-from ternvl.types import FinishReason, TokenOutput
+from ternvl.sampling.sampler import Drawn, derive_seed
+from ternvl.types import FinishReason, PromptLogprobs, TokenOutput
 
 logger = logging.getLogger(__name__)
 
@@ -142,26 +143,29 @@ class Engine:
         """
         schedule = self.scheduler.schedule()
         try:
-            drawn = self._run(schedule)
+            drawn, scores = self._run(schedule)
         except BaseException as error:
             self.scheduler.fail(schedule)
             if not isinstance(error, Exception):
                 raise  # Ctrl-C, if the caller's thread runs the steps
-            raise self._drop(_affected(schedule, error), error) from error
-        self.scheduler.update(schedule, [[each.token_id for each in tokens] for tokens in drawn])
+            raise self._drop(affected(schedule, error), error) from error
+        self.scheduler.update(schedule, [[each.token_id for each in tokens] for tokens in drawn], scores)
         self.runner.retain(self.scheduler.images.digests)
         self._count(schedule)
         return [self._output(chunk, tokens) for chunk, tokens in zip(schedule.sampling, drawn, strict=True)]
 
-    def _run(self, schedule: Schedule) -> list[list[Drawn]]:
+    def _run(self, schedule: Schedule) -> tuple[list[list[Drawn]], list[PromptLogprobs]]:
+        """Return the tokens of `schedule.sampling` and the scores of `schedule.scoring`."""
         matchers = [chunk.sequence.matcher for chunk in schedule.sampling if chunk.sequence.matcher is not None]
         masks = (
             self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
         )  # runs beside the model
         self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
-        logits = self.runner.run(inputs)
-        return draw(schedule.sampling, logits, masks.result() if masks else ())
+        hidden = self.runner.run(inputs)
+        scores = [score(chunk, row, hidden, self.runner) for chunk, row in inputs.scored]
+        logits = self.runner.logits(hidden[inputs.sampled_rows], inputs.sampled_adapters)
+        return draw(schedule.sampling, logits, masks.result() if masks else ()), scores
 
     def _count(self, schedule: Schedule) -> None:
         self._num_steps += 1
@@ -172,12 +176,18 @@ class Engine:
         sequence = chunk.sequence
         if sequence.finish_reason:
             self._forget(sequence)
-        kept = drawn[: sequence.num_tokens - chunk.start - chunk.num_own_tokens]
+        num_kept = sequence.num_tokens - chunk.start - chunk.num_own_tokens
+        kept, left = drawn[:num_kept], drawn[num_kept:]
         self._num_generated_tokens += len(kept)
-        logprobs = tuple(each.logprobs for each in kept if each.logprobs is not None)
-        token_ids = tuple(each.token_id for each in kept)
+        stop = left[0] if left and sequence.finish_reason is FinishReason.STOP else None
         return TokenOutput(
-            sequence.id, token_ids, sequence.finish_reason, logprobs, num_cached_tokens=sequence.num_cached_tokens or 0
+            sequence.id,
+            tuple(each.token_id for each in kept),
+            sequence.finish_reason,
+            tuple(each.logprobs for each in kept if each.logprobs is not None),
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            stop=(stop.token_id, stop.logprobs) if stop is not None and stop.logprobs is not None else None,
+            prompt_logprobs=sequence.take_scores(),
         )
 
     def _forget(self, sequence: EngineSequence) -> None:
@@ -233,13 +243,3 @@ def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
 def _decodes(chunk: Chunk) -> bool:
     """Return whether a chunk computes only the token that was drawn last."""
     return chunk.num_own_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens
-
-
-def _affected(schedule: Schedule, error: Exception) -> list[Chunk]:
-    """Return the chunks that a failure concerns: those with invalid logits or grammars, otherwise all of the step."""
-    if isinstance(error, NonFiniteLogitsError):
-        return [schedule.sampling[row] for row in error.rows]
-    if isinstance(error, GrammarError):
-        constrained = [chunk for chunk in schedule.sampling if chunk.sequence.matcher]
-        return [constrained[row] for row in error.rows]
-    return list(schedule.chunks)

@@ -9,57 +9,83 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from torch import Tensor
+
 from ternvl.config import EngineConfig
 from ternvl.engine.engine import failure
 from ternvl.engine.request import Request, check_params, check_prompt
+from ternvl.engine.score import score_prompt
 from ternvl.engine.settings import check_config
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import OverloadedError
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.bank import attach
 from ternvl.model.internvl import InternVL
-from ternvl.params import SamplingParams
 from ternvl.sampling.grammar import Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, derive_seed, sample
-from ternvl.types import FinishReason, Prompt, TokenOutput
+from ternvl.types import FinishReason, TokenOutput
 
 
 def generate(
     model: InternVL,
-    prompt: Prompt,
-    params: SamplingParams,
+    request: Request,
     *,
     stop_ids: Sequence[int],
     max_model_len: int,
-    request_id: str = "",
     default_seed: int = 0,
     matcher: Matcher | None = None,
-    adapter: Adapter | None = None,
 ) -> Iterator[TokenOutput]:
-    """Yield an answer token by token, as the engine does.
+    """Yield the answer to a request token by token, as the engine does.
 
-    `default_seed` is used if `params` has no seed. `matcher` follows the grammar of `params`.
+    `default_seed` is used if the request has no seed. `matcher` follows the request's grammar.
     """
+    num_top = request.params.prompt_logprobs
+    outputs = _answer(model, request, frozenset(stop_ids), max_model_len, default_seed, matcher)
+    if num_top is not None and request.sibling_of is None:
+        scores = score_prompt(_logits(model, request, []), request.prompt, num_top)
+        yield replace(next(outputs), prompt_logprobs=scores)
+    yield from outputs
+
+
+def _answer(
+    model: InternVL,
+    request: Request,
+    stop_ids: frozenset[int],
+    max_model_len: int,
+    default_seed: int,
+    matcher: Matcher | None,
+) -> Iterator[TokenOutput]:
+    prompt, params = request.prompt, request.params
     seed = default_seed if params.seed is None else params.seed
     ignores_eos = params.ignore_eos and matcher is None
-    stops = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else frozenset(stop_ids))
-    room = min(params.max_tokens or max_model_len, max(1, max_model_len - prompt.num_tokens))
+    stops = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else stop_ids)
+    limit = max_model_len if params.max_tokens is None else params.max_tokens
+    room = min(limit, max(1, max_model_len - prompt.num_tokens))
+    if room == 0:
+        yield TokenOutput(request.id, (), FinishReason.LENGTH)
     output_ids: list[int] = []
     while len(output_ids) < room:
-        with _adapted(model, adapter):
-            logits = model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
+        logits = _logits(model, request, output_ids)
         allowed = fill_masks([matcher], model.config.language.vocab_size)[0] if matcher else None
         drawn = sample(logits[-1:], [Draw(params, seed, prompt.token_ids, output_ids, stops, allowed)])[0]
         if drawn.token_id in stops:
-            yield TokenOutput(request_id, (), FinishReason.STOP)
+            stop = None if drawn.logprobs is None else (drawn.token_id, drawn.logprobs)
+            yield TokenOutput(request.id, (), FinishReason.STOP, stop=stop)
             return
         output_ids.append(drawn.token_id)
         reason = FinishReason.LENGTH if len(output_ids) == room else None
         if matcher is not None and matcher.accept(drawn.token_id):
             reason = FinishReason.STOP
-        yield TokenOutput(request_id, (drawn.token_id,), reason, (drawn.logprobs,) if drawn.logprobs else ())
+        yield TokenOutput(request.id, (drawn.token_id,), reason, (drawn.logprobs,) if drawn.logprobs else ())
         if reason:
             return
+
+
+def _logits(model: InternVL, request: Request, output_ids: list[int]) -> Tensor:
+    """Return the logits [T, V] of the prompt and the tokens after it, in one run of the model."""
+    prompt = request.prompt
+    with _adapted(model, request.adapter):
+        return model.forward(replace(prompt, token_ids=(*prompt.token_ids, *output_ids)))
 
 
 @contextmanager
@@ -114,14 +140,11 @@ class ReferenceEngine:
             raise OverloadedError(f"{self.config.max_queue} requests are waiting, which is the limit of the queue.")
         self._answers[request.id] = generate(
             self.model,
-            request.prompt,
-            request.params,
+            request,
             stop_ids=self.stop_ids,
             max_model_len=self.config.max_model_len,
-            request_id=request.id,
             default_seed=derive_seed(self.config.seed, self._num_added),
             matcher=request.matcher(),
-            adapter=request.adapter,
         )
         self._num_added += 1
         self._num_prompt_tokens += request.prompt.num_tokens

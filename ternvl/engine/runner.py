@@ -1,6 +1,6 @@
 """Runs the model, and owns the KV cache and the image features on its device.
 
-Shapes: T tokens, N tiles, M tokens per tile, C hidden size, R sampled rows, V vocabulary.
+Shapes: T tokens, N tiles, M tokens per tile, C hidden size, R rows whose logits are needed, V vocabulary.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Runner:
             kept[each.first : each.first + each.count] = rows
 
     def run(self, batch: Batch) -> Tensor:
-        """Run a batch; return the logits [R, V] in float32 of `batch.sampled_rows`."""
+        """Run a batch; return its hidden states [T, C]."""
         if batch.copies.numel():
             copy_blocks(self.cache, *batch.copies)
         embeddings = self.model.embed(batch.token_ids)
@@ -68,8 +68,12 @@ class Runner:
             attention = PagedAttention(self.cache, batch.slots, batch.block_tables, batch.query_starts, batch.lengths)
             with self._with_adapters(batch.adapters, len(embeddings)):
                 embeddings = self.model.decode(embeddings, batch.positions, attention)  # [T, C], hidden states now
-        with self._with_adapters(batch.sampled_adapters, len(batch.sampled_rows)):
-            return self.model.logits(embeddings[batch.sampled_rows])
+        return embeddings
+
+    def logits(self, hidden: Tensor, adapters: Sequence[Span]) -> Tensor:
+        """Return the logits [R, V] in float32 of rows of hidden states [R, C]; `adapters` are spans of these rows."""
+        with self._with_adapters(adapters, len(hidden)):
+            return self.model.logits(hidden)
 
     def retain_adapter(self, adapter: Adapter | None) -> None:
         """Keep an adapter installed for one more sequence, until `release_adapter`. None is ignored."""

@@ -42,6 +42,8 @@ class Chunk:
     """What an admitted sequence takes from the cache."""
     samples: bool
     """Whether the step draws the sequence's next token."""
+    scored: range = range(0)
+    """Tokens of the prompt whose log probabilities are wanted and follow from this chunk: each from the row before."""
     draft: Draft = NO_DRAFT
     """Guessed tokens after the sequence's own, computed on trial if it samples. Each accepted one gives a token."""
 
@@ -102,6 +104,11 @@ class Schedule:
         """The chunks that draw tokens, in order."""
         return [chunk for chunk in self.chunks if chunk.samples]
 
+    @property
+    def scoring(self) -> list[Chunk]:
+        """The chunks that score tokens of their prompts, in order."""
+        return [chunk for chunk in self.chunks if chunk.scored]
+
 
 class Plan:
     """A step while it is planned: its remaining budget of tokens and tiles, and the tiles that it encodes."""
@@ -132,6 +139,7 @@ class Plan:
             new_blocks=new_blocks,
             reuse=reuse,
             samples=0 < num_tokens == sequence.num_tokens - start,
+            scored=sequence.scored_before(start + num_tokens),
         )
 
     def _encode(self, sequence: Sequence, image: ImageSpan) -> None:

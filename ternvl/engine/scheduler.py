@@ -17,7 +17,7 @@ from ternvl.engine.schedule import Chunk, Plan, Reuse, Schedule
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.errors import OverloadedError
 from ternvl.sampling.speculation import Draft
-from ternvl.types import FinishReason
+from ternvl.types import FinishReason, PromptLogprobs
 
 _by_order = attrgetter("order")
 
@@ -26,8 +26,7 @@ class Scheduler:
     """The waiting and the running sequences, each in order of service."""
 
     def __init__(self, config: EngineConfig, pool: BlockPool, images: ImageCache) -> None:
-        """`config` must be resolved, without None. The pool must be large enough for the longest sequence that is ever
-        added, so that a single sequence can always continue."""
+        """`config` must be resolved, without None. The pool must hold the longest sequence, so that one always runs."""
         self.config = config
         self.pool = pool
         self.images = images
@@ -117,7 +116,7 @@ class Scheduler:
         return chunk.with_draft(draft, free.take(need)) if draft else chunk
 
     def _reuse(self, sequence: Sequence, draft: BlockDraft) -> Reuse:
-        """Find what is in the cache already. The last token is always computed, because its logits are needed."""
+        """Find what is in the cache already. Tokens whose logits are needed are computed nevertheless."""
         block_size = self.pool.block_size
         sibling = sequence.sibling
         if sibling is not None and sibling.status is Status.RUNNING:
@@ -127,15 +126,14 @@ class Scheduler:
             return Reuse(tuple(sibling.block_table[:num_full]), num_tokens, copied)
         if not self.config.enable_prefix_caching:
             return Reuse()
-        count = (sequence.num_tokens - 1) // block_size
-        blocks = draft.match(sequence.block_keys.first(count, sequence.token_ids))
+        blocks = draft.match(sequence.block_keys.first(sequence.max_reuse // block_size, sequence.token_ids))
         return Reuse(blocks, len(blocks) * block_size)
 
-    def update(self, schedule: Schedule, drawn: Iterable[Iterable[int]]) -> None:
+    def update(self, schedule: Schedule, drawn: Iterable[Iterable[int]], scores: Iterable[PromptLogprobs] = ()) -> None:
         """Apply the plan of a step that has run.
 
-        `drawn` has the tokens of each chunk of `schedule.sampling`, in its order: the accepted tokens of the draft and
-        one more. Tokens after the end of an answer are dropped.
+        `drawn` has the tokens of each chunk of `schedule.sampling`: the accepted tokens of the draft and one more, of
+        which those after the end of the answer are dropped. `scores` has those of each chunk of `schedule.scoring`.
         """
         for sequence in schedule.preempted:
             self._preempt(sequence)
@@ -143,6 +141,8 @@ class Scheduler:
             self._take_blocks(chunk)
         for work in schedule.tiles:
             self.images.advance(work.image.digest, work.count)
+        for chunk, values in zip(schedule.scoring, scores, strict=True):
+            chunk.sequence.add_scores(values)
         tokens = dict(zip(schedule.sampling, drawn, strict=True))
         for chunk in schedule.chunks:
             self._advance(chunk, tuple(tokens.get(chunk, ())))

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 from ternvl.engine.cache.block_keys import BlockKeys
 from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
-from ternvl.types import FinishReason, ImageSpan
+from ternvl.types import FinishReason, ImageSpan, PromptLogprobs, TokenLogprobs
 
 if TYPE_CHECKING:
     from ternvl.sampling.grammar import Matcher
+
+
+_NOTHING = range(0)
 
 
 class Status(Enum):
@@ -28,7 +31,8 @@ class Status(Enum):
 
 
 class Sequence:
-    """The state of one request. Once it is added to the scheduler, only the scheduler changes it."""
+    """The state of one request. Once it is added to the scheduler, only the scheduler changes it, except that the
+    engine takes the scores."""
 
     __slots__ = (
         "arrival",
@@ -41,6 +45,7 @@ class Sequence:
         "num_cached_tokens",
         "num_computed",
         "request",
+        "scores",
         "seed",
         "sibling",
         "speculator",
@@ -76,7 +81,8 @@ class Sequence:
         num_prompt_tokens = request.prompt.num_tokens
         # A prompt that fills the context has an answer of one token, which is drawn but never computed.
         longest = max(max_model_len, num_prompt_tokens + 1)
-        self.max_num_tokens = min(longest, num_prompt_tokens + (params.max_tokens or longest))
+        limit = longest if params.max_tokens is None else params.max_tokens
+        self.max_num_tokens = min(longest, num_prompt_tokens + limit)
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None
@@ -88,7 +94,11 @@ class Sequence:
         self.held_images: list[ImageSpan] = []
         """Images whose features are kept for this sequence, because not all of their tokens are computed yet."""
         self.status = Status.WAITING
-        self.finish_reason: FinishReason | None = None
+        # An answer of 0 tokens has ended before it begins; the sequence runs until its prompt is computed.
+        self.finish_reason: FinishReason | None = FinishReason.LENGTH if limit == 0 else None
+        wants_scores = params.prompt_logprobs is not None and request.sibling_of is None
+        self.scores: list[TokenLogprobs | None] | None = [None] if wants_scores else None
+        """Log probabilities of the first tokens of the prompt, as far as they are computed; None if not wanted."""
 
     @property
     def id(self) -> str:
@@ -125,6 +135,30 @@ class Sequence:
         """Whether a sibling is still computing the keys and values of the prompt."""
         sibling = self.sibling
         return sibling is not None and sibling.status is not Status.FINISHED and not sibling.has_computed_prompt
+
+    @property
+    def max_reuse(self) -> int:
+        """The number of first tokens that need not be computed if the cache has them: all whose logits are not needed.
+
+        The logits of the last token are needed for the draw, those of a prompt to score it.
+        """
+        return self.num_tokens - 1 if self.scores is None else len(self.scores) - 1
+
+    def scored_before(self, stop: int) -> range:
+        """Return the prompt's tokens that can be scored once all tokens before `stop` are computed, and are not yet."""
+        if self.scores is None:
+            return _NOTHING
+        return range(len(self.scores), min(stop + 1, self.request.prompt.num_tokens))
+
+    def add_scores(self, scores: PromptLogprobs) -> None:
+        """Add the log probabilities of the next tokens of the prompt."""
+        assert self.scores is not None, "the sequence is not scored"
+        self.scores += scores
+
+    def take_scores(self) -> PromptLogprobs:
+        """Return the log probabilities of the whole prompt the first time, nothing after that."""
+        scores, self.scores = self.scores, None
+        return tuple(scores or ())
 
     def images_after(self, position: int) -> list[ImageSpan]:
         """Return the images with tokens at or after a position."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from ternvl.kernels.largest import largest
 from ternvl.params import SamplingParams
 from ternvl.sampling import processors
+from ternvl.sampling.logprobs import token_logprobs
 from ternvl.types import TokenLogprobs
 
 _DEFAULTS = SamplingParams()
@@ -64,8 +65,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw a token for each row of logits [S, V] float32. Raises NonFiniteLogitsError, which names the rows."""
     original = logits
     values, token_ids = largest(logits)
-    if broken := [row for row, value in enumerate(values.tolist()) if not math.isfinite(value)]:
-        raise NonFiniteLogitsError(broken)
+    _check_finite(values)
     logits = _add_biases(_keep_allowed(_apply_grammars(logits, draws), draws), draws)
     logits = _ban_stops(_penalise(logits, draws), draws)
     if logits is not original:
@@ -76,6 +76,17 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
         token_ids[chosen] = _draw(logits[chosen], [draws[row] for row in random])
     ids = token_ids.tolist()
     return [Drawn(ids[row], _logprobs(logits[row], ids[row], draw.params)) for row, draw in enumerate(draws)]
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise NonFiniteLogitsError, which names the rows, if any of logits [R, V] is NaN or positive infinity."""
+    _check_finite(largest(logits)[0])
+
+
+def _check_finite(values: Tensor) -> None:
+    """Check the largest logit of each row [R]."""
+    if broken := [row for row, value in enumerate(values.tolist()) if not math.isfinite(value)]:
+        raise NonFiniteLogitsError(broken)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -199,10 +210,7 @@ def _apply_where_given(
 
 
 def _logprobs(logits: Tensor, token_id: int, params: SamplingParams) -> TokenLogprobs | None:
-    """Return natural log probabilities of one row [V], before temperature and truncation."""
+    """Return the log probabilities of one row [V], before temperature and truncation."""
     if params.logprobs is None:
         return None
-    logprobs = logits.log_softmax(dim=-1)
-    best = logprobs.topk(min(params.logprobs, len(logprobs)))
-    top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenLogprobs(float(logprobs[token_id]), tuple((other, value) for other, value in top if value > -torch.inf))
+    return token_logprobs(logits[None], [token_id], params.logprobs)[0]

@@ -66,6 +66,7 @@ async def answer(
     asks = await serving.threads.run(partial(to_asks, serving.llm.default_params()), deadline=deadline)
     _check(serving, request, asks)
     ready = [await serving.threads.prepare(replace(ask, adapter=chosen.adapter), deadline=deadline) for ask in asks]
+    _check_listed(ready, serving.config.max_answer_tokens)
     _name_unenforced(request, ready[0].unenforced)
     prompts = [each.prompt for each in ready]
     deltas = meter.watch(_deltas(serving, ready, answer_id, deadline), sum(prompt.num_tokens for prompt in prompts))
@@ -107,7 +108,8 @@ def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:
     llm, params = serving.llm, asks[0].params
     check_params(params, llm.config.language.vocab_size, llm.tokenizer.stop_ids)
     longest, budget = llm.engine.config.max_model_len, serving.config.max_answer_tokens
-    each, num_answers = min(params.max_tokens or longest, longest), len(asks) * params.n
+    each = longest if params.max_tokens is None else min(params.max_tokens, longest)
+    num_answers = len(asks) * params.n
     if num_answers * each > budget:
         name = "n" if "n" in type(request).model_fields else request.limit_name
         message = (
@@ -116,6 +118,17 @@ def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:
         )
         raise RequestError(message, param=name, code="too_many_answer_tokens")
     serving.service.check_room(num_answers)
+
+
+def _check_listed(ready: Sequence[PreparedAsk], budget: int) -> None:
+    """Raise RequestError if the answers list more tokens of prompts than they may have tokens of their own."""
+    listed = sum(ask.prompt.num_tokens * ask.params.n for ask in ready if ask.params.prompt_logprobs is not None)
+    if listed > budget:
+        message = (
+            f"The answers would list the log probabilities of {listed} tokens of prompts, but one request may have "
+            f"{budget}."
+        )
+        raise RequestError(message, param=ready[0].ask.path, code="too_many_answer_tokens")
 
 
 async def _deltas(

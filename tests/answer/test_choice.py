@@ -44,7 +44,7 @@ def decode(
 
 
 def _logprobs(ids: Sequence[int], params: SamplingParams) -> tuple[TokenLogprobs, ...]:
-    return () if params.logprobs is None else tuple(TokenLogprobs(-float(token_id)) for token_id in ids)
+    return () if params.logprobs is None else tuple(TokenLogprobs(-float(token_id), 1) for token_id in ids)
 
 
 def text_of(deltas: Sequence[Delta]) -> str:
@@ -140,7 +140,7 @@ def test_logprobs_are_of_the_shown_tokens(step: int) -> None:
 def test_a_hidden_token_has_no_logprob_but_counts() -> None:
     (hidden, *_) = TOKENIZER.stop_ids
     decoder = ChoiceDecoder(0, TOKENIZER, SamplingParams(logprobs=0))
-    delta = decoder.decode(TokenOutput("r", (hidden,), FinishReason.LENGTH, (TokenLogprobs(-1.0),)))
+    delta = decoder.decode(TokenOutput("r", (hidden,), FinishReason.LENGTH, (TokenLogprobs(-1.0, 1),)))
     assert (delta.text, delta.logprobs, delta.num_tokens) == ("", (), 1)
 
 

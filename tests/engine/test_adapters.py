@@ -74,9 +74,7 @@ def test_greedy_answers_are_the_references(adapted: list[Request]) -> None:
     changed = 0
     for request in requests:
         reference = tiny.Answer()
-        for output in tiny.generate(
-            other, request.prompt, GREEDY, stop_ids=tiny.STOP_IDS, max_model_len=512, adapter=request.adapter
-        ):
+        for output in tiny.generate(other, request, stop_ids=tiny.STOP_IDS, max_model_len=512):
             reference.take(output)
         assert answers[request.id].token_ids == reference.token_ids
         plain = expected(other, replace(request, adapter=None))

@@ -22,7 +22,7 @@ from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.params import SamplingParams
-from ternvl.types import ImageSpan, Prompt
+from ternvl.types import ImageSpan, Prompt, PromptLogprobs, TokenLogprobs
 
 STOP = 99
 TOKENS_PER_TILE = 3
@@ -38,6 +38,7 @@ class World:
     encoded: dict[bytes, int] = field(default_factory=dict)
     sequences: list[Sequence] = field(default_factory=list)
     prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
+    scores: dict[Sequence, PromptLogprobs] = field(default_factory=dict)
     num_steps: int = 0
     num_held: int = 0
 
@@ -54,6 +55,7 @@ class World:
         )
         self.sequences.append(sequence)
         self.prefixes[sequence] = Prefixes(sequence)
+        self.scores[sequence] = ()
         self.scheduler.add(sequence)
 
     def step(self, *, fails: bool = False) -> None:
@@ -77,7 +79,10 @@ class World:
             for work in schedule.tiles:
                 self.encoded[work.image.digest] = work.first
         else:
-            self.scheduler.update(schedule, [self._draw(chunk) for chunk in schedule.sampling])
+            drawn = [self._draw(chunk) for chunk in schedule.sampling]
+            self.scheduler.update(schedule, drawn, [self._score(chunk) for chunk in schedule.scoring])
+            for chunk in schedule.sampling:
+                self.scores[chunk.sequence] += chunk.sequence.take_scores()
         self.num_steps += 1
         self._clean_up()
 
@@ -96,6 +101,12 @@ class World:
         assert num_tokens <= (config.max_num_batched_tokens or 0)
         assert num_tiles <= (config.max_num_batched_tiles or 0)
         assert num_tokens + num_tiles + len(schedule.preempted) > 0, "a step that does nothing"
+
+    def _score(self, chunk: Chunk) -> PromptLogprobs:
+        """Scores that name what they follow from, which the chunk must have computed."""
+        prefixes = self.prefixes[chunk.sequence].all()
+        assert chunk.start < chunk.scored.start <= chunk.scored[-1] <= chunk.start + chunk.num_own_tokens
+        return tuple(TokenLogprobs(prefixes[position - 1], position) for position in chunk.scored)
 
     def _compute(self, chunk: Chunk) -> None:
         size = self.scheduler.config.block_size
@@ -175,7 +186,12 @@ EVENTS = st.one_of(
         st.integers(1, 4),  # answers
         prompts(),
         st.fixed_dictionaries(
-            {"max_tokens": st.integers(1, 14), "priority": st.integers(0, 1), "salt": st.sampled_from(["", "", "s"])}
+            {
+                "max_tokens": st.integers(0, 14),
+                "priority": st.integers(0, 1),
+                "salt": st.sampled_from(["", "", "s"]),
+                "scored": st.sampled_from([None, None, 0]),
+            }
         ),
     ),
 )
@@ -229,11 +245,12 @@ def test_random_schedules(
         elif kind == "abort" and alive:
             world.abort(alive[number % len(alive)])
         elif kind == "add":
-            params = SamplingParams(max_tokens=options["max_tokens"])
+            scored = options["scored"]
+            params = SamplingParams(max_tokens=options["max_tokens"] or int(scored is None), prompt_logprobs=scored)
             first = None
             for answer in range(number):
-                name = f"{len(world.sequences)}.{answer}"
-                world.add(Request(name, prompt, params, options["priority"], options["salt"]), first)
+                name, sibling_of = f"{len(world.sequences)}.{answer}", first and first.id
+                world.add(Request(name, prompt, params, options["priority"], options["salt"], sibling_of), first)
                 first = first or world.sequences[-1]
     while world.scheduler.has_work:
         assert world.num_steps < 5_000, "the schedule does not come to an end"
@@ -244,3 +261,7 @@ def test_random_schedules(
     for sequence in world.sequences:
         if sequence.finish_reason is not None:
             assert sequence.num_output_tokens <= (sequence.request.params.max_tokens or 0)
+        if world.scores[sequence]:
+            before = [None, *world.prefixes[sequence].all()]
+            wanted = [each and TokenLogprobs(each, at) for at, each in enumerate(before)]
+            assert list(world.scores[sequence]) == wanted[: sequence.request.prompt.num_tokens]

@@ -18,7 +18,7 @@ from ternvl.engine.request import Request
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
 from ternvl.params import SamplingParams
-from ternvl.types import FinishReason, ImageSpan, Prompt, TokenLogprobs, TokenOutput
+from ternvl.types import FinishReason, ImageSpan, Prompt, PromptLogprobs, TokenLogprobs, TokenOutput
 
 VOCAB_SIZE = 61
 STOP_IDS = (3, 7)
@@ -77,9 +77,14 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: PromptLogprobs = ()
+    stop: tuple[int, TokenLogprobs] | None = None
 
     def take(self, output: TokenOutput) -> None:
         assert self.finish_reason is None, "an output after the end"
+        assert not output.prompt_logprobs or not self.token_ids, "the prompt's come late"
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
+        self.stop = output.stop
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs
         self.finish_reason = output.finish_reason
@@ -101,9 +106,7 @@ def run(engine: Engine, requests: Iterable[Request], *, max_steps: int = 5000) -
 
 def expected(model: InternVL, request: Request, max_model_len: int = 512) -> Answer:
     """The reference's answer."""
-    outputs: Iterator[TokenOutput] = generate(
-        model, request.prompt, request.params, stop_ids=STOP_IDS, max_model_len=max_model_len
-    )
+    outputs: Iterator[TokenOutput] = generate(model, request, stop_ids=STOP_IDS, max_model_len=max_model_len)
     answer = Answer()
     for output in outputs:
         answer.take(output)

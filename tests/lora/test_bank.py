@@ -146,7 +146,7 @@ def test_a_mixed_batch_has_the_tokens_of_the_reference_path(tmp_path: Path) -> N
     assert engine.runner.adapters is not None
     assert engine.runner.adapters.num_installed == 0
     for request in requests:
-        reference = generate(model, request.prompt, GREEDY, stop_ids=(), max_model_len=512, adapter=request.adapter)
+        reference = generate(model, request, stop_ids=(), max_model_len=512)
         expected = [token for output in reference for token in output.token_ids]
         assert answers[request.id].token_ids == expected, request.id
     assert len({tuple(answer.token_ids) for answer in answers.values()}) == len(requests)

@@ -77,6 +77,14 @@ class ChatChoice(TypedDict):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
+class PromptLogprob(TypedDict):
+    """The log probability of a token at one position of a prompt, and its rank among all tokens, from 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class ChatCompletion(TypedDict):
     """The answer of `POST /v1/chat/completions`."""
 
@@ -87,14 +95,15 @@ class ChatCompletion(TypedDict):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class LegacyLogprobs(TypedDict):
-    """The log probabilities of a choice, one element for each token."""
+    """The log probabilities of a choice, one element for each token; null for the first token of an echoed prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -105,6 +114,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class TextCompletion(TypedDict):
@@ -155,13 +165,6 @@ class IncompleteDetails(TypedDict):
     reason: Literal["max_output_tokens"]
 
 
-class InputTokensDetails(TypedDict):
-    """Counts of those tokens of a prompt that were cached or belong to images."""
-
-    cached_tokens: int
-    image_tokens: int
-
-
 class OutputTokensDetails(TypedDict):
     """Counts of the tokens of an answer by their kind."""
 
@@ -172,7 +175,7 @@ class ResponseUsage(TypedDict):
     """The numbers of tokens of a response."""
 
     input_tokens: int
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: PromptTokensDetails
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int

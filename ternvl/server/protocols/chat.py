@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from ternvl.server.endpoint import openai_form, read, send, serving_of
 from ternvl.server.protocols import logprobs
 from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.server.serving import Serving
-from ternvl.types import Prompt
+from ternvl.types import Prompt, PromptLogprobs
 
 ChatChunk = dict[str, Any]
 
@@ -37,6 +38,8 @@ class ChatAnswer:
     created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
     num_cached_tokens: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the last chunk."""
 
     def __post_init__(self) -> None:
         self._introduced: set[int] = set()
@@ -62,6 +65,10 @@ class ChatAnswer:
             "system_fingerprint": self.fingerprint,
             "choices": list(choices),
         }
+
+    def take_prompt(self, values: PromptLogprobs, num_top: int) -> None:
+        """Take the log probabilities of the prompt. This takes a while if the prompt is long."""
+        self.fields = {"prompt_logprobs": logprobs.of_prompt(self.tokenizer, self.prompt, values, num_top)}
 
     def to_chunks(self, delta: Delta) -> Iterator[ChatChunk]:
         """Yield the chunks of a delta: one each for reasoning, text, every piece of a call and the finish reason.
@@ -116,9 +123,11 @@ async def complete(serving: Serving, request: ChatRequest) -> AsyncGenerator[Cha
     )
     async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
+            if delta.prompt_logprobs:
+                await asyncio.to_thread(chunks.take_prompt, delta.prompt_logprobs, request.prompt_logprobs or 0)
             for chunk in chunks.to_chunks(delta):
                 yield chunk | {"usage": chunks.usage} if request.repeats_usage else chunk
-    yield chunks.chunk() | {"usage": chunks.usage}
+    yield chunks.chunk() | {"usage": chunks.usage} | chunks.fields
 
 
 async def fold(chunks: AsyncIterable[ChatChunk]) -> dict[str, Any]:

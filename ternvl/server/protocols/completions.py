@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ternvl.answer.choice import Delta
+from ternvl.output.detokenizer import Detokenizer
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.answering import answer, new_id
 from ternvl.server.endpoint import openai_form, read, send, serving_of
-from ternvl.server.protocols import logprobs
 from ternvl.server.protocols.completions_schema import CompletionRequest
+from ternvl.server.protocols.logprobs import TokenLister, of_prompt
 from ternvl.server.serving import Serving
+from ternvl.types import Prompt, PromptLogprobs
 
 CompletionChunk = dict[str, Any]
+Listed = dict[str, list[Any]]
 
 
 @dataclass
+class _PromptState:
+    """What is shown of one of the prompts, in the first chunk of each of its answers."""
+
+    request: CompletionRequest
+    prompt: Prompt
+    tokenizer: Tokenizer
+    new_list: Callable[[int], TokenLister]
+    """Returns what lists the tokens of a text that begins after so many characters."""
+    echo: str
+    """The text of the prompt if it stands before the answer, else an empty text."""
+    listed: Listed | None = None
+    """The log probabilities of its tokens, if they stand before those of the answer."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Further fields of a choice."""
+
+    def take(self, values: PromptLogprobs) -> None:
+        """Take the log probabilities of the prompt. This takes a while if the prompt is long."""
+        if self.request.echo and self.request.logprobs is not None:
+            self.listed = self.new_list(0).write(zip(self.prompt.token_ids, values, strict=True))
+        if (num_top := self.request.prompt_logprobs) is not None:
+            self.fields = {"prompt_logprobs": of_prompt(self.tokenizer, self.prompt, values, num_top)}
+
+
 class _ChoiceState:
     """The state of one answer to one of the prompts."""
 
-    num_characters: int = 0
-    """The number of characters before the next token that is listed."""
-    echo: str = ""
-    """The prompt, if it is still to be shown before the answer."""
+    def __init__(self, prompt: _PromptState) -> None:
+        self.prompt: _PromptState | None = prompt
+        """Until it is shown."""
+        self.list = prompt.new_list(len(prompt.echo))
 
 
 @dataclass
@@ -39,7 +67,6 @@ class CompletionAnswer:
     id: str
     model: str
     fingerprint: str
-    tokenizer: Tokenizer
     num_prompt_tokens: int
     choices: list[_ChoiceState]
     with_logprobs: bool
@@ -63,18 +90,15 @@ class CompletionAnswer:
         self.num_tokens += delta.num_tokens
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         choice = self.choices[delta.index]
-        text, choice.echo = choice.echo + delta.text, ""
-        if not (text or delta.logprobs or delta.finish_reason):
-            return None
-        listed = self._logprobs(delta, choice) if self.with_logprobs else None
-        return self.chunk(
-            {"index": delta.index, "text": text, "logprobs": listed, "finish_reason": delta.finish_reason}
-        )
-
-    def _logprobs(self, delta: Delta, choice: _ChoiceState) -> dict[str, list[Any]]:
-        listed = logprobs.legacy(self.tokenizer, delta.logprobs, choice.num_characters)
-        choice.num_characters += sum(map(len, listed["tokens"]))
-        return listed
+        listed = choice.list.write(delta.all_logprobs) if self.with_logprobs else None
+        shown: dict[str, Any] = {
+            "index": delta.index, "text": delta.text, "logprobs": listed, "finish_reason": delta.finish_reason
+        }  # fmt: skip
+        if choice.prompt is not None:
+            shown = _with_prompt(shown, choice.prompt)
+            choice.prompt = None
+        has_news = shown["text"] or shown["finish_reason"] or "prompt_logprobs" in shown
+        return self.chunk(shown) if has_news or (shown["logprobs"] and shown["logprobs"]["tokens"]) else None
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -87,8 +111,16 @@ class CompletionAnswer:
         }
 
 
-def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+def _with_prompt(shown: dict[str, Any], prompt: _PromptState) -> dict[str, Any]:
+    """Return the first piece of a choice with what is shown of the prompt."""
+    listed = shown["logprobs"]
+    if prompt.listed is not None and listed is not None:
+        listed = {name: values + listed[name] for name, values in prompt.listed.items()}
+    return {**shown, "text": prompt.echo + shown["text"], "logprobs": listed, **prompt.fields}
+
+
+def _text(prompt: str | list[int], detokenizer: Detokenizer) -> str:
+    return prompt if isinstance(prompt, str) else detokenizer.decode(prompt) + detokenizer.flush()
 
 
 async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerator[CompletionChunk]:
@@ -99,18 +131,25 @@ async def complete(serving: Serving, request: CompletionRequest) -> AsyncGenerat
     """
     answer_id, tokenizer = new_id("cmpl"), serving.llm.tokenizer
     running = await answer(serving, request, request.to_asks, answer_id)
-    echoes = [_echo(tokenizer, each) if request.echo else "" for each in request.prompts]
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=running.params.skip_special_tokens)
+    new_list = partial(TokenLister, tokenizer, request.logprobs or 0, detokenizer.hidden_ids)
+    echoes = [_text(each, detokenizer) if request.echo else "" for each in request.prompts]
+    prompts = [
+        _PromptState(request, prompt, tokenizer, new_list, echo)
+        for prompt, echo in zip(running.prompts, echoes, strict=True)
+    ]
     chunks = CompletionAnswer(
         answer_id,
         running.model,
         serving.fingerprint,
-        tokenizer,
         sum(prompt.num_tokens for prompt in running.prompts),
-        [_ChoiceState(echo=echo) for echo in echoes for _ in range(running.params.n)],
+        [_ChoiceState(prompt) for prompt in prompts for _ in range(running.params.n)],
         running.has_logprobs,
     )
     async with aclosing(running.deltas) as deltas:
         async for delta in deltas:
+            if delta.prompt_logprobs:
+                await asyncio.to_thread(prompts[delta.index // running.params.n].take, delta.prompt_logprobs)
             chunk = chunks.to_chunk(delta)
             if chunk:
                 yield chunk | {"usage": chunks.usage} if request.repeats_usage else chunk
@@ -126,15 +165,18 @@ async def fold(chunks: AsyncIterable[CompletionChunk]) -> CompletionChunk:
         for piece in chunk["choices"]:
             before = choices.setdefault(piece["index"], {**piece, "text": "", "logprobs": None})
             before["text"] += piece["text"]
-            before["logprobs"] = _joined(before["logprobs"], piece["logprobs"])
+            _extend(before, piece["logprobs"])
             before["finish_reason"] = piece["finish_reason"]
     return answer | {"choices": [choices[index] for index in sorted(choices)]}
 
 
-def _joined(before: dict[str, list[Any]] | None, more: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
-    if before is None or more is None:
-        return before or more
-    return {name: before[name] + more[name] for name in before}
+def _extend(choice: dict[str, Any], more: Listed | None) -> None:
+    """Add lists to those of a choice."""
+    if choice["logprobs"] is None:
+        choice["logprobs"] = more
+    elif more is not None:
+        for name, values in more.items():
+            choice["logprobs"][name] += values
 
 
 async def completions(request: Request) -> Response:

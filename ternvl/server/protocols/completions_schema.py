@@ -12,7 +12,7 @@ from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.sampling import SamplingFields, TokenId
-from ternvl.server.schema.types import REFUSED, UNSUPPORTED, Integer, refuse
+from ternvl.server.schema.types import REFUSED, Integer, refuse
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for `max_tokens`, which only this endpoint has."""
@@ -49,6 +49,7 @@ class CompletionRequest(SamplingFields, FormFields):
 
     prompt: PromptField
     echo: bool | None = None
+    max_tokens: Annotated[Integer, Field(ge=0)] | None = None
     best_of: Integer | None = None
     logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
 
@@ -59,7 +60,15 @@ class CompletionRequest(SamplingFields, FormFields):
     @property
     def answer_limit(self) -> int:
         """The most tokens that an answer may have, 16 by default."""
-        return super().answer_limit or max(DEFAULT_MAX_TOKENS, self.least_tokens)
+        given = super().answer_limit
+        return max(DEFAULT_MAX_TOKENS, self.least_tokens) if given is None else given
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The most that `prompt_logprobs` and `echo` ask for. A prompt that has no answer is always scored."""
+        echoed = 0 if self.logprobs is None and self.max_tokens == 0 else self.logprobs
+        asked = (self.prompt_logprobs, echoed if self.echo else None)
+        return max((number for number in asked if number is not None), default=None)
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
@@ -81,6 +90,6 @@ class CompletionRequest(SamplingFields, FormFields):
     def _completion_fields_agree(self) -> Self:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise refuse("best_of", f"is {self.best_of}; only the {self.n or 1} of n is supported")
-        if self.echo and self.logprobs is not None:
-            raise refuse("echo", "together with logprobs is not supported", code=UNSUPPORTED)
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise refuse("max_tokens", "is 0, which is only allowed together with echo or prompt_logprobs")
         return self

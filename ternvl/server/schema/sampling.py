@@ -112,9 +112,11 @@ class TextRequest(SharedParameters):
 
     def to_params(self, defaults: SamplingParams) -> SamplingParams:
         """Return the sampling parameters: those of the request, and `defaults` for the others."""
-        given = {name: self._value(name, row) for name, row in _SHARED.items()}
-        given["max_tokens"] = self.answer_limit
-        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        return replace(defaults, **{name: value for name, value in self._given().items() if value is not None})
+
+    def _given(self) -> dict[str, Any]:
+        """Return the values of the sampling parameters; None if the request has none."""
+        return {name: self._value(name, row) for name, row in _SHARED.items()} | {"max_tokens": self.answer_limit}
 
     def _value(self, name: str, row: Parameter) -> Any:
         value = getattr(self, name)
@@ -141,6 +143,7 @@ class SamplingFields(TextRequest):
     n: Annotated[Integer, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[Integer, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    prompt_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     stream_options: StreamOptions | None = None
 
     @property
@@ -155,6 +158,11 @@ class SamplingFields(TextRequest):
         return None
 
     @property
+    def num_prompt_logprobs(self) -> int | None:
+        """`num_logprobs` for the tokens of the prompt."""
+        return self.prompt_logprobs
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -164,12 +172,14 @@ class SamplingFields(TextRequest):
         """Whether each chunk of a stream has the token counts so far, as in vLLM."""
         return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
-    def to_params(self, defaults: SamplingParams) -> SamplingParams:
-        """Return the sampling parameters with `n` and `logprobs`."""
-        return replace(super().to_params(defaults), n=self.n or 1, logprobs=self.num_logprobs)
+    def _given(self) -> dict[str, Any]:
+        more = {"n": self.n or 1, "logprobs": self.num_logprobs, "prompt_logprobs": self.num_prompt_logprobs}
+        return super()._given() | more
 
     @model_validator(mode="after")
-    def _streams_if_options(self) -> Self:
+    def _stream_fields_agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options", "is only allowed when stream is true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("prompt_logprobs", "is not supported when stream is true", code=UNSUPPORTED)
         return self

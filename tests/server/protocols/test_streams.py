@@ -94,6 +94,7 @@ def random_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
     }
     if path == "/v1/completions":
         body |= {"prompt": rng.choice([said, [said, "b"]]), "n": rng.choice([1, 2]), "echo": rng.choice([None, True])}
+        body["logprobs"] = rng.choice([None, 0, 2])
     elif path == "/v1/responses":
         body["input"] = said
     else:
