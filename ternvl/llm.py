@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        disable_additional_properties: bool = True,
         adapter: str | Sequence[str | None] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
@@ -157,13 +159,15 @@ class LLM:
 
         `tools`, `tool_choice` and `parallel_tool_calls` are OpenAI's. Calls are held to their tool's schema; only the
         last call of an answer that was cut may be incomplete. `params.grammar` is the form of the answers without
-        calls. Text between `<think>` and `</think>` at the beginning of an answer is its `reasoning`. The other
-        arguments and the errors are those of `generate`.
+        calls. `disable_additional_properties` is vLLM's: unless it is False, objects in calls and in forms have only
+        the properties that their schema lists, if it lists some and says nothing of others. Text between `<think>` and
+        `</think>` at the beginning of an answer is its `reasoning`. The other arguments and the errors are those of
+        `generate`.
         """
         is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
         several = is_list and bool(messages) and not isinstance(messages[0], Mapping | Message)
         conversations: Any = messages if several else [messages]
-        offered = Tools(tools, tool_choice, parallel_tool_calls)
+        offered = Tools(tools, tool_choice, parallel_tool_calls, disable_additional_properties)
         return self._answer(conversations, params, adapter, offered, progress)
 
     def generate(
@@ -191,6 +195,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        disable_additional_properties: bool = True,
         adapter: str | None = None,
     ) -> AnswerStream:
         """Answer a conversation as `chat` does, or a prompt as `generate` does, piece by piece.
@@ -198,7 +203,7 @@ class LLM:
         Returns an iterator of `Delta`s, whose `index` says to which of `params.n` answers they belong. They add up to
         what `chat` returns. Raises what `chat` raises.
         """
-        offered = Tools(tools, tool_choice, parallel_tool_calls)
+        offered = Tools(tools, tool_choice, parallel_tool_calls, disable_additional_properties)
         return self._answerer.stream(self._ask(messages, params, adapter, offered))
 
     async def astream(
@@ -209,16 +214,19 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        disable_additional_properties: bool = True,
         adapter: str | None = None,
     ) -> AsyncAnswerStream:
         """`stream` for an event loop, which is never blocked: `async for delta in await llm.astream(messages)`."""
-        ask = self._ask(messages, params, adapter, Tools(tools, tool_choice, parallel_tool_calls))
-        return await self._answerer.astream(ask)
+        offered = Tools(tools, tool_choice, parallel_tool_calls, disable_additional_properties)
+        return await self._answerer.astream(self._ask(messages, params, adapter, offered))
 
     def _ask(
         self, given: Conversation | Prompt, params: SamplingParams | None, adapter: str | None, tools: Tools
     ) -> Ask:
         (params,) = list_of(SamplingParams, self.default_params() if params is None else params, _PARAMS_RULE)
+        if params.grammar is not None and not tools.closed:
+            params = replace(params, grammar=replace(params.grammar, closed=False))
         if adapter is not None:
             self.adapters.known(adapter)
         if isinstance(given, Prompt):

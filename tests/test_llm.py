@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from ternvl.errors import (
     UnknownAdapterError,
 )
 from ternvl.model.internvl import InternVL
+from ternvl.params import Grammar
 from ternvl.prompt.messages import Message
 from ternvl.types import FinishReason, Prompt
 from tests.engine.tiny import CONFIG, make_model
@@ -339,6 +341,29 @@ def test_threads_and_event_loops_share_an_llm(llm: LLM) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(16))) == [expected] * 16
     assert not llm.engine.has_work
+
+
+def test_unlisted_properties_are_generated_only_on_request(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    called: dict[str, Any] = {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    (comma,) = tiny_tokenizer().encode_text(",")
+    params = SamplingParams(temperature=0, max_tokens=60, logit_bias={comma: 100})
+    form = replace(params, grammar=Grammar.of("json_schema", schema))
+
+    def text(params: SamplingParams, **options: Any) -> str:
+        with llm.stream(QUESTION, params, **options) as stream:
+            assert len(list(stream)) > 0
+        (output,) = llm.chat(QUESTION, params, **options)
+        assert output.token_ids == stream.output.token_ids
+        return output.tool_calls[0].arguments if output.tool_calls else output.text
+
+    for asked, options in ((params, called), (form, {})):
+        assert json.loads(text(asked, **options)).keys() == {"a"}
+        assert "," in text(asked, disable_additional_properties=False, **options)
 
 
 def test_an_error_of_a_stream_comes_before_its_first_delta(llm: LLM) -> None:

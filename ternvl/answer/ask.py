@@ -13,6 +13,7 @@ from ternvl.lora.adapter import Adapter
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message
+from ternvl.sampling.call_rules import CallRules
 from ternvl.sampling.grammar import CompiledGrammar, GrammarCompiler
 from ternvl.sampling.tools import Tools
 from ternvl.types import Prompt
@@ -90,6 +91,14 @@ class PreparedAsk:
         if form is None or self.grammar is None:
             return []
         return [path if form.kind == "tools" else form.param + path for path in self.grammar.unenforced]
+
+    @property
+    def call_rules(self) -> CallRules | None:
+        """The rules of tools' schemas that calls are checked against once they are complete; None if there are none."""
+        form = self.params.grammar
+        if form is None or form.kind != "tools" or not self.unenforced:
+            return None
+        return CallRules(form, self.unenforced)
 
     def requests(self, answer_id: str, adapter: Adapter | None = None) -> list[Request]:
         """Return one request for each of the n choices, called `answer_id`-0, `answer_id`-1 and so on.

@@ -66,12 +66,12 @@ class AskBatch:
         return [fold.output() for fold in folds]
 
     def _choices(self, ask: PreparedAsk, fold: Fold, answer_id: str) -> list[_Choice]:
-        names, split = ask.ask.tools.names, ask.splits_reasoning
+        names, split, rules = ask.ask.tools.names, ask.splits_reasoning, ask.call_rules
         return [
             _Choice(
                 request,
                 ask.ask.adapter,
-                ChoiceDecoder(index, self._tokenizer, request.params, names, split_reasoning=split),
+                ChoiceDecoder(index, self._tokenizer, request.params, names, split_reasoning=split, rules=rules),
                 fold,
             )
             for index, request in enumerate(ask.requests(answer_id))
@@ -128,7 +128,7 @@ class AskBatch:
         return self._add(choice, item)
 
     def _add(self, choice: _Choice, output: TokenOutput) -> bool:
-        delta = choice.decoder.decode(output)
+        delta = choice.decoder.check(choice.decoder.decode(output))
         choice.fold.add(delta)
         if delta.finish_reason is None:
             return False

@@ -1,17 +1,19 @@
 """Tokens of an answer to deltas: what every door hands on, whatever its protocol.
 
 tokens -> Detokenizer -> StopStrings -> ReasoningParser -> ToolCallParser -> Delta, one line for each choice, merged in
-the order in which the engine gives them.
+the order in which the engine gives them. The last delta of a choice says which rules of schemas its calls break.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ternvl.answer.ask import PreparedAsk
+from ternvl.answer.checks import BrokenRule, CallChecks
 from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.output.detokenizer import Detokenizer
@@ -20,6 +22,7 @@ from ternvl.output.stop import StopStrings
 from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.sampling.call_rules import CallRules
 from ternvl.types import FinishReason, PromptLogprobs, TokenLogprobs, TokenOutput
 
 
@@ -64,6 +67,10 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     """The stop string that ended the choice, if one did."""
+    broken_rules: tuple[BrokenRule, ...] = ()
+    """Rules that the grammar does not enforce and that calls of the choice break; only in its last delta."""
+    unchecked_rules: tuple[str, ...] = ()
+    """Paths of such rules that could not be checked; only in its last delta."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,14 +88,19 @@ class ChoiceDecoder:
         tool_names: Collection[str] = (),
         *,
         split_reasoning: bool = False,
+        rules: CallRules | None = None,
     ) -> None:
-        """Tool calls are parsed if there are `tool_names`; the answer is then drawn under the tools' grammar."""
+        """Tool calls are parsed if there are `tool_names`; the answer is then drawn under the tools' grammar.
+
+        `rules` are those that the grammar does not enforce.
+        """
         self._index = index
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
         self._tool_calls = ToolCallParser(tool_names) if tool_names else None
         self._reasoning = ReasoningParser() if split_reasoning else None
         self._logprobs = _LogprobQueue()
+        self._checks = CallChecks(rules) if rules else None
 
     def decode(self, output: TokenOutput) -> Delta:
         """Return what an output adds. Raises UnavailableError if the engine gave the request up."""
@@ -102,12 +114,15 @@ class ChoiceDecoder:
         listed = self._logprobs.take(len(text), rest=is_last and not self._stop.stopped)
         reasoning, text = self._split_reasoning(text, final=is_last)
         pieces = self._split_calls(text, final=is_last)
+        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta))
+        if self._checks is not None:
+            self._checks.add(calls)
         return Delta(
             index=self._index,
             token_ids=output.token_ids[:num_tokens],
             reasoning=reasoning,
             text="".join(piece.text for piece in pieces if isinstance(piece, TextDelta)),
-            tool_calls=tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta)),
+            tool_calls=calls,
             token_logprobs=output.logprobs[:num_tokens],
             logprobs=tuple(each for each in listed if each[0] not in self._detokenizer.hidden_ids),
             all_logprobs=(*listed, output.stop) if output.stop is not None and not self._stop.stopped else listed,
@@ -116,6 +131,20 @@ class ChoiceDecoder:
             finish_reason=self._finish_reason(finish_reason),
             stop_string=self._stop.found,
         )
+
+    def must_check(self, delta: Delta) -> bool:
+        """Whether `check` has something to add to a delta."""
+        return self._checks is not None and delta.finish_reason is not None
+
+    def check(self, delta: Delta) -> Delta:
+        """Return the choice's last delta with the rules that its calls break, any other delta as it is.
+
+        It may take as long as `CallChecks.result`.
+        """
+        if self._checks is None or delta.finish_reason is None:
+            return delta
+        broken, unchecked = self._checks.result()
+        return replace(delta, broken_rules=broken, unchecked_rules=unchecked)
 
     def _text(self, output: TokenOutput) -> tuple[str, int]:
         """The text of the new tokens as far as it may be shown, and the number of tokens up to a stop string's end."""
@@ -179,8 +208,10 @@ class Choices:
     """The choices of some requests that are answered together; request i is choice i."""
 
     def __init__(self, decoders: Mapping[str, ChoiceDecoder], abort: Callable[[str], None]) -> None:
-        """`decoders` are by request id; `abort` ends a request that its stop string has ended."""
+        """`decoders` are by request id, in the order of the choices; `abort` ends a request that its stop string has
+        ended."""
         self._decoders = dict(decoders)
+        self._of_choice = list(decoders.values())
         self._abort = abort
 
     @classmethod
@@ -190,6 +221,7 @@ class Choices:
         """The choices of prepared asks, each beside its requests."""
         decoders: dict[str, ChoiceDecoder] = {}
         for ask, requests in groups:
+            rules = ask.call_rules
             for request in requests:
                 decoders[request.id] = ChoiceDecoder(
                     len(decoders),
@@ -197,6 +229,7 @@ class Choices:
                     request.params,
                     ask.ask.tools.names,
                     split_reasoning=ask.splits_reasoning,
+                    rules=rules,
                 )
         return cls(decoders, abort)
 
@@ -217,6 +250,14 @@ class Choices:
                 self._abort(output.request_id)
         return delta
 
+    def must_check(self, delta: Delta) -> bool:
+        """Whether `check` has something to add to a delta."""
+        return self._of_choice[delta.index].must_check(delta)
+
+    def check(self, delta: Delta) -> Delta:
+        """Return what `ChoiceDecoder.check` of the delta's choice returns."""
+        return self._of_choice[delta.index].check(delta)
+
 
 async def generate(
     service: Submitter, requests: Sequence[Request], choices: Choices, *, deadline: float | None = None
@@ -229,7 +270,7 @@ async def generate(
     async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:
         async for output in outputs:
             if (delta := choices.decode(output)) is not None:
-                yield delta
+                yield await asyncio.to_thread(choices.check, delta) if choices.must_check(delta) else delta
             if choices.have_ended:
                 return
     raise EngineError("The engine ended the answer without a reason.")
@@ -240,7 +281,7 @@ def generate_on_thread(service: Submitter, requests: Sequence[Request], choices:
     with closing(service.outputs(*requests)) as outputs:
         for output in outputs:
             if (delta := choices.decode(output)) is not None:
-                yield delta
+                yield choices.check(delta)
             if choices.have_ended:
                 return
     raise EngineError("The engine ended the answer without a reason.")

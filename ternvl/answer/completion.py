@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import dataclass, field
 
 from ternvl.answer.ask import PreparedAsk
+from ternvl.answer.checks import BrokenRule, append_piece, in_words
 from ternvl.answer.choice import Delta
-from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.messages import ToolCall
 from ternvl.types import FinishReason, Prompt, PromptLogprobs, TokenLogprobs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Completion:
     """`text` does not contain them."""
     reasoning: str = ""
     """What the model wrote between `<think>` and `</think>` before its answer; `text` does not contain it."""
+    broken_rules: tuple[BrokenRule, ...] = ()
+    """Rules of tools' schemas that decoding does not enforce and that calls of the answer break."""
+    unchecked_rules: tuple[str, ...] = ()
+    """Paths of such rules that could not be checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ class _Pieces:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    broken_rules: tuple[BrokenRule, ...] = ()
+    unchecked_rules: tuple[str, ...] = ()
 
     def add(self, delta: Delta) -> None:
         self.text.append(delta.text)
@@ -80,14 +89,9 @@ class _Pieces:
         self.token_ids += delta.token_ids
         self.logprobs += delta.token_logprobs
         self.finish_reason = delta.finish_reason
-        for call in delta.tool_calls:
-            self._add_call(call)
-
-    def _add_call(self, call: ToolCallDelta) -> None:
-        if call.name is not None:
-            self.calls.append(ToolCall(call.id or "", call.name, call.arguments))
-        else:
-            self.calls[-1] = replace(self.calls[-1], arguments=self.calls[-1].arguments + call.arguments)
+        self.broken_rules, self.unchecked_rules = delta.broken_rules, delta.unchecked_rules
+        for piece in delta.tool_calls:
+            append_piece(self.calls, piece)
 
     def completion(self, index: int, *, with_logprobs: bool) -> Completion:
         assert self.finish_reason is not None, "the choice has not ended"
@@ -99,6 +103,8 @@ class _Pieces:
             tuple(self.logprobs) if with_logprobs else None,
             tuple(self.calls),
             "".join(self.reasoning),
+            self.broken_rules,
+            self.unchecked_rules,
         )
 
 
@@ -115,6 +121,8 @@ class Fold:
         """Add the next delta of any choice."""
         self._choices[delta.index].add(delta)
         self._prompt_logprobs = self._prompt_logprobs or delta.prompt_logprobs or None
+        if delta.broken_rules or delta.unchecked_rules:
+            logger.warning(in_words(delta.broken_rules, delta.unchecked_rules).rstrip())
 
     def output(self) -> RequestOutput:
         """Return the answers. To be called once every choice has had its last delta."""

@@ -24,7 +24,7 @@ _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
 _OBJECT = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
 
-_DIALECT = re.compile(r"https?://json-schema\.org/draft(-0[467]|/2019-09|/2020-12)/schema#?")
+DIALECT = re.compile(r"https?://json-schema\.org/draft(-0[467]|/2019-09|/2020-12)/schema#?")
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _RETRIES = (
@@ -46,14 +46,14 @@ def prepare(schema: Any, *, closed: bool, lenient: bool) -> list[str]:
     """
     if not isinstance(schema, dict):
         return []
-    nodes = list(_nodes(schema))
+    nodes = list(subschemas(schema))
     dropped = [f"{path}.{name}" for path, node in nodes for name in _reduce(node, lenient)]
     if closed:
         _close([node for _, node in nodes], schema)
     return dropped + (_retry(nodes, schema) if lenient else [])
 
 
-def _nodes(root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def subschemas(root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the path and the value of every subschema, among them the targets of references, each once."""
     queue: list[tuple[str, Any]] = [("", root)]
     seen: set[int] = set()
@@ -82,7 +82,7 @@ def _reduce(node: dict[str, Any], lenient: bool) -> list[str]:
     """Drop the rules of one subschema that need not or cannot be enforced; return the names of the latter."""
     for name in [name for name in node if name in ANNOTATIONS or (name in UNENFORCED and _is_idle(node, name))]:
         del node[name]
-    if isinstance(node.get("$schema"), str) and not _DIALECT.fullmatch(node["$schema"]):
+    if isinstance(node.get("$schema"), str) and not DIALECT.fullmatch(node["$schema"]):
         del node["$schema"]
     _reduce_unevaluated(node)
     dropped = _reduce_format(node, lenient)

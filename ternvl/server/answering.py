@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+from ternvl.answer import checks
 from ternvl.answer.ask import Ask, PreparedAsk
 from ternvl.answer.choice import Choices, Delta, generate
 from ternvl.engine.request import check_params
 from ternvl.errors import RequestError
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.params import SamplingParams
+from ternvl.server.request_id import in_words
 from ternvl.server.schema.fields import ignored_header
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.serving import Serving
@@ -24,6 +26,8 @@ from ternvl.types import Prompt
 logger = logging.getLogger("ternvl.server")
 
 UNENFORCED_SCHEMA = "x-ternvl-unenforced-schema"
+BROKEN_SCHEMA = "x-ternvl-broken-schema"
+UNCHECKED_SCHEMA = "x-ternvl-unchecked-schema"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ async def answer(
     _check_listed(ready, serving.config.max_answer_tokens)
     _name_unenforced(request, ready[0].unenforced)
     prompts = [each.prompt for each in ready]
-    deltas = meter.watch(_deltas(serving, ready, answer_id, deadline), sum(prompt.num_tokens for prompt in prompts))
+    generated = _naming_broken(request, _deltas(serving, ready, answer_id, deadline))
+    deltas = meter.watch(generated, sum(prompt.num_tokens for prompt in prompts))
     return InFlightAnswer(chosen.name, prompts, ready[0].params, deltas)
 
 
@@ -96,7 +101,25 @@ def _name_unenforced(request: TextRequest, paths: list[str]) -> None:
     """Name the rules of schemas that are not enforced in a header of the answer and in the log."""
     if paths:
         request.answer_headers[UNENFORCED_SCHEMA] = ignored_header(paths)
-        logger.warning("Rules of a request's schemas are not enforced: %s", request.answer_headers[UNENFORCED_SCHEMA])
+        shown = request.answer_headers[UNENFORCED_SCHEMA]
+        logger.warning("Rules of a request's schemas are not enforced: %s%s", shown, in_words())
+
+
+async def _naming_broken(request: TextRequest, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+    """Yield deltas, and name the rules of schemas that their calls break in headers of the answer and in the log.
+
+    The headers of a stream are sent before, so a stream has them in the log alone.
+    """
+    broken, unchecked = list[str](), dict[str, None]()
+    async with aclosing(deltas):
+        async for delta in deltas:
+            if delta.broken_rules or delta.unchecked_rules:
+                logger.warning(checks.in_words(delta.broken_rules, delta.unchecked_rules).rstrip() + in_words())
+                broken += map(str, delta.broken_rules)
+                unchecked |= dict.fromkeys(delta.unchecked_rules)
+                named = {BROKEN_SCHEMA: broken, UNCHECKED_SCHEMA: list(unchecked)}
+                request.answer_headers.update({name: ignored_header(each) for name, each in named.items() if each})
+            yield delta
 
 
 def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ternvl.config import ServerConfig
 from ternvl.server import request_id
-from ternvl.server.answering import UNENFORCED_SCHEMA
+from ternvl.server.answering import BROKEN_SCHEMA, UNCHECKED_SCHEMA, UNENFORCED_SCHEMA
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
 from ternvl.server.guard.auth import BearerAuth
@@ -25,6 +25,8 @@ from ternvl.server.serving import Serving
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
+
+_OWN_HEADERS = (IGNORED_FIELDS, UNENFORCED_SCHEMA, BROKEN_SCHEMA, UNCHECKED_SCHEMA)
 
 
 def create_app(llm: LLM, config: ServerConfig) -> Starlette:
@@ -70,7 +72,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[IGNORED_FIELDS, UNENFORCED_SCHEMA, request_id.HEADER, "Retry-After"],
+                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After"],
             )
         )
     if config.api_key or config.admin_key:

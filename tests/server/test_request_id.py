@@ -50,6 +50,8 @@ def test_refusals_of_the_middleware_have_an_id_and_web_pages_may_read_it() -> No
     assert exposed == {
         "x-ternvl-ignored-fields",
         "x-ternvl-unenforced-schema",
+        "x-ternvl-broken-schema",
+        "x-ternvl-unchecked-schema",
         "x-request-id",
         "retry-after",
     }

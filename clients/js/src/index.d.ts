@@ -5,7 +5,19 @@ export interface TextPart {
 
 export interface ImagePart {
   type: "image_url";
-  image_url: { url: string; detail?: "auto" | "low" | "high" };
+  image_url: {
+    url: string;
+    detail?: "auto" | "low" | "high" | "original" | null;
+    /** The fewest and the most tiles of this image, from 1 to 40. */
+    min_dynamic_patch?: number | null;
+    max_dynamic_patch?: number | null;
+  };
+}
+
+/** A refusal in an earlier answer, which counts as text. */
+export interface RefusalPart {
+  type: "refusal";
+  refusal: string;
 }
 
 export interface ToolCall {
@@ -14,11 +26,38 @@ export interface ToolCall {
   function: { name: string; arguments: string };
 }
 
-export type Message =
-  | { role: "system"; content: string | TextPart[] }
-  | { role: "user"; content: string | (TextPart | ImagePart)[] }
-  | { role: "assistant"; content?: string | TextPart[] | null; tool_calls?: ToolCall[] }
-  | { role: "tool"; content: string | TextPart[]; tool_call_id: string };
+/** Instructions. Both roles mean the same. */
+export interface SystemMessage {
+  role: "system" | "developer";
+  content: string | TextPart[];
+  name?: string | null;
+}
+
+export interface UserMessage {
+  role: "user";
+  content: string | (TextPart | ImagePart)[];
+  name?: string | null;
+}
+
+/** An earlier answer, which may be sent back as it was. */
+export interface AssistantMessage {
+  role: "assistant";
+  content?: string | (TextPart | RefusalPart)[] | null;
+  refusal?: string | null;
+  reasoning_content?: string | null;
+  tool_calls?: ToolCall[] | null;
+  name?: string | null;
+}
+
+/** The result of a tool call, as text and images. */
+export interface ToolMessage {
+  role: "tool";
+  content: string | (TextPart | ImagePart)[] | null;
+  tool_call_id: string;
+  name?: string | null;
+}
+
+export type Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage;
 
 export interface ToolDefinition {
   type: "function";

@@ -34,6 +34,7 @@ _ERRORS = {
     401: "The key is missing or wrong.",
     403: "Loading, unloading or uploading adapters is not allowed.",
     404: "The model is not served.",
+    405: "The request has a method that the path does not support.",
     408: "The body did not arrive in time.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
@@ -42,6 +43,8 @@ _ERRORS = {
     503: "The server is stopping, or is not ready.",
     504: "The answer took longer than the server allows.",
 }
+
+_ALLOW = {"description": "The methods that the path supports.", "schema": {"type": "string"}, "required": True}
 
 
 @cache
@@ -137,6 +140,7 @@ def _answer(operation: Operation, schemas: dict[Any, dict[str, Any]], example: d
 def _errors(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     error = {JSON: {"schema": schemas[_ERROR_TYPES[operation.error_shape]]}}
     errors = {str(status): {"description": _ERRORS[status], "content": error} for status in _statuses(operation)}
+    errors["405"]["headers"] = {"Allow": _ALLOW}
     if operation.path in ("/health", "/ready"):  # their 503 has the shape of their 200
         content = {JSON: {"schema": schemas[operation.answer]}}
         errors["503"] = {"description": _ERRORS[503], "content": content}
@@ -145,7 +149,7 @@ def _errors(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[st
 
 def _statuses(operation: Operation) -> list[int]:
     """Return the error statuses of an endpoint."""
-    statuses = {500} if operation.access == "open" else {401, 500}
+    statuses = {405, 500} if operation.access == "open" else {401, 405, 500}
     if "{id}" in operation.path:
         statuses |= {404}
     if operation.request:

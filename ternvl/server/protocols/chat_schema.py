@@ -80,21 +80,27 @@ AssistantContent = Annotated[
 ]
 
 
-class SystemMessage(Schema):
+class NamedMessage(Schema):
+    """A message that may have the name of its participant, which stays out of the prompt: the template has no place."""
+
+    name: str | None = None
+
+
+class SystemMessage(NamedMessage):
     """A system message: instructions as text."""
 
     role: Literal["system"]
     content: TextContent
 
 
-class DeveloperMessage(Schema):
+class DeveloperMessage(NamedMessage):
     """A system message under OpenAI's newer name."""
 
     role: Literal["developer"]
     content: TextContent
 
 
-class UserMessage(Schema):
+class UserMessage(NamedMessage):
     """A user message: text and images."""
 
     role: Literal["user"]
@@ -116,7 +122,7 @@ class AssistantToolCall(Schema):
     function: CalledFunction
 
 
-class AssistantMessage(Schema):
+class AssistantMessage(NamedMessage):
     """An assistant message: text, or tool calls with or without text. The prompt leaves its reasoning out."""
 
     role: Literal["assistant"]
@@ -134,7 +140,7 @@ class AssistantMessage(Schema):
         return self
 
 
-class ToolMessage(Schema):
+class ToolMessage(NamedMessage):
     """A tool message: the result of a tool call, as text and images."""
 
     role: Literal["tool"]

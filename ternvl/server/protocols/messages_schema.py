@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
@@ -37,6 +37,15 @@ class CustomTool(Schema):
 
 class AnthropicToolChoice(Schema):
     """The choice between an answer and calls of tools."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["auto", "any", "none"]}}},
+                {"required": ["name"], "properties": {"name": {"type": "string"}}},
+            ]
+        }
+    )
 
     type: Literal["auto", "any", "tool", "none"]
     name: NonEmpty | None = None
@@ -116,6 +125,7 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
             [_tool(tool) for tool in self.tools or []],
             "auto" if choice is None else _tool_choice(choice),
             not (choice and choice.disable_parallel_tool_use),
+            self.closes_objects,
             schema_path="tools[{index}].input_schema",
             name_path="tool_choice.name",
         )

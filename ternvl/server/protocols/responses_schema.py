@@ -161,6 +161,7 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
             [_function(**tool.model_dump(exclude={"type"}, exclude_none=True)) for tool in self.tools or []],
             choice,
             self.parallel_tool_calls is not False,
+            self.closes_objects,
             schema_path="tools[{index}].parameters",
             name_path="tool_choice.name" if getattr(self.tool_choice, "name", None) else "tool_choice.function.name",
         )

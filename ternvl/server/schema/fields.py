@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from ternvl.errors import RequestError
-from ternvl.server.schema.known import KNOWN_FIELDS, LABELS
+from ternvl.server.schema.known import CACHE_ADVICE, KNOWN_FIELDS, LABELS
 from ternvl.server.schema.types import REFUSED, TAG_MARK, UNSUPPORTED, Schema
 
 T = TypeVar("T", bound=Schema)
@@ -59,6 +59,7 @@ def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) ->
     _check_known(body, known)
     request = validate(schema, body)
     ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | LABELS]
+    ignored = [path for path in ignored if path.rpartition(".")[2] not in CACHE_ADVICE]
     if ignored and strict:
         path = _path([ignored[0]])
         raise RequestError(f"{path} is an unknown field, which this server refuses.", param=path, code="unknown_field")
@@ -74,10 +75,10 @@ def validate(schema: type[T], value: Any) -> T:
 
 
 def ignored_header(paths: list[str]) -> str:
-    """Return the value of `x-ternvl-ignored-fields`: percent-encoded paths, cut at about 1,000 characters."""
+    """Return the value of a header such as `x-ternvl-ignored-fields`: percent-encoded paths, about 1,000 characters."""
     value = ""
     for path in paths:
-        encoded = quote(path, safe=".[]")
+        encoded = quote(path, safe=".[]:")
         if len(value) + len(encoded) > _MAX_HEADER:
             return value + ",..."
         value += "," * bool(value) + encoded

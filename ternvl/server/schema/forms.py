@@ -143,7 +143,7 @@ class FormFields(Schema):
 
     @property
     def closes_objects(self) -> bool:
-        """Whether objects have only the properties that their schema lists, as in `Grammar.closed`."""
+        """Whether objects have only the properties that their schema lists, in forms and in the arguments of calls."""
         return self.structured_outputs is None or self.structured_outputs.disable_additional_properties is not False
 
     def to_grammar(self) -> Grammar | None:

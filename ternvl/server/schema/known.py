@@ -173,3 +173,6 @@ LABELS = frozenset(
     }
 )
 """Fields that label a request or advise how it is cached, and that by their definition do not change the answer."""
+
+CACHE_ADVICE = frozenset({"cache_control", "prompt_cache_breakpoint"})
+"""Fields within a request, such as those of parts of messages, that advise how it is cached."""

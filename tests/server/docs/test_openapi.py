@@ -52,6 +52,21 @@ def test_the_openapi_document_tells_of_every_route(http: httpx.Client) -> None:
     assert len(set(ids)) == len(OPERATIONS)
 
 
+@pytest.mark.parametrize("path", sorted({each.path for each in OPERATIONS}))
+def test_a_method_that_is_not_described_is_answered_as_described(http: httpx.Client, path: str) -> None:
+    told = document(OPERATIONS)
+    described = {method: each["responses"]["405"] for method, each in told["paths"][path].items()}
+    supported = {method.upper() for method in described} | ({"HEAD"} if "get" in described else set())
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - supported:
+        response = http.request(method, path.replace("{id}", "tiny"))
+        assert response.status_code == 405, method
+        assert set(response.headers["Allow"].split(", ")) == supported
+        for each in described.values():
+            schema = each["content"]["application/json"]["schema"]
+            jsonschema.Draft202012Validator(schema | {"components": told["components"]}).validate(response.json())
+            assert each["headers"]["Allow"]["required"]
+
+
 SHOWN = [each for each in OPERATIONS if each.request and each.name in load_examples()]
 
 

@@ -28,6 +28,7 @@ _CONFIG = SchemathesisConfig.from_dict(
     {
         "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "403", "404"]}},
         "phases": {"coverage": {"enabled": False}},
+        "request-timeout": 60,  # seconds, for machines that are busy with other work
     }
 )
 _API = schemathesis.openapi.from_dict(document(OPERATIONS), config=_CONFIG)

@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 
 from ternvl.llm import LLM
+from tests.fakes import tiny_tokenizer
 from tests.server.calling import CHAT, HI, PARAMETERS, ask, tool
 from tests.server.fakes import serving, tiny_llm
 
@@ -173,14 +174,44 @@ def test_rules_that_are_not_enforced_are_named_in_a_header(client: httpx.Client)
     assert "uniqueItems" in strict.json()["error"]["message"]
 
 
-def test_arguments_have_unlisted_properties_only_on_request(client: httpx.Client) -> None:
-    fields = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 2, "max_tokens": 60}
-    tools = [tool("f", {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})]
-    closed = [ask(client, **fields, tools=tools, seed=seed) for seed in range(4)]
-    assert {choice["finish_reason"] for choice in closed} == {"tool_calls"}
-    opened = {"structured_outputs": {"disable_additional_properties": False}}
-    texts = [ask(client, **fields, **opened, tools=tools, seed=seed) for seed in range(8)]
-    assert any("," in choice["message"]["tool_calls"][0]["function"]["arguments"] for choice in texts)
+LISTED = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+CALLS: dict[str, dict[str, Any]] = {
+    CHAT: {**HI, "tools": [tool("f", LISTED)], "tool_choice": "required", "parallel_tool_calls": False},
+    "/v1/responses": {
+        "input": "hi",
+        "tools": [{"type": "function", "name": "f", "parameters": LISTED}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    },
+    "/v1/messages": {
+        **HI,
+        "tools": [{"name": "f", "input_schema": LISTED}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    },
+}
+
+
+def _arguments(answer: dict[str, Any]) -> Any:
+    return answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+
+
+@pytest.mark.parametrize("path", CALLS)
+def test_arguments_have_unlisted_properties_only_on_request(client: httpx.Client, path: str) -> None:
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+
+    bias = {str(token_id): 100 for token_id in tiny_tokenizer().encode_text(",")}
+
+    def arguments(**more: Any) -> Any:
+        body = {**CALLS[path], limit: 60, "temperature": 0, "logit_bias": bias, "stream": path == "/v1/messages"} | more
+        response = client.post(path, json=body)
+        if body["stream"]:  # `input` of a call that is cut lacks what was not complete
+            events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: ")]
+            return "".join(event.get("delta", {}).get("partial_json", "") for event in events)
+        answer = response.json()
+        return answer["output"][0]["arguments"] if "output" in answer else _arguments(answer)
+
+    assert json.loads(arguments()).keys() == {"a"}
+    assert "," in arguments(structured_outputs={"disable_additional_properties": False})
 
 
 UNSERVED_FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}

@@ -34,13 +34,25 @@ def test_the_body_must_be_an_object(body: Any, kind: str) -> None:
 
 
 def test_unknown_fields_are_reported_with_their_path_and_refused_when_strict() -> None:
-    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
-    body = {"messages": [{"role": "user", "content": [part], "name": "bob"}], "colour": 1, "nothing": None}
+    part = {"type": "text", "text": "a", "size": 3}
+    body = {"messages": [{"role": "user", "content": [part], "mood": "good"}], "colour": 1, "nothing": None}
     _, ignored = parse_chat(body)
-    assert sorted(ignored) == ["colour", "messages[0].content[0].cache_control", "messages[0].name"]
+    assert sorted(ignored) == ["colour", "messages[0].content[0].size", "messages[0].mood"]
     with pytest.raises(RequestError) as refusal:
         parse_chat(body, strict=True)
     assert (refusal.value.param, refusal.value.code) == ("colour", "unknown_field")
+
+
+def test_names_and_advice_on_caching_within_messages_are_accepted() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "prompt_cache_breakpoint": {}}
+    turns = [{"role": role, "content": "a", "name": "bob"} for role in ("system", "developer", "user", "assistant")]
+    turns += [{"role": "user", "content": [part], "name": ""}]
+    turns += [{"role": "tool", "content": "a", "tool_call_id": "1", "name": "look"}]
+    assert parse_chat({"messages": turns}, strict=True)[1] == []
+    for turn in turns:
+        with pytest.raises(RequestError) as refusal:
+            parse_chat({"messages": [turn | {"name": 3}]})
+        assert refusal.value.param == "messages[0].name"
 
 
 UNSUPPORTED = [
@@ -80,7 +92,7 @@ def test_ignored_header_holds_nothing_but_header_characters() -> None:
     value = ignored_header(["a.b[0]", "evil\r\nSet-Cookie: x", "é,", *["long" * 50] * 40])
     assert value.isascii()
     assert value.isprintable()
-    assert value.startswith("a.b[0],evil%0D%0ASet-Cookie%3A%20x,%C3%A9%2C,")
+    assert value.startswith("a.b[0],evil%0D%0ASet-Cookie:%20x,%C3%A9%2C,")
     assert len(value) < 1_100
 
 

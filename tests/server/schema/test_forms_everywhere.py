@@ -11,6 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.fakes import tiny_tokenizer
+
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {
     "type": "object",
@@ -119,6 +121,16 @@ def test_two_forms_are_refused_with_both_names(http: httpx.Client, path: str, ow
 def test_completions_call_no_tools(http: httpx.Client, fields: dict[str, Any]) -> None:
     response = http.post("/v1/completions", json={**BODIES["/v1/completions"], **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, next(iter(fields)))
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_form_has_unlisted_properties_only_on_request(http: httpx.Client, path: str) -> None:
+    listed = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    bias = {str(token_id): 100 for token_id in tiny_tokenizer().encode_text(",")}
+    body = {**BODIES[path], "guided_json": listed, "temperature": 0, "logit_bias": bias}
+    assert json.loads(text_of(http.post(path, json=body).json())).keys() == {"a"}
+    body["structured_outputs"] = {"disable_additional_properties": False}
+    assert "," in text_of(http.post(path, json=body).json())
 
 
 def image_uri(width: int, height: int) -> str:

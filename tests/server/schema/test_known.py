@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import httpx
 import pytest
+from openai.types import chat
 
 from ternvl.server.operations import OPERATIONS
 from tests.server.schema import documented
@@ -170,3 +172,27 @@ def test_contradictory_conversations_to_tokenize_are_refused(
     response = http.post("/tokenize", json=body)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+def fields_of(kind: Any) -> dict[str, Any]:
+    """The keys of a client library's type of messages and of their parts, with their types."""
+    return typing.get_type_hints(kind)
+
+
+@pytest.mark.parametrize("kind", typing.get_args(chat.ChatCompletionMessageParam))
+def test_a_documented_field_of_a_message_is_held_to_or_refused(http: httpx.Client, kind: Any) -> None:
+    role = typing.get_args(fields_of(kind)["role"])[0]
+    message = (
+        {"role": role, "content": "hi", "tool_call_id": "1"} if role == "tool" else {"role": role, "content": "hi"}
+    )
+    for name in sorted(fields_of(kind).keys() - {"role", "content", "tool_call_id"}):
+        answers = [post(http, CHAT, {"messages": [message | {name: value}], "max_tokens": 1}) for value in JUNK]
+        assert any(answer.status_code == 400 for answer in answers), name
+        ignored = [answer.headers.get("x-ternvl-ignored-fields", "") for answer in answers]
+        assert not any(f".{name}" in each for each in ignored), (name, ignored)
+
+
+def test_a_name_does_not_change_the_prompt(http: httpx.Client) -> None:
+    named = [{**USER, "name": "bob"}]
+    answers = [post(http, "/tokenize", {"messages": messages}).json() for messages in ([USER], named)]
+    assert answers[0]["tokens"] == answers[1]["tokens"]
