@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-_T = TypeVar("_T")
+from ternvl.access import AccessConfig
+from ternvl.setting import setting
 
 OFFICIAL_SYSTEM_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -101,16 +101,6 @@ class ModelConfig:
         return int(self.vision.hidden_size / self.downsample_ratio**2)
 
 
-def setting(default: _T, help: str, *, env: str | None = None, secret: bool = False) -> _T:
-    """Return a dataclass field that is also a flag of the command line.
-
-    `help` is the flag's text in `--help`, `env` an environment variable that may set it. A secret is left out of the
-    configuration's `repr`.
-    """
-    metadata = {"help": help} if env is None else {"help": help, "env": env}
-    return field(default=default, repr=not secret, metadata=metadata)
-
-
 @dataclass(frozen=True, slots=True)
 class LoadingConfig:
     """How a model is loaded. The fields are flags of the command line."""
@@ -166,6 +156,9 @@ class EngineConfig:
         7, "The most tokens that a step guesses, less one for each further token that the step computes."
     )
     max_queue: int = setting(256, "The most requests that may wait; further requests are refused with 429.")
+    max_queue_wait: float | None = setting(
+        None, "The most seconds that a request may be expected to wait; others are refused with 429; by default any."
+    )
     seed: int = setting(0, "The seed of requests that have none.")
     max_loras: int = setting(
         8, "The most LoRA adapters in memory; the least recently used one is read again when it is needed."
@@ -193,19 +186,13 @@ class ImageLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConfig:
+class ServerConfig(AccessConfig):
     """How the HTTP server behaves. The fields are flags of the command line."""
 
     host: str = setting("127.0.0.1", "The address to listen on; 0.0.0.0 opens the server to the network.")
     port: int = setting(8000, "The port to listen on; 0 takes a free one.")
     served_model_name: tuple[str, ...] = setting(
         (), "The name of the model in requests and answers; by default its own name (repeatable)."
-    )
-    api_key: str | None = setting(
-        None, "The key that clients must send as a bearer token.", env="TERNVL_API_KEY", secret=True
-    )
-    admin_key: str | None = setting(
-        None, "The key for loading, unloading and uploading LoRA adapters.", env="TERNVL_ADMIN_KEY", secret=True
     )
     lora: tuple[str, ...] = setting(
         (),
@@ -214,6 +201,9 @@ class ServerConfig:
     )
     lora_dir: Path | None = setting(
         None, "A folder with one subfolder for each LoRA adapter, named like it; uploads are stored there."
+    )
+    allowed_lora_dirs: tuple[str, ...] = setting(
+        (), "Also load LoRA adapters over HTTP from below this folder, as from --lora-dir (repeatable)."
     )
     allow_lora_upload: bool = setting(
         False, "Accept uploads of LoRA adapters over HTTP; needs --lora-dir and --admin-key."

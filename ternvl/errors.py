@@ -106,9 +106,9 @@ class ContextLengthError(RequestError):
 
 
 class OverloadedError(TernvlError):
-    """The queue is full. `retry_after` is in seconds."""
+    """The queue is full. `retry_after` is in seconds; None if it is not known."""
 
-    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

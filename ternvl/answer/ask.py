@@ -36,7 +36,7 @@ class Ask:
     priority: int = 0
     """Asks with lower numbers are served first."""
     cache_salt: str = ""
-    """Only asks with the same salt share cached work."""
+    """Only asks with the same salt share cached prompts, images and grammars."""
     add_generation_prompt: bool = True
     """Whether a conversation ends with the beginning of the assistant's turn."""
     continue_final_message: bool = False
@@ -129,7 +129,7 @@ def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_
     `max_model_len` tokens.
     """
     params = ask.whole_params
-    grammar = None if params.grammar is None else compiler.compile(params.grammar)
+    grammar = None if params.grammar is None else compiler.compile(params.grammar, salt=ask.cache_salt)
     prompt = build_prompt(ask, builder, max_tokens=max_model_len)
     check_prompt(prompt, builder.config, max_model_len, path=ask.path)
     return PreparedAsk(ask, params, prompt, grammar)

@@ -17,10 +17,11 @@ from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import Model, ModelOption, with_flags
 from ternvl.cli.quantization import quantize, verify
 from ternvl.cli.signals import interruptible
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, setting
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig
 from ternvl.errors import ConfigError, TernvlError
 from ternvl.kernels import build
 from ternvl.params import Grammar
+from ternvl.setting import setting
 
 if TYPE_CHECKING:
     from ternvl.cli.console import ConsoleChat
@@ -99,9 +100,9 @@ def serve(
     build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
     from ternvl.engine.engine import Engine
-    from ternvl.server import bind, run
+    from ternvl.server import bind, bind_metrics, run
 
-    with bind(server) as sock:
+    with bind(server) as sock, bind_metrics(server) as metrics:
         logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
             llm = _load(model, loading, engine, images)
@@ -110,7 +111,7 @@ def serve(
             gc.enable()
         if isinstance(llm.engine, Engine):
             typer.echo(_kv_cache(llm.engine))
-        run(llm, server, sock)
+        run(llm, server, sock, metrics)
 
 
 @app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")

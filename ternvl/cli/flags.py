@@ -36,8 +36,8 @@ def help_alone(app: typer.Typer) -> typer.Typer:
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` for typer: a parameter of a configuration class becomes one flag for each of its fields.
 
-    A field's `metadata` has the flag's `help` and, if an environment variable may set it, `env`, as
-    `ternvl.config.setting` writes them. A default of the parameter gives the flags' defaults.
+    A field's `metadata` has the flag's `help`, `env` if an environment variable may set it, and `flag`, which is false
+    if nothing else may, as `ternvl.setting.setting` writes them. A default of the parameter gives the flags' defaults.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     annotations: dict[str, Any] = {parameter.name: parameter.annotation for parameter in parameters}
@@ -65,7 +65,11 @@ def _flags(cls: type, defaults: Any) -> list[inspect.Parameter]:
     types = get_type_hints(cls)
     defaults = cls() if defaults is inspect.Parameter.empty else defaults
     panel = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__.removesuffix("Config")).capitalize()
-    return [_flag(field, types[field.name], getattr(defaults, field.name), panel) for field in dataclasses.fields(cls)]
+    return [
+        _flag(field, types[field.name], getattr(defaults, field.name), panel)
+        for field in dataclasses.fields(cls)
+        if field.metadata.get("flag", True)
+    ]
 
 
 def _flag(field: dataclasses.Field[Any], kind: Any, default: Any, panel: str) -> inspect.Parameter:
@@ -83,11 +87,14 @@ def _flag(field: dataclasses.Field[Any], kind: Any, default: Any, panel: str) ->
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
-    given = {field.name: _given(field, values[field.name]) for field in dataclasses.fields(cls)}
+    given = {field.name: _given(field, values) for field in dataclasses.fields(cls)}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def _given(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return the value of a field. A secret variable that is set and empty, which typer ignores, is an empty value."""
-    name = field.metadata.get("env")
-    return "" if value is None and name and os.environ.get(name) == "" else value
+def _given(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> Any:
+    """Return the value of a field. A variable that is set and empty, which typer ignores, is an empty value."""
+    variable = os.environ.get(field.metadata.get("env") or "")
+    if not field.metadata.get("flag", True):
+        return variable
+    value = values[field.name]
+    return "" if value is None and variable == "" else value

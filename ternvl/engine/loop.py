@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ternvl.config import EngineConfig
 from ternvl.engine.request import Request, RequestGroup
-from ternvl.engine.stats import EngineStats, Pace, StatsLog
+from ternvl.engine.stats import MAX_SECONDS, EngineStats, Pace, StatsLog
 from ternvl.errors import EngineError, OverloadedError, RequestError, TernvlError
 from ternvl.types import FinishReason, TokenOutput
 
@@ -48,6 +49,7 @@ class Loop:
         self._groups: dict[str, RequestGroup] = {}  # by request id
         self._log = StatsLog(engine.stats, log_interval)
         self._pace = Pace()
+        self._num_left_waiting = 0  # after the latest step
 
     @property
     def is_idle(self) -> bool:
@@ -80,13 +82,30 @@ class Loop:
 
     def check_queue(self, num_requests: int) -> None:
         """Raise RequestError or OverloadedError if the queue cannot hold so many more requests. For any thread."""
-        room, num_waiting = self.engine.config.max_queue, self.engine.stats().num_waiting
+        stats = self.engine.stats()
+        room, num_waiting = self.engine.config.max_queue, stats.num_waiting
         if num_requests > room:
             raise RequestError(f"n is {num_requests}, but the queue holds only {room} answers.", param="n")
+        self._check_wait(stats, num_requests)
         if num_waiting + num_requests > room:
             raise OverloadedError(
                 f"{num_waiting} of the {room} places in the queue are taken; {num_requests} more do not fit.",
                 retry_after=self.retry_after(num_waiting + num_requests - room),
+            )
+
+    def _check_wait(self, stats: EngineStats, num_requests: int) -> None:
+        """Raise OverloadedError if more requests are likely to wait for longer than `max_queue_wait`."""
+        longest = self.engine.config.max_queue_wait
+        if longest is None or not self._pace.is_known:
+            return
+        # If the latest step left a sequence waiting, the KV cache is full even if fewer than `max_num_seqs` run.
+        is_full = stats.num_waiting and self._num_left_waiting
+        free = 0 if is_full else self.engine.config.max_num_seqs - stats.num_running
+        wait = self._pace.wait_for(max(0, stats.num_waiting + num_requests - free))
+        if wait > longest:
+            raise OverloadedError(
+                f"The request would wait for about {wait:.0f} s, but may wait for {longest:g} s (--max-queue-wait).",
+                retry_after=min(max(1, ceil(wait - longest)), MAX_SECONDS),
             )
 
     def retry_after(self, num_requests: int) -> int:
@@ -101,8 +120,8 @@ class Loop:
             is_open = self._take_order(None) and is_open
         if not is_open and self._groups:
             self.close()  # again, for when the work is done
-        if was_idle:
-            self._pace.reset()
+        if was_idle and self._groups:
+            self._pace.resume()
         return is_open or bool(self._groups)
 
     def run_step(self) -> None:
@@ -111,6 +130,7 @@ class Loop:
             self._log.begin_step()
             self._step()
             self._log.end_step()
+            self._num_left_waiting = self.engine.stats().num_waiting
         self._log.write()
 
     def _take_order(self, timeout: float | None) -> bool:
@@ -151,7 +171,10 @@ class Loop:
 
     def _forget(self, request_id: str) -> RequestGroup:
         self._pace.count()
-        return self._groups.pop(request_id)
+        group = self._groups.pop(request_id)
+        if not self._groups:
+            self._pace.pause()
+        return group
 
     def _step(self) -> None:
         try:

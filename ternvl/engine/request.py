@@ -26,7 +26,7 @@ class Request:
     priority: int = 0
     """Requests with lower numbers are served first."""
     cache_salt: str = ""
-    """Requests share cached work only with requests that have the same salt."""
+    """Requests share cached prompts and images only with requests that have the same salt."""
     sibling_of: str | None = None
     """The id of an earlier request with the same prompt, whose keys and values this request reuses."""
     adapter: Adapter | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ def check_config(config: EngineConfig) -> None:
             raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
         if least is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}.")
+    if config.max_queue_wait is not None and not 0 <= config.max_queue_wait < inf:
+        raise ConfigError(f"max_queue_wait is {config.max_queue_wait}, but must be a number of seconds, at least 0.")
     if not isinstance(config.enable_prefix_caching, bool):
         raise ConfigError(f"enable_prefix_caching is {config.enable_prefix_caching!r}, but must be True or False.")
     if config.speculation not in SPECULATIONS:

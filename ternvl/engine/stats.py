@@ -48,29 +48,54 @@ class EngineStats:
 
 
 class Pace:
-    """Counts the ends of requests since the engine was last idle, the latest 64 of them."""
+    """The pace at which requests end, from the latest 64 ends. Only the time in which there is work counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds."""
         self._clock = clock
+        self._paused_at: float | None = clock()
+        self._pauses = 0.0
+        """Seconds without work, before the present pause."""
         self._ends: deque[float] = deque()
-        self._since = clock()
+        self._since = self._worked
+        """Seconds of work before the oldest of the ends that count."""
 
-    def reset(self) -> None:
-        """Forget earlier ends. Called when work begins after a pause, which must not count as slow work."""
-        self._ends.clear()
-        self._since = self._clock()
+    @property
+    def _worked(self) -> float:
+        return (self._clock() if self._paused_at is None else self._paused_at) - self._pauses
+
+    def pause(self) -> None:
+        """Record that there is no more work."""
+        if self._paused_at is None:
+            self._paused_at = self._clock()
+
+    def resume(self) -> None:
+        """Record that there is work."""
+        if self._paused_at is not None:
+            self._pauses += self._clock() - self._paused_at
+            self._paused_at = None
 
     def count(self) -> None:
         """Record that a request has ended."""
-        self._ends.append(self._clock())
+        self._ends.append(self._worked)
         if len(self._ends) > _WINDOW:
             self._since = self._ends.popleft()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any request has ended."""
+        return bool(self._ends)
+
+    def wait_for(self, num_places: int) -> float:
+        """Return in how many seconds `num_places` requests are likely to end.
+
+        As long as no request has ended, each is likely to take as long as there has been work.
+        """
+        return num_places * max(self._worked - self._since, 0.001) / max(1, len(self._ends))
+
     def seconds_for(self, num_places: int) -> int:
-        """Return in how many whole seconds `num_places` requests are likely to end, from 1 to MAX_SECONDS."""
-        rate = max(1, len(self._ends)) / max(self._clock() - self._since, 0.001)
-        return min(max(1, ceil(num_places / rate)), MAX_SECONDS)
+        """Return `wait_for` in whole seconds, from 1 to MAX_SECONDS."""
+        return min(max(1, ceil(self.wait_for(num_places))), MAX_SECONDS)
 
 
 class StatsLog:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
+from ternvl.files import read_regular
 from ternvl.kernels.lora import Weights, side_by_side
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.names import Matrix, parse_key
@@ -81,9 +82,7 @@ def linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def _bytes(path: Path, name: str) -> bytes:
     try:
-        if path.name == CONFIG and path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise AdapterError(f"The {CONFIG} of the adapter {name} has more than {_MAX_CONFIG_BYTES} bytes.")
-        return path.read_bytes()
+        return read_regular(path, limit=_MAX_CONFIG_BYTES if path.name == CONFIG else None)
     except FileNotFoundError:
         message = f"The adapter {name} has no {path.name}: {path.parent} must hold {CONFIG} and {WEIGHTS}."
         raise AdapterError(message, code="adapter_file_missing") from None

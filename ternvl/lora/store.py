@@ -10,6 +10,7 @@ process is killed at any time, either the old adapter or the new one is there, c
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from stat import S_ISREG
 from typing import BinaryIO
 
 from ternvl.errors import AdapterError, ConfigError
@@ -40,22 +42,26 @@ class AdapterStore:
             raise ConfigError(f"lora_dir is {root}, which is not a folder.")
 
     def folders(self) -> dict[str, Path]:
-        """Return the folders of adapters by name. Folders without an adapter are skipped with a warning."""
+        """Return the folders of adapters by name. What holds no adapter is skipped with a warning that names it."""
         found = {}
-        for path in sorted(self.root.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
-                found[path.name] = path.resolve()
+        for path in self._visible():
+            if problem := _problem(path):
+                logger.warning("%s holds no adapter and is left out: %s.", path, problem)
             else:
-                logger.warning("%s holds no adapter: %s and %s are needed.", path, CONFIG, WEIGHTS)
+                found[path.name] = path.resolve()
         return found
+
+    def _visible(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.root.iterdir() if not path.name.startswith("."))
+        except OSError as error:
+            raise ConfigError(f"lora_dir is {self.root}, which cannot be read: {error.strerror}.") from None
 
     def remove_stale(self) -> None:
         """Remove the remains of interrupted uploads, and replaced versions."""
-        used = {path.resolve() for path in self.root.iterdir() if path.is_symlink()}
+        used = {os.path.realpath(path) for path in self._visible() if path.is_symlink()}
         for path in (self.root / _VERSIONS).glob("*"):
-            if path.resolve() not in used and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+            if os.path.realpath(path) not in used and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
                 _remove(path)
 
     @contextmanager
@@ -101,6 +107,20 @@ class AdapterStore:
         """Remove a replaced version. Folders that were not uploaded are kept."""
         if folder.parent == (self.root / _VERSIONS).resolve():
             _remove(folder)
+
+
+def _problem(folder: Path) -> str:
+    """Return why a folder cannot be an adapter's, or an empty string."""
+    try:
+        for name in (CONFIG, WEIGHTS):
+            if not S_ISREG((folder / name).stat().st_mode):
+                return f"its {name} is not a regular file"
+    except FileNotFoundError:
+        return f"{CONFIG} and {WEIGHTS} are needed"
+    except OSError as error:
+        is_loop = error.errno == errno.ELOOP
+        return "it is, or holds, a symbolic link that leads to itself" if is_loop else str(error.strerror)
+    return ""
 
 
 def _sync(folder: Path) -> None:

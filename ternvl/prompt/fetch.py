@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
+import errno
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,6 +13,7 @@ import httpx
 
 from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.files import read_regular
 from ternvl.prompt import urls
 from ternvl.prompt.download import Download
 
@@ -96,13 +97,11 @@ def _from_file(url: str, limits: ImageLimits, name: str) -> bytes:
     if path is None:
         raise ImageError(f"{name} is not a file below the folder of local images.", code="image_not_allowed")
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            data = file.read(limits.max_image_bytes + 1)
-    except OSError:
+        return read_regular(path, limit=limits.max_image_bytes, follow=False)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _too_large(name, limits) from None
         raise ImageError(f"{name} is a file that cannot be read.", code="image_not_fetched") from None
-    if len(data) > limits.max_image_bytes:
-        raise _too_large(name, limits)
-    return data
 
 
 def _resolve_below(folder: Path, url: str) -> Path | None:

@@ -121,7 +121,7 @@ class GrammarCompiler:
             clear(self.no_ends, token_id)
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._recent: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, Grammar], CompiledGrammar] = OrderedDict()
 
     def prepare(self) -> LLTokenizer:
         """Return llguidance's tokenizer. The first call reads the vocabulary, up to two seconds for a large one."""
@@ -143,21 +143,21 @@ class GrammarCompiler:
             eos_id=self.stop_ids[0],
         )
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Compile a grammar, which may take a second, or return it from the cache.
+    def compile(self, grammar: Grammar, *, salt: str = "") -> CompiledGrammar:
+        """Compile a grammar, which may take a second, or return it from the cache, if it was compiled for this `salt`.
 
         Raises RequestError, which names the field and the rule, if the grammar is invalid, too large, uses features
         that are not supported, or allows no text.
         """
         with self._lock:
-            cached = self._recent.get(grammar)
+            cached = self._recent.get((salt, grammar))
             if cached is not None:
-                self._recent.move_to_end(grammar)
+                self._recent.move_to_end((salt, grammar))
                 return cached
         compiled = self._compile(grammar)
         with self._lock:
-            self._recent[grammar] = compiled
-            self._recent.move_to_end(grammar)
+            self._recent[salt, grammar] = compiled
+            self._recent.move_to_end((salt, grammar))
             if len(self._recent) > _MAX_CACHED:
                 self._recent.popitem(last=False)
         return compiled

@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,14 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
+from ternvl.server.guard.tls import certificate_of
 from ternvl.server.guard.validate import check_config, open_to_network
 from ternvl.server.serving import Serving
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
 
-__all__ = ["bind", "create_app", "run"]
+__all__ = ["bind", "bind_metrics", "create_app", "run"]
 
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((_HANGUP,) if _HANGUP else ()))
@@ -37,22 +38,31 @@ def bind(config: ServerConfig) -> socket.socket:
     can use the server without a key.
     """
     check_config(config)
-    try:
-        sock = _socket(config)
-    except (OSError, UnicodeError) as error:
-        raise _no_address(config, error) from error
+    sock = _bound(config.host, config.port)
     if warning := open_to_network(config):
         print(f"ternvl: {warning}", file=sys.stderr, flush=True)
     return sock
 
 
-def _no_address(config: ServerConfig, error: OSError | UnicodeError) -> TernvlError:
+def bind_metrics(config: ServerConfig) -> AbstractContextManager[socket.socket | None]:
+    """Return a socket for the metrics' own port, as `bind` does; a context of None if they have none."""
+    return nullcontext() if config.metrics_port is None else _bound(config.host, config.metrics_port)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return _socket(host, port)
+    except (OSError, UnicodeError) as error:
+        raise _no_address(host, port, error) from error
+
+
+def _no_address(host: str, port: int, error: OSError | UnicodeError) -> TernvlError:
     reason = getattr(error, "strerror", None) or "the host name is malformed"
-    return TernvlError(f"Cannot listen on {config.host} port {config.port}: {reason}.")
+    return TernvlError(f"Cannot listen on {host} port {port}: {reason}.")
 
 
-def _socket(config: ServerConfig) -> socket.socket:
-    found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def _socket(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, proto, _, address = found[0]
     sock = socket.socket(family, kind, proto)
     try:
@@ -64,39 +74,57 @@ def _socket(config: ServerConfig) -> socket.socket:
     return sock
 
 
-def run(llm: LLM, config: ServerConfig, sock: socket.socket | None = None) -> None:
+def run(
+    llm: LLM,
+    config: ServerConfig,
+    sock: socket.socket | None = None,
+    metrics: socket.socket | None = None,
+) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP. Accepted requests then have `drain_timeout` seconds to finish.
 
     A second SIGINT or SIGTERM ends the process at once. SIGHUP, which a closed terminal sends, never does, and it is
-    ignored if the process was started so, as nohup does. `sock` is the result of an earlier `bind`; without it, `run`
-    binds one. Raises ConfigError for an invalid setting, TernvlError if the address is not available.
+    ignored if the process was started so, as nohup does. With a key file or a certificate, SIGHUP reads these again and
+    does not stop the server. `sock` and `metrics` are the results of an earlier `bind` and `bind_metrics`; without
+    them, `run` binds. Raises ConfigError for an invalid setting, TernvlError if an address is not available.
     """
-    with sock or bind(config) as listener:
-        try:
-            listener.listen()  # two servers that load at the same time can both bind the address
-        except OSError as error:
-            raise _no_address(config, error) from error
+    with sock or bind(config) as listener, metrics or bind_metrics(config) as metrics_listener:
+        listeners = [each for each in (listener, metrics_listener) if each is not None]
+        for each in listeners:
+            _listen(each)
         app = create_app(llm, config)
-        _Server(app, app.state.serving).run(sockets=[listener])
+        if metrics_listener is not None:
+            app.state.serving.metrics_port = metrics_listener.getsockname()[1]
+        _Server(app, app.state.serving).run(sockets=listeners)
+
+
+def _listen(sock: socket.socket) -> None:
+    try:
+        sock.listen()  # two servers that load at the same time can both bind the address
+    except OSError as error:
+        host, port = sock.getsockname()[:2]
+        raise _no_address(host, port, error) from error
 
 
 class _Server(uvicorn.Server):
     def __init__(self, app: Any, serving: Serving) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_level=serving.config.log_level,
-                timeout_graceful_shutdown=1,  # for connections, whose requests have ended by then
-                server_header=False,
-                ws="none",
-            )
+        config = uvicorn.Config(
+            app,
+            log_level=serving.config.log_level,
+            timeout_graceful_shutdown=1,  # for connections, whose requests have ended by then
+            server_header=False,
+            ws="none",
         )
+        if certificate := certificate_of(serving.config):
+            serving.reloader.add(certificate)
+            config.load()
+            config.ssl = certificate.context
+        super().__init__(config)
         self._serving = serving
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            print(_greeting(self._serving.names.served[0], sockets[0]), flush=True)
+            print(_greeting(self._serving, sockets), flush=True)
 
     async def main_loop(self) -> None:
         await super().main_loop()
@@ -118,18 +146,26 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == _HANGUP and self._serving.reloader.has_files:
+            return self._serving.reloader.request()
         if self.should_exit and sig != _HANGUP:
             os._exit(0)  # the engine may be within a long step, which a signal does not interrupt
         self.should_exit = True
 
 
-def _greeting(name: str, sock: socket.socket) -> str:
+def _greeting(serving: Serving, sockets: Sequence[socket.socket]) -> str:
     """Return the text that is printed at the start: the address, and a request that can be pasted into a shell."""
-    host, port = sock.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    url = f"http://{shown}:{port}/v1"
+    scheme = "http" if serving.config.ssl_certfile is None else "https"
+    url, *others = (f"{scheme}://{_shown(sock)}" for sock in sockets)
+    metrics = "".join(f"Its metrics are served at {other}/metrics\n" for other in others)
     body = '{"messages": [{"role": "user", "content": "Name the european capitals"}]}'
     return (
-        f"\n{name} is served at {url}\nTry it:\n\n"
-        f"  curl {url}/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
+        f"\n{serving.names.served[0]} is served at {url}/v1\n{metrics}Try it:\n\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
     )
+
+
+def _shown(sock: socket.socket) -> str:
+    """Return the address of a socket as a client of this machine writes it."""
+    host, port = sock.getsockname()[:2]
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host) + f":{port}"

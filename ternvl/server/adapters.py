@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ternvl.config import ServerConfig
 from ternvl.engine.service import Service
-from ternvl.errors import AdapterError, ConfigError, UnavailableError
+from ternvl.errors import AdapterError, ConfigError, OverloadedError, UnavailableError
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.lora.store import AdapterStore
+from ternvl.server.guard.folders import AdapterFolders
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class AdapterService:
         self.pool = pool
         self._service = service
         self._model_names = frozenset(model_names)
+        self._folders = AdapterFolders(config)
         self._store = AdapterStore(config.lora_dir) if config.lora_dir else None
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="adapters")
         self._load_configured(config)
@@ -60,17 +62,26 @@ class AdapterService:
         """Stop the threads. Loads that have not begun are cancelled."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
-    def lease(self, name: str | None) -> AbstractAsyncContextManager[Adapter | None]:
-        """Return a context in which the adapter is in memory. Its value is the adapter, or None without a name.
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[Adapter | None]:
+        """Keep the adapter in memory while the context is open. Its value is the adapter, or None without a name.
 
         Entering it raises the errors of `AdapterPool.acquire`, and UnavailableError if the adapter was unloaded and
         its requests were aborted.
         """
-        return self.pool.lease(name, self._loaders)
+        try:
+            async with self.pool.lease(name, self._loaders) as adapter:
+                yield adapter
+        except OverloadedError as error:
+            error.retry_after = error.retry_after or self._service.retry_after(1)
+            raise
 
-    async def load(self, name: str, folder: Path) -> RegisteredAdapter:
-        """Load an adapter from a folder. Running answers continue meanwhile. Raises AdapterError."""
-        return await self._in_thread(partial(self._load, name, folder))
+    async def load(self, name: str, path: str) -> RegisteredAdapter:
+        """Load an adapter from a folder. Running answers continue meanwhile.
+
+        Raises AdapterError, and HTTPError 403 for a folder from which adapters may not be loaded.
+        """
+        return await self._in_thread(lambda: self._load(name, self._folders.check(path)))
 
     async def upload(self, name: str, config: BinaryIO, weights: BinaryIO) -> RegisteredAdapter:
         """Store the files of an adapter in `lora_dir`, and load it.

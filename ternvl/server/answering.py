@@ -17,6 +17,8 @@ from ternvl.engine.request import check_params
 from ternvl.errors import RequestError
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.params import SamplingParams
+from ternvl.server.guard.caller import current
+from ternvl.server.guard.rate import charged
 from ternvl.server.request_id import in_words
 from ternvl.server.schema.fields import ignored_header
 from ternvl.server.schema.sampling import TextRequest
@@ -68,14 +70,24 @@ async def answer(
     chosen = serving.names.choose(request.model, request.lora)
     meter, deadline = serving.metrics.meter(), serving.deadline()
     asks = await serving.threads.run(partial(to_asks, serving.llm.default_params()), deadline=deadline)
-    _check(serving, request, asks)
-    ready = [await serving.threads.prepare(replace(ask, adapter=chosen.adapter), deadline=deadline) for ask in asks]
+    most = _check(serving, request, asks)
+    own = [isolated(serving, replace(ask, adapter=chosen.adapter)) for ask in asks]
+    ready = [await serving.threads.prepare(ask, deadline=deadline) for ask in own]
     _check_listed(ready, serving.config.max_answer_tokens)
     _name_unenforced(request, ready[0].unenforced)
     prompts = [each.prompt for each in ready]
+    num_prompt_tokens = sum(prompt.num_tokens for prompt in prompts)
     generated = _naming_broken(request, _deltas(serving, ready, answer_id, deadline))
-    deltas = meter.watch(generated, sum(prompt.num_tokens for prompt in prompts))
+    deltas = meter.watch(charged(generated, num_prompt_tokens, most), num_prompt_tokens)
     return InFlightAnswer(chosen.name, prompts, ready[0].params, deltas)
+
+
+def isolated(serving: Serving, ask: Ask) -> Ask:
+    """Return an ask that shares cached work only with asks of the same key, unless all keys are to share it."""
+    caller = current.get()
+    if caller is None or serving.config.share_cache:
+        return ask
+    return replace(ask, cache_salt=caller.key.salt + ask.cache_salt)
 
 
 class PromptRequest(Protocol):
@@ -122,11 +134,11 @@ async def _naming_broken(request: TextRequest, deltas: AsyncGenerator[Delta]) ->
             yield delta
 
 
-def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:
-    """Do the checks that need no prompts.
+def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> int:
+    """Do the checks that need no prompts, and return the most tokens that all answers together may have.
 
     Raises RequestError for parameters that the model does not support and for more answer tokens than a request may
-    have, and the errors of `Service.check_room`.
+    have, HTTPError 429 if the key has no tokens left, and the errors of `Service.check_room`.
     """
     llm, params = serving.llm, asks[0].params
     check_params(params, llm.config.language.vocab_size, llm.tokenizer.stop_ids)
@@ -140,7 +152,10 @@ def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> None:
             f"have {budget}."
         )
         raise RequestError(message, param=name, code="too_many_answer_tokens")
+    if caller := current.get():
+        caller.check_tokens(1)
     serving.service.check_room(num_answers)
+    return num_answers * each
 
 
 def _check_listed(ready: Sequence[PreparedAsk], budget: int) -> None:

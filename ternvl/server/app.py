@@ -16,10 +16,12 @@ from ternvl.server import request_id
 from ternvl.server.answering import BROKEN_SCHEMA, UNCHECKED_SCHEMA, UNENFORCED_SCHEMA
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
+from ternvl.server.guard import rate
+from ternvl.server.guard.audit import Audited
 from ternvl.server.guard.auth import BearerAuth
 from ternvl.server.guard.gate import Gated
 from ternvl.server.guard.validate import check_config
-from ternvl.server.metrics import Measured
+from ternvl.server.metrics import Measured, Ports
 from ternvl.server.operations import OPERATIONS, Described, routes
 from ternvl.server.serving import Serving
 
@@ -64,6 +66,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
         Middleware(request_id.Identified),
         Middleware(Described),
         Middleware(Measured, metrics=serving.metrics),
+        Middleware(Ports, metrics_port=lambda: serving.metrics_port),
     ]
     if config.allowed_origins:
         middleware.append(
@@ -72,9 +75,13 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After"],
+                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After", *rate.HEADERS],
             )
         )
-    if config.api_key or config.admin_key:
-        middleware.append(Middleware(BearerAuth, api_key=config.api_key, admin_key=config.admin_key))
-    return [*middleware, Middleware(Gated, gate=serving.gate)]
+    return [
+        *middleware,
+        Middleware(Audited),
+        Middleware(BearerAuth, store=serving.keys),
+        Middleware(rate.RateLimited),
+        Middleware(Gated, gate=serving.gate),
+    ]

@@ -20,7 +20,7 @@ class ModelCards:
     def all(self) -> list[dict[str, Any]]:
         """Return the model under each of its names, then its adapters."""
         models = [self._card(name, self._created) for name in self._names.served]
-        return models + [self.of_adapter(entry) for entry in self._adapters.entries]
+        return models + [self.of_adapter(entry) for entry in self._names.adapters]
 
     def of(self, name: str) -> dict[str, Any]:
         """Return the element of a name that `ModelNames.resolve` returned."""

@@ -111,7 +111,7 @@ def to_http(error: BaseException) -> HTTPError:
             status = 413 if isinstance(error, ImageError) and error.too_large else 400
             return HTTPError(status, str(error), error.param, error.code)
         case OverloadedError():
-            return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after)})
+            return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after or 1)})
         case UnavailableError():
             return HTTPError(503, str(error), code="unavailable", headers={"Retry-After": "5"})
         case RequestTimeoutError():

@@ -1,4 +1,4 @@
-"""The metrics of `GET /metrics`: the engine's counters, and the number and times of requests."""
+"""The metrics of `GET /metrics`: the engine's counters, the number and times of requests, and a port of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ternvl.answer.choice import Delta
 from ternvl.engine.stats import EngineStats
+from ternvl.server.errors import HTTPError
 
+PATH = "/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
@@ -163,3 +165,23 @@ class Measured:
             endpoint = scope.get(ENDPOINT, "other")
             self._metrics.requests.labels(endpoint, str(status)).inc()
             self._metrics.seconds.labels(endpoint).observe(time.perf_counter() - started)
+
+
+class Ports:
+    """ASGI middleware that answers 404 to `/metrics` on the server's port, and to all else on that of the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics_port: Callable[[], int | None]) -> None:
+        """`metrics_port` returns the port of the metrics, which is known once it is bound; None if it has none."""
+        self._app = app
+        self._metrics_port = metrics_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on requests that came to the port of their path."""
+        port = self._metrics_port()
+        if scope["type"] != "http" or port is None:
+            return await self._app(scope, receive, send)
+        came_to_metrics = (scope.get("server") or ("", None))[1] == port
+        if came_to_metrics == (scope["path"] == PATH):
+            return await self._app(scope, receive, send)
+        where = f"only {PATH} is served on this port" if came_to_metrics else f"{PATH} is served on another port"
+        await HTTPError(404, f"There is no endpoint {scope['path']}; {where}.").response(scope)(scope, receive, send)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ternvl.config import ServerConfig
-from ternvl.errors import RequestError
-from ternvl.lora.pool import AdapterPool
+from ternvl.errors import RequestError, UnknownAdapterError
+from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.server.errors import HTTPError
+from ternvl.server.guard.caller import may_use
 
 PLATFORM_MODEL = "opengvlab-internvl3-1b-instruct"
 """The id of the model on the platform."""
@@ -19,6 +20,7 @@ ALIASES = frozenset(
 """Names of the model on the platform and on the hub. They mean the served model, and answers have its own name."""
 
 _SHOWN_NAMES = 20
+_SHOWN_ADAPTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,10 @@ class ChosenModel:
 
 
 class ModelNames:
-    """The names that requests may use for the model and its adapters."""
+    """The names that requests may use for the model and its adapters.
+
+    An adapter that the sender of a request may not use is not there for it.
+    """
 
     def __init__(self, llm_name: str, config: ServerConfig, adapters: AdapterPool) -> None:
         """`llm_name` is a folder or a name on the hub."""
@@ -47,22 +52,34 @@ class ModelNames:
         RequestError for two different adapters.
         """
         name = self.resolve(model)
-        adapter = name if self._adapters.has(name) else None
+        adapter = name if self._has(name) else None
         if lora is None:
             return ChosenModel(name, adapter)
         if adapter not in (None, lora):
             raise RequestError(
                 f"model names the adapter {adapter} and lora names another, but only one can answer.", param="lora"
             )
-        return ChosenModel(self._adapters.known(lora).name, lora)
+        if not self._has(lora):
+            known = ", ".join(entry.name for entry in self.adapters[:_SHOWN_ADAPTERS]) or "there is none"
+            raise UnknownAdapterError(f"The adapter {lora[:100]!r} is not loaded; loaded: {known}.", param="lora")
+        return ChosenModel(lora, lora)
+
+    @property
+    def adapters(self) -> list[RegisteredAdapter]:
+        """The adapters that the sender of the current request may use, sorted by name."""
+        return [entry for entry in self._adapters.entries if may_use(entry.name)]
+
+    def _has(self, name: str) -> bool:
+        """Whether a name stands for an adapter that the sender of the current request may use."""
+        return may_use(name) and self._adapters.has(name)
 
     def resolve(self, model: str | None) -> str:
         """Return the name of the model or adapter that answers. Raises HTTPError 404 for a name that is not served."""
-        if model in self.served or (model is not None and self._adapters.has(model)):
+        if model in self.served or (model is not None and self._has(model)):
             return str(model)
         if model is None or model in self.aliases:
             return self.served[0]
-        served = ", ".join([*self.served, *(entry.name for entry in self._adapters.entries)][:_SHOWN_NAMES])
+        served = ", ".join([*self.served, *(entry.name for entry in self.adapters)][:_SHOWN_NAMES])
         message = f"The model {model[:100]!r} is not served; the served models are: {served}."
         raise HTTPError(404, message, param="model", code="model_not_found")
 

@@ -110,7 +110,7 @@ OPERATIONS = (
     ),
     Operation(
         "get", "/metrics", probes.metrics,
-        summary="Returns the metrics for Prometheus.", media_type="text/plain",
+        summary="Returns the metrics for Prometheus.", media_type="text/plain", access="metrics",
     ),
     Operation(
         "get", "/schema/chat-completions.json", openapi.page_schema,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ternvl import __version__
@@ -13,6 +12,8 @@ from ternvl.config import ServerConfig
 from ternvl.server.adapters import AdapterService
 from ternvl.server.cards import ModelCards
 from ternvl.server.guard.gate import Gate, GateLimits
+from ternvl.server.guard.key_store import KeyStore
+from ternvl.server.guard.reload import Reloader
 from ternvl.server.metrics import Metrics
 from ternvl.server.names import ModelNames
 from ternvl.server.threads import Threads
@@ -36,7 +37,11 @@ class Serving:
         limits = GateLimits(
             config.max_concurrent_requests, config.max_total_body_bytes, config.min_body_rate, config.write_timeout
         )
-        self.gate = Gate(limits, retry_after=partial(self.service.retry_after, 1))
+        self.gate = Gate(limits, retry_after=self.service.retry_after)
+        self.keys = KeyStore(config)
+        self.reloader = Reloader()
+        self.reloader.add(self.keys)
+        self.metrics_port = config.metrics_port
         self.metrics = Metrics(self.service.engine.stats)
         self.names = ModelNames(llm.name, config, llm.adapters)
         self.adapters = AdapterService(llm.adapters, self.service, config, {*self.names.served, *self.names.aliases})
@@ -48,10 +53,12 @@ class Serving:
         """Start the engine's thread and the other threads."""
         self.service.start()
         self.threads.start()
+        self.reloader.start()
 
     async def close(self) -> None:
         """Abort the requests that still run, and stop all threads."""
         self.service.abort_all()
+        self.reloader.close()
         self.threads.close()
         self.adapters.close()
         await self.service.close()

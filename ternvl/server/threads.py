@@ -62,7 +62,7 @@ class Threads:
         params = ask.whole_params
         grammar = None
         if params.grammar is not None:
-            compiling = partial(self._llm.grammars.compile, params.grammar)
+            compiling = partial(self._llm.grammars.compile, params.grammar, salt=ask.cache_salt)
             grammar = await _in_thread(self._compilers, compiling, deadline)
         limit = self._llm.engine.config.max_model_len
         prompt = await self.build_prompt(ask, max_tokens=limit, deadline=deadline)

@@ -73,6 +73,14 @@ def test_a_seed_makes_answers_repeatable(capsys: pytest.CaptureFixture[str], fol
         (["run", "hi", "--model", "{folder}", "--image", "{folder}/config.json"], 1, "image"),
         (["serve", "{folder}", "--port", "0", "--block-size", "0"], 1, "block_size"),
         (["serve", "--api-key", ""], 1, "api_key"),
+        (["serve", "--api-key-file", "none.toml"], 1, "none.toml cannot be read"),
+        (["serve", "--metrics-access", "all"], 1, "metrics_access"),
+        (["serve", "--metrics-port", "8000"], 1, "metrics_port"),
+        (["serve", "--metrics-port", "-2"], 1, "metrics_port"),
+        (["serve", "--ssl-certfile", "none.pem"], 1, "none.pem cannot be read"),
+        (["serve", "--ssl-keyfile", "none.pem"], 1, "ssl_certfile"),
+        (["serve", "--allowed-lora-dirs", "none"], 1, "allowed_lora_dirs"),
+        (["serve", "{folder}", "--port", "0", "--max-queue-wait", "-1"], 1, "max_queue_wait"),
         (["serve", "--served-model-name", ""], 1, "served_model_name"),
         (["serve", "--prompt-workers", "0"], 1, "prompt_workers"),
         (["serve", "--body-timeout", "nan"], 1, "body_timeout"),
@@ -149,6 +157,24 @@ def test_a_key_that_is_set_and_empty_is_refused(
     assert name in err
 
 
+def test_keys_and_passwords_from_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no flags, because other users can read the arguments of a process."""
+    for flag in ("--api-keys", "--ssl-keyfile-password"):
+        code, _, err = run(capsys, "serve", flag, "secret")
+        assert (code, "No such option" in err) == (2, True)
+    monkeypatch.setenv("TERNVL_API_KEYS", "[[key]]\nname = 'a'")
+    assert "TERNVL_API_KEYS, key 1 (a) needs either key" in run(capsys, "serve", "--port", "0")[2]
+    monkeypatch.setenv("TERNVL_API_KEYS", "")
+    assert "TERNVL_API_KEYS has no key" in run(capsys, "serve", "--port", "0")[2]
+    monkeypatch.delenv("TERNVL_API_KEYS")
+    monkeypatch.setenv("TERNVL_API_KEY_FILE", "/none.toml")
+    assert "/none.toml cannot be read" in run(capsys, "serve", "--port", "0")[2]
+    monkeypatch.setenv("TERNVL_API_KEY_FILE", "")
+    assert "api_key_file is empty" in run(capsys, "serve", "--port", "0")[2]
+
+
 @pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["run"], ["quantize"], ["verify"], ["models"]])
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, _ = run(capsys, *command, "--help")
@@ -165,7 +191,8 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str], monkeypatch
     settings = [field for config in (EngineConfig, ServerConfig, ImageLimits) for field in fields(config)]
     assert len(settings) > 20
     for field in settings:
-        assert "--" + field.name.replace("_", "-") in out
+        shown = "--" + field.name.replace("_", "-") if field.metadata["flag"] else field.metadata["env"]
+        assert shown in out
 
 
 def test_the_version_comes_without_torch() -> None:

@@ -68,6 +68,20 @@ def test_salts_keep_tenants_apart(model: InternVL) -> None:
     assert cached_tokens(engine, Request("d", prompt, GREEDY, cache_salt="one")) == 16
 
 
+def test_salts_keep_images_apart(model: InternVL) -> None:
+    engine = make_engine(model)
+    prompt = image_prompt(random.Random(11), (2,))
+    encoded = []
+    for name, salt in (("a", "one"), ("b", "two"), ("c", ""), ("d", "one"), ("e", "two"), ("f", "")):
+        cached_tokens(engine, Request(name, prompt, GREEDY, cache_salt=salt))
+        encoded.append(engine.stats().num_encoded_tiles)
+    assert encoded == [2, 4, 6, 6, 6, 6]
+    assert engine.stats().num_image_hits == 0, "the prefix cache spares the second question from the image cache"
+    other = replace(prompt, token_ids=(*text_prompt(random.Random(12), 3).token_ids, *prompt.token_ids[3:]))
+    cached_tokens(engine, Request("g", other, GREEDY, cache_salt="one"))
+    assert (engine.stats().num_encoded_tiles, engine.stats().num_image_hits) == (6, 1)
+
+
 def test_off_means_off(model: InternVL) -> None:
     engine = make_engine(model, enable_prefix_caching=False)
     prompt = text_prompt(random.Random(5), 18)

@@ -74,6 +74,7 @@ def test_lines_come_an_interval_apart_until_one_tells_that_all_is_done(caplog: p
 def test_the_wait_follows_from_how_often_requests_end() -> None:
     clock = Clock()
     pace = Pace(clock)
+    pace.resume()
     assert pace.seconds_for(1) == 1, "of nothing one knows nothing"
     for _ in range(10):
         clock.now += 2
@@ -85,6 +86,32 @@ def test_the_wait_follows_from_how_often_requests_end() -> None:
     assert (pace.seconds_for(1), pace.seconds_for(30)) == (1, 3), "only the latest count"
     clock.now += 10_000
     assert pace.seconds_for(9) == MAX_SECONDS
-    pace.reset()
-    clock.now += 4
-    assert pace.seconds_for(1) == 4, "none ended in this time"
+
+
+def test_pauses_without_work_are_no_part_of_the_pace() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    clock.now += 500
+    pace.resume()
+    for _ in range(10):
+        clock.now += 6
+        pace.count()
+    pace.pause()
+    clock.now += 10_000
+    assert pace.seconds_for(1) == 6
+    pace.resume()
+    pace.resume()
+    assert pace.seconds_for(1) == 6, "at the beginning of a burst, the pace of earlier work counts"
+    clock.now += 60
+    assert pace.wait_for(2) == pytest.approx(24)
+
+
+def test_before_any_end_a_wait_is_as_long_as_the_work_has_taken() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert not pace.is_known
+    pace.resume()
+    clock.now += 12
+    assert pace.seconds_for(1) == 12
+    pace.count()
+    assert pace.is_known

@@ -46,6 +46,14 @@ def llm() -> LLM:
     return tiny_llm()
 
 
+def test_a_grammar_is_compiled_once_for_each_salt(compiler: GrammarCompiler) -> None:
+    grammar = Grammar("regex", "salt[0-9]", "guided_regex")
+    first = compiler.compile(grammar, salt="one")
+    assert compiler.compile(grammar, salt="one") is first
+    assert compiler.compile(grammar, salt="two") is not first
+    assert compiler.compile(grammar) is not first
+
+
 def walks(compiler: GrammarCompiler, grammar: Grammar, count: int = 12) -> list[str]:
     texts = [walk(compiler, grammar, random.Random(seed)) for seed in range(count)]
     ended = [text for text in texts if text is not None]

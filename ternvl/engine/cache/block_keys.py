@@ -50,13 +50,15 @@ class BlockKeys:
 
 
 def with_own_images(request: Request) -> Request:
-    """Return the request with image digests that include its adapter, if the adapter changes image features."""
-    adapter = request.adapter
-    if adapter is None or not adapter.touches_images or not request.prompt.images:
+    """Return the request with image digests that include its cache salt, and its adapter if that changes features."""
+    adapter = request.adapter if request.adapter is not None and request.adapter.touches_images else None
+    if (adapter is None and not request.cache_salt) or not request.prompt.images:
         return request
-    digest = adapter.digest
+    own = hashlib.sha256(b"ternvl image" + (b"\0" if adapter is None else b"\1" + adapter.digest))
+    own.update(request.cache_salt.encode())
+    prefix = own.digest()
     images = tuple(
-        replace(image, digest=hashlib.sha256(digest + image.digest).digest()) for image in request.prompt.images
+        replace(image, digest=hashlib.sha256(prefix + image.digest).digest()) for image in request.prompt.images
     )
     return replace(request, prompt=replace(request.prompt, images=images))
 

@@ -27,7 +27,7 @@ class Operation:
     """The type of the answer, one of `docs/answers.py`; None for an answer of another media type than JSON."""
     streams: bool = False
     """Whether the answer may be a stream of server-sent events."""
-    access: Literal["open", "key", "admin"] = "key"
+    access: Literal["open", "key", "metrics", "admin"] = "key"
     """The key that a request needs, if the server has keys."""
     error_shape: Literal["openai", "anthropic"] = "openai"
     """The protocol that defines the shape of errors."""

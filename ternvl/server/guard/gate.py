@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ternvl.errors import OverloadedError, TernvlError, UnavailableError
 from ternvl.server.errors import ClientGone, HTTPError, to_http
+from ternvl.server.guard.returns import Returns
 
 _DISCARD_SECONDS = 2.0
 """The most seconds for reading the body of a request that is refused."""
@@ -47,12 +48,12 @@ class Gate:
     else out.
     """
 
-    def __init__(self, limits: GateLimits, retry_after: Callable[[], int]) -> None:
-        """`retry_after` estimates the seconds until there is room."""
+    def __init__(self, limits: GateLimits, retry_after: Callable[[int], int]) -> None:
+        """`retry_after` estimates the seconds until so many requests have ended."""
         self.draining = False
         self.gave_up = False
         self.limits = limits
-        self._retry_after = retry_after
+        self.returns = Returns(retry_after)
         self._tasks: set[asyncio.Task[object]] = set()
         self._num_working = 0
         self._num_body_bytes = 0
@@ -79,7 +80,7 @@ class Gate:
     def _check_room(self, number: int, limit: int) -> None:
         if number >= limit:
             message = f"The server already works on {limit} requests, which is its limit."
-            raise OverloadedError(message, retry_after=self._retry_after())
+            raise OverloadedError(message, retry_after=self.returns.next())
 
     def begin_work(self) -> None:
         """Count a request whose body has arrived as working. Raises OverloadedError if as many work as may."""
@@ -95,7 +96,7 @@ class Gate:
         if self._num_body_bytes + num_bytes > self.limits.max_total_body_bytes:
             limit = self.limits.max_total_body_bytes
             message = f"The bodies of all requests together may have {limit} bytes, and there is no room for this one."
-            raise OverloadedError(message, retry_after=self._retry_after())
+            raise OverloadedError(message, retry_after=self.returns.next())
         self._num_body_bytes += num_bytes
 
     def let_go(self, num_bytes: int) -> None:
@@ -214,6 +215,7 @@ class _Response:
         """Send a message. Raises ClientGone if the client does not read it within `write_timeout` seconds."""
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self._note_refusal(message)
             if self._gate.draining:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
         try:
@@ -224,6 +226,12 @@ class _Response:
                 raise
             logger.warning("a client did not read its answer for %g seconds", self._gate.limits.write_timeout)
             raise ClientGone from None
+
+    def _note_refusal(self, message: Message) -> None:
+        if message["status"] == 429:
+            seconds = Headers(raw=message["headers"]).get("retry-after", "")
+            if seconds.isdigit():
+                self._gate.returns.expect(int(seconds))
 
 
 async def _discard(receive: Receive) -> None:

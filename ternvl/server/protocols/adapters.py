@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -20,6 +19,7 @@ from ternvl.lora.files import CONFIG, WEIGHTS
 from ternvl.lora.pool import RegisteredAdapter
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.errors import HTTPError
+from ternvl.server.guard.audit import DETAILS
 from ternvl.server.guard.validate import is_loopback
 from ternvl.server.schema.types import NonEmpty, Schema
 
@@ -56,8 +56,9 @@ async def load(request: Request) -> Response:
     """Answer `POST /v1/load_lora_adapter`. An adapter with the same name is replaced for later requests."""
     _check_allowed(request)
     wanted, headers = await read(request, LoadRequest, "adapters")
+    request.scope[DETAILS] |= {"lora_name": wanted.lora_name, "lora_path": wanted.lora_path}
     with _error_path("lora_path"):
-        entry = await serving_of(request).adapters.load(wanted.lora_name, Path(wanted.lora_path))
+        entry = await serving_of(request).adapters.load(wanted.lora_name, wanted.lora_path)
     return _loaded(request, entry, headers)
 
 
@@ -65,6 +66,7 @@ async def unload(request: Request) -> Response:
     """Answer `POST /v1/unload_lora_adapter`, once no request uses the adapter any more."""
     _check_allowed(request)
     wanted, headers = await read(request, UnloadRequest, "adapters")
+    request.scope[DETAILS] |= {"lora_name": wanted.lora_name, "abort": bool(wanted.abort)}
     with _error_path("lora_name"):
         num_users = await serving_of(request).adapters.unload(wanted.lora_name, give_up=bool(wanted.abort))
     body = {"id": wanted.lora_name, "object": "model", "deleted": True}
@@ -82,6 +84,7 @@ async def upload(request: Request) -> Response:
         name = form.get("lora_name")
         if not isinstance(name, str) or not name:
             raise RequestError("lora_name is required.", param="lora_name", code="missing_required_parameter")
+        request.scope[DETAILS] |= {"lora_name": name}
         config, weights = _file(form, CONFIG), _file(form, WEIGHTS)
         entry = await serving.adapters.upload(name, config.file, weights.file)
     finally:
@@ -109,8 +112,9 @@ def _check_allowed(request: Request) -> None:
 
     If there is an admin key, `guard/auth.py` has already checked that the request has it.
     """
-    config = serving_of(request).config
-    if config.admin_key is None and not is_loopback(config.host):
+    serving = serving_of(request)
+    config = serving.config
+    if not serving.keys.guards_admin and not is_loopback(config.host):
         message = (
             f"The server listens on {config.host}, where adapters can be loaded and unloaded only with --admin-key."
         )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import httpx
+import hmac
+from pathlib import Path
 
+import httpx
+import pytest
+
+from ternvl.server.guard.keys import Key, Keys, digest_of
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import scripted_llm, serving, tiny_llm
+from tests.server.guard.keyed import bearer, status, write
 
 
 def test_the_api_key() -> None:
@@ -33,3 +39,66 @@ def test_ready_and_the_open_paths() -> None:
         assert http.get("/metrics", headers={"x-api-key": "secret"}).status_code == 200
         wrong = http.post("/v1/messages", headers={"x-api-key": "wrong"}, json={})
         assert (wrong.status_code, wrong.json()["error"]["type"]) == (401, "authentication_error")
+
+
+def test_roles(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "keys.toml",
+        {"name": "team"},
+        {"name": "scraper", "roles": ["metrics"]},
+        {"name": "boss", "roles": ["admin"]},
+        {"name": "gone", "expires": "2020-01-01"},
+    )
+    text = path.read_text().replace("'2020-01-01'", "2020-01-01")
+    path.write_text(text)
+    with serving(scripted_llm("ok"), api_key_file=path) as url, httpx.Client(base_url=url) as http:
+        load = {"lora_name": "a", "lora_path": "/none"}
+        seen = {
+            name: (
+                status(http, name),
+                status(http, name, "/metrics"),
+                http.post("/v1/load_lora_adapter", json=load, headers=bearer(name)).status_code,
+            )
+            for name in ("team", "scraper", "boss", "gone", "nobody")
+        }
+        assert seen == {
+            "team": (200, 401, 401),
+            "scraper": (401, 200, 401),
+            "boss": (200, 200, 403),  # it may load adapters, but not from there
+            "gone": (401, 401, 401),
+            "nobody": (401, 401, 401),
+        }
+        assert "has expired" in http.get("/version", headers=bearer("gone")).json()["error"]["message"]
+        lacking = http.get("/metrics", headers=bearer("team")).json()["error"]
+        assert (lacking["code"], "role metrics" in lacking["message"]) == ("invalid_api_key", True)
+        anthropic = http.post("/v1/messages", headers={"x-api-key": "team"}, json={**BRIEF, "model": "tiny"})
+        assert anthropic.status_code == 200
+
+
+def test_metrics_may_be_open() -> None:
+    with serving(scripted_llm("ok"), api_key="secret", metrics_access="open") as url:
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+
+
+def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first like the last, so that the time of an answer does not tell which key was found."""
+    compared = []
+    compare = hmac.compare_digest
+
+    def watched(first: bytes, second: bytes) -> bool:
+        compared.append(second)
+        return compare(first, second)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    ring = Keys(Key(str(number), digest_of(b"%d" % number)) for number in range(5))
+    for secret in (b"0", b"4", b"9"):
+        compared.clear()
+        ring.find(secret)
+        assert compared == [key.digest for key in ring.all]
+
+
+def test_web_pages_may_not_call_the_server_by_default(url: str) -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    for answer in (httpx.get(f"{url}/v1/models", headers=headers), httpx.options(url + CHAT, headers=headers)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]

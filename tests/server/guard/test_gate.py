@@ -63,7 +63,7 @@ async def forever(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_the_gate_has_a_limit_and_counts_work_alone() -> None:
     async def main() -> None:
-        gate = Gate(GateLimits(1), retry_after=lambda: 7)
+        gate = Gate(GateLimits(1), retry_after=lambda places: 7)
         app = Gated(forever, gate)
         looking, _ = visit(app, method="GET")
         working, _ = visit(app)
@@ -87,7 +87,7 @@ def test_a_gate_that_gives_up_answers_who_has_no_answer_yet() -> None:
         await asyncio.sleep(3600)
 
     async def main() -> None:
-        gate = Gate(GateLimits(9), retry_after=lambda: 1)
+        gate = Gate(GateLimits(9), retry_after=lambda places: 1)
         silent, answer = visit(Gated(forever, gate))
         streaming, cut = visit(Gated(begun, gate))
         await asyncio.sleep(0.01)

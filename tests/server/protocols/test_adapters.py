@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def http(root: Path) -> Iterator[httpx.Client]:
     given = tuple(f"{name}={root / 'given' / name}" for name in ("one", "two", "seeing"))
     options = {"lora_dir": root / "dir", "admin_key": "admin", "allow_lora_upload": True, "max_lora_bytes": 100_000}
+    options["allowed_lora_dirs"] = (str(root.parent),)
     with serving(make_llm(), lora=given, **options) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
@@ -159,6 +161,42 @@ def test_what_cannot_be_loaded_is_named(http: httpx.Client, root: Path, tmp_path
     assert "bad" not in {card["id"] for card in http.get("/v1/models").json()["data"]}
 
 
+def test_adapters_are_loaded_from_allowed_folders_alone(http: httpx.Client, root: Path, tmp_path: Path) -> None:
+    """Also by an administrator; the answer is the same whether the path exists or not."""
+    inside = root / "dir" / "links"
+    inside.mkdir()
+    (inside / "folder").symlink_to(root / "given" / "one")
+    (inside / "files").mkdir()
+    for name in files(root / "given" / "one"):
+        (inside / "files" / name).symlink_to(root / "given" / "one" / name)
+    (inside / "loop").symlink_to("loop")
+    given = root / "given" / "one"
+    named = [
+        given,
+        inside / "folder",
+        inside / "files",
+        root / "dir" / ".." / "given" / "one",
+        "/",
+        "/etc/none",
+        "a\0b",
+    ]
+    with serving(make_llm(), lora_dir=root / "dir") as url, httpx.Client(base_url=url, timeout=60) as strict:
+        answers = [
+            strict.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": str(path)}) for path in named
+        ]
+        loop = strict.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": str(inside / "loop")})
+        embedded = strict.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "french"})
+        kept = {"lora_name": "x", "lora_path": str(root / "dir" / "kept")}
+        assert strict.post("/v1/load_lora_adapter", json=kept).status_code == 200
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {
+        (403, "lora_path_not_allowed")
+    }
+    assert len({answer.text for answer in answers}) == 1
+    assert (loop.status_code, loop.json()["error"]["code"]) == (400, "invalid_adapter")
+    assert embedded.json()["error"]["code"] == "base_model_mismatch", "it is read, but made for another model"
+    shutil.rmtree(inside)
+
+
 def upload(http: httpx.Client, name: str, content: dict[str, Any], **options: Any) -> httpx.Response:
     return http.post("/v1/upload_lora_adapter", data={"lora_name": name}, files=content, headers=ADMIN, **options)
 
@@ -255,7 +293,8 @@ def test_more_adapters_than_memory_holds(root: Path) -> None:
 
 def test_without_an_admin_key_only_this_machine_loads(root: Path) -> None:
     body = {"lora_name": "fresh", "lora_path": str(root / "given" / "three")}
-    with serving(make_llm(), api_key="key") as url, httpx.Client(base_url=url, timeout=60) as http:
+    options = {"api_key": "key", "allowed_lora_dirs": (str(root),)}
+    with serving(make_llm(), **options) as url, httpx.Client(base_url=url, timeout=60) as http:
         assert http.post("/v1/load_lora_adapter", json=body).status_code == 401
         key = {"Authorization": "Bearer key"}
         assert http.post("/v1/load_lora_adapter", json=body, headers=key).status_code == 200
