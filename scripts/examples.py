@@ -91,7 +91,8 @@ Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`
     "/v1/messages/count_tokens": "It takes the fields of `/v1/messages` without `max_tokens`. Images are counted.",
     "/tokenize": """\
 The body has a text in `prompt`, or a conversation in `messages` with `tools`, `add_generation_prompt`,
-`continue_final_message` and `mm_processor_kwargs`. Images count as the context tokens that they become.""",
+`continue_final_message`, `mm_processor_kwargs` and `media_io_kwargs`. Images and videos count as the context tokens
+that they become.""",
     "/detokenize": "All tokens are shown, including those that an answer never shows.",
     "/v1/models": "Each served name is a model of its own.",
     "/v1/models/{id}": """\

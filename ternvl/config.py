@@ -173,16 +173,30 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The limits of an image, which are checked before it is decoded. The fields are flags of the command line."""
+    """The limits of an image, and where images and videos may come from. The fields are flags of the command line."""
 
     max_image_bytes: int = setting(20 * 1024**2, "The most bytes of an encoded image.")
     max_image_pixels: int = setting(100_000_000, "The most pixels of an image.")
     max_images: int = setting(16, "The most images of a request.")
     fetch_timeout: float = setting(5.0, "The most seconds that the download of an image may take.")
-    max_redirects: int = setting(3, "The most redirects of an image URL; the address of each is checked.")
-    allowed_media_domains: tuple[str, ...] = setting((), "Fetch images only from these domains (repeatable).")
-    allow_private_addresses: bool = setting(False, "Also fetch images from loopback and private addresses.")
-    allow_local_media: Path | None = setting(None, "Allow file:// images below this folder.")
+    max_redirects: int = setting(3, "The most redirects of an image or video URL; each address is checked.")
+    allowed_media_domains: tuple[str, ...] = setting((), "Fetch images and videos only from this domain (repeatable).")
+    allow_private_addresses: bool = setting(False, "Also fetch them from loopback and private addresses.")
+    allow_local_media: Path | None = setting(None, "Allow file:// URLs of images and videos below this folder.")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """How videos are sampled, and what one may cost. The fields are flags of the command line."""
+
+    video_frames: int = setting(8, "The number of frames that a video is sampled to if its request does not say.")
+    max_video_frames: int = setting(32, "The most frames that all videos of a request are sampled to.")
+    max_videos: int = setting(4, "The most videos of a request.")
+    max_video_bytes: int = setting(64 * 1024**2, "The most bytes of an encoded video.")
+    max_video_pixels: int = setting(16_000_000, "The most pixels of a frame of a video.")
+    max_scanned_frames: int = setting(100_000, "The most frames that a video may have.")
+    video_fetch_timeout: float = setting(30.0, "The most seconds that the download of a video may take.")
+    video_decode_timeout: float = setting(60.0, "The most seconds that decoding the frames of a video may take.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +219,10 @@ class ServerConfig(AccessConfig):
     allowed_lora_dirs: tuple[str, ...] = setting(
         (), "Also load LoRA adapters over HTTP from below this folder, as from --lora-dir (repeatable)."
     )
-    allow_lora_upload: bool = setting(
-        False, "Accept uploads of LoRA adapters over HTTP; needs --lora-dir and --admin-key."
-    )
+    allow_lora_upload: bool = setting(False, "Accept uploads of LoRA adapters; needs --lora-dir and --admin-key.")
     max_lora_bytes: int = setting(512 * 1024**2, "The most bytes of an uploaded LoRA adapter.")
     strict: bool = setting(False, "Refuse requests with unknown fields.")
-    allowed_origins: tuple[str, ...] = setting(
-        (), "A web origin whose pages may call the server, or * for all (repeatable)."
-    )
+    allowed_origins: tuple[str, ...] = setting((), "A web origin whose pages may call, or * for all (repeatable).")
     max_body_bytes: int = setting(64 * 1024**2, "The most bytes of a request body.")
     max_concurrent_requests: int = setting(
         256, "The most HTTP requests that are answered at the same time; further requests are refused with 429."
@@ -223,10 +233,6 @@ class ServerConfig(AccessConfig):
     body_timeout: float = setting(60.0, "The most seconds that a request body may take to arrive.")
     min_body_rate: int = setting(1_000, "The least bytes per second at which a request body must arrive.")
     write_timeout: float = setting(60.0, "The most seconds that a client may take to read a part of its answer.")
-    request_timeout: float | None = setting(
-        None, "The most seconds from a request to the end of its answer; by default there is no limit."
-    )
-    drain_timeout: float = setting(
-        30.0, "The most seconds that accepted requests have to finish when the server stops."
-    )
+    request_timeout: float | None = setting(None, "The most seconds that a request may take; without it, no limit.")
+    drain_timeout: float = setting(30.0, "The most seconds that accepted requests have to finish at a stop.")
     log_level: str = setting("info", "The log level: debug, info, warning or error.")

@@ -5,7 +5,9 @@ TernvlError
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
 ├── DataError              a file of training data with invalid lines
 ├── RequestError           an invalid request (HTTP 400); has `param` and `code`
-│   ├── ImageError         an image that cannot be fetched, decoded or accepted
+│   ├── MediaError         an image or a video that cannot be fetched, decoded or accepted
+│   │   ├── ImageError
+│   │   └── VideoError
 │   ├── AdapterError       a LoRA adapter that cannot be loaded
 │   │   └── UnknownAdapterError  an adapter that is not loaded (HTTP 404)
 │   └── ContextLengthError a prompt (and answer) longer than the context
@@ -18,7 +20,7 @@ TernvlError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class TernvlError(Exception):
@@ -50,14 +52,30 @@ class RequestError(TernvlError):
         self.code = code
 
 
-class ImageError(RequestError):
-    """An image that cannot be fetched, decoded or accepted. `too_large` marks a size limit (HTTP 413)."""
+class MediaError(RequestError):
+    """An image or a video that cannot be fetched, decoded or accepted. `too_large` marks a size limit (HTTP 413)."""
+
+    kind: ClassVar[str]
+    """What it is called in codes: "image" or "video"."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str = "invalid_image", too_large: bool = False
+        self, message: str, *, param: str | None = None, code: str | None = None, too_large: bool = False
     ) -> None:
-        super().__init__(message, param=param, code=code)
+        """`code` is "invalid_image" or "invalid_video" by default."""
+        super().__init__(message, param=param, code=code or f"invalid_{self.kind}")
         self.too_large = too_large
+
+
+class ImageError(MediaError):
+    """An image that cannot be fetched, decoded or accepted."""
+
+    kind = "image"
+
+
+class VideoError(MediaError):
+    """A video that cannot be fetched, decoded or accepted."""
+
+    kind = "video"
 
 
 class AdapterError(RequestError):
@@ -91,18 +109,20 @@ class ContextLengthError(RequestError):
         param: str = "messages",
         is_counted: bool = True,
     ) -> None:
-        """Without `is_counted`, the prompt was refused before all of it was tokenised."""
+        """Without `is_counted`, the numbers are the least: the prompt was refused before all of it was prepared."""
         total = num_text_tokens + num_image_tokens
         parts = f"{num_text_tokens} of text, {num_image_tokens} of images"
-        counts = f"{total} tokens ({parts})" if is_counted else f"at least {num_text_tokens} tokens of text"
+        counts = f"{total} tokens ({parts})"
+        if not is_counted:
+            parts = f"at least {parts}" if num_image_tokens else f"at least {num_text_tokens} of text"
+            counts = f"at least {counts}" if num_image_tokens else f"at least {num_text_tokens} tokens of text"
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens. However, the prompt is too long: it has "
             f"{counts}.",
             param=param,
             code="context_length_exceeded",
         )
-        details = parts if is_counted else f"at least {num_text_tokens} of text"
-        self.anthropic_message = f"prompt is too long: {total} tokens > {max_model_len} maximum ({details})"
+        self.anthropic_message = f"prompt is too long: {total} tokens > {max_model_len} maximum ({parts})"
 
 
 class OverloadedError(TernvlError):

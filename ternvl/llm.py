@@ -19,7 +19,7 @@ from ternvl.answer.ask import Ask
 from ternvl.answer.choice import Delta
 from ternvl.answer.completion import Completion, RequestOutput
 from ternvl.checkpoint import source
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, VideoLimits
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.engine.service import Service
@@ -50,17 +50,18 @@ class LLM:
         loading: LoadingConfig | None = None,
         engine: EngineConfig | None = None,
         images: ImageLimits | None = None,
+        videos: VideoLimits | None = None,
         *,
         progress: bool = False,
         **settings: Any,
     ) -> None:
         """Load a model: a folder, a name on the hub, or None for the embedded one.
 
-        `loading` says in which precision and on which device it is loaded, `engine` how requests are run, `images` what
-        an image may cost. Each field of `LoadingConfig` and `EngineConfig` may also be given by its own name among
-        `settings`, such as `LLM(path, quantization="int8", max_model_len=4096)`. `progress` shows a bar while weights
-        load. Raises CheckpointError for a model that cannot be loaded, ConfigError for an invalid setting, TypeError
-        for an unknown one.
+        `loading` says in which precision and on which device it is loaded, `engine` how requests are run, `images` and
+        `videos` what an image or a video may cost. Each field of `LoadingConfig` and `EngineConfig` may also be given
+        by its own name among `settings`, such as `LLM(path, quantization="int8", max_model_len=4096)`. `progress` shows
+        a bar while weights load. Raises CheckpointError for a model that cannot be loaded, ConfigError for an invalid
+        setting, TypeError for an unknown one.
         """
         loading, engine, images = merged_settings(loading, engine, images, settings)
         check_name(loading.quantization)
@@ -75,7 +76,7 @@ class LLM:
             reference=loading.reference,
             calibration=loading.calibration,
         )
-        builder = PromptBuilder(config, Tokenizer.from_folder(folder), images, loading.max_dynamic_patch)
+        builder = PromptBuilder(config, Tokenizer.from_folder(folder), images, loading.max_dynamic_patch, videos)
         loaded = reading.finish(builder, progress=progress)
         self._assemble(loaded, builder, engine, name=str(model or folder.name), reference=loading.reference)
 
@@ -88,12 +89,13 @@ class LLM:
         name: str = "internvl",
         engine: EngineConfig | None = None,
         images: ImageLimits | None = None,
+        videos: VideoLimits | None = None,
         **settings: Any,
     ) -> LLM:
         """Return an LLM over a model that is built already. The other arguments are the constructor's."""
         llm = cls.__new__(cls)
         loading, engine, images = merged_settings(None, engine, images, settings)
-        builder = PromptBuilder(model.config, tokenizer, images, loading.max_dynamic_patch)
+        builder = PromptBuilder(model.config, tokenizer, images, loading.max_dynamic_patch, videos)
         llm._assemble(model, builder, engine, name=name, reference=loading.reference)
         return llm
 
@@ -140,7 +142,7 @@ class LLM:
         return SamplingParams(**self.config.defaults)  # type: ignore[arg-type]
 
     def prompt(self, messages: Conversation, *, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """Return a conversation as the model takes it. Raises RequestError and ImageError."""
+        """Return a conversation as the model takes it. Raises RequestError."""
         return self.builder.build(parse_messages(messages), tools=Tools(tools).shown)
 
     def chat(

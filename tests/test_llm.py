@@ -19,7 +19,7 @@ from PIL import Image
 import ternvl
 from ternvl import LLM, SamplingParams
 from ternvl.checkpoint import weights
-from ternvl.config import EngineConfig, ModelConfig
+from ternvl.config import EngineConfig, ModelConfig, VideoLimits
 from ternvl.errors import (
     CheckpointError,
     ConfigError,
@@ -28,12 +28,14 @@ from ternvl.errors import (
     RequestError,
     UnknownAdapterError,
 )
+from ternvl.llm import RequestOutput
 from ternvl.model.internvl import InternVL
 from ternvl.params import Grammar
 from ternvl.prompt.messages import Message
 from ternvl.types import FinishReason, Prompt
 from tests.engine.tiny import CONFIG, make_model
 from tests.fakes import tiny_tokenizer
+from tests.prompt.videos import animation, official_indices, picture, uri
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 QUESTION = [{"role": "user", "content": "What is the colour?"}]
@@ -168,6 +170,27 @@ def test_a_stop_string_within_a_draft_cuts_what_comes_after_it(model: InternVL) 
         ("", FinishReason.STOP, 17)
     ] * 2
     assert fast.engine.stats().num_steps < plain.engine.stats().num_steps
+
+
+def test_videos_are_paths_urls_or_lists_of_frames(model: InternVL, tmp_path: Path) -> None:
+    path = tmp_path / "clip.gif"
+    path.write_bytes(animation([picture(number) for number in range(12)]))
+    llm = LLM.from_parts(model, tiny_tokenizer(), videos=VideoLimits(video_frames=3))
+
+    def asked(*parts: dict[str, Any]) -> RequestOutput:
+        return llm.chat([{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}], GREEDY)[0]
+
+    own = asked({"type": "video", "video": path})
+    sent = asked({"type": "video_url", "video_url": {"url": uri(path.read_bytes())}})
+    frames = [{"type": "image", "image": picture(index), "max_dynamic_patch": 1} for index in official_indices(3, 12)]
+    labelled = {"type": "text", "text": "Frame-1: <image>\nFrame-2: <image>\nFrame-3: <image>\nWhat?"}
+    (by_hand,) = llm.chat([{"role": "user", "content": [*frames, labelled]}], GREEDY)
+    assert own.token_ids == sent.token_ids == by_hand.token_ids
+    assert own.prompt.token_ids == sent.prompt.token_ids == by_hand.prompt.token_ids
+    assert len(own.prompt.images) == 3
+    assert llm.engine.stats().num_encoded_tiles == 3
+    with pytest.raises(RequestError, match=r"cannot be read: No such file"):
+        asked({"type": "video", "video": tmp_path / "none.mp4"})
 
 
 def test_images_change_the_answer_and_conversations_batch(llm: LLM) -> None:

@@ -13,6 +13,7 @@ from ternvl.lora.adapter import Adapter
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message
+from ternvl.prompt.parts import Sampling
 from ternvl.sampling.call_rules import CallRules
 from ternvl.sampling.grammar import CompiledGrammar, GrammarCompiler
 from ternvl.sampling.tools import Tools
@@ -47,6 +48,8 @@ class Ask:
     """The fewest tiles that an image is cut into; None takes the checkpoint's setting."""
     use_thumbnail: bool | None = None
     """Whether the whole image follows its tiles if there are several; None takes the checkpoint's setting."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How videos are sampled that do not say so themselves."""
     splits_reasoning: bool = True
     """Whether text between `<think>` and `</think>` at the beginning of an answer is reasoning rather than text."""
     path: str = "messages"
@@ -58,9 +61,14 @@ class Ask:
         return replace(self.params, grammar=self.tools.grammar(self.params.grammar))
 
     @property
-    def has_images(self) -> bool:
-        """Whether building the prompt decodes images."""
-        return any(isinstance(turn, Message) and turn.images for turn in self._turns)
+    def has_media(self) -> bool:
+        """Whether building the prompt decodes images or videos."""
+        return any(isinstance(turn, Message) and turn.media for turn in self._turns)
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether building the prompt decodes videos, which may take long."""
+        return any(isinstance(turn, Message) and turn.videos for turn in self._turns)
 
     @property
     def _turns(self) -> Sequence[object]:
@@ -125,8 +133,8 @@ def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_
     """Compile an ask's grammar and build its prompt; blocks meanwhile.
 
     Raises RequestError for fields that contradict each other, for a grammar that is not served and for an input that
-    makes no prompt; ImageError for an image that cannot be used; ContextLengthError for a prompt that is longer than
-    `max_model_len` tokens.
+    makes no prompt; MediaError for an image or a video that cannot be used; ContextLengthError for a prompt that is
+    longer than `max_model_len` tokens.
     """
     params = ask.whole_params
     grammar = None if params.grammar is None else compiler.compile(params.grammar, salt=ask.cache_salt)
@@ -136,10 +144,10 @@ def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_
 
 
 def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt:
-    """Build an ask's prompt; blocks while its images are fetched and decoded.
+    """Build an ask's prompt; blocks while its images and videos are fetched and decoded.
 
-    Raises RequestError for an input that makes no prompt, ImageError for an image that cannot be used, and
-    ContextLengthError for a text that has more than `max_tokens` tokens, before all of it is tokenised.
+    Raises RequestError for an input that makes no prompt, MediaError for an image or a video that cannot be used, and
+    ContextLengthError for a prompt of more than `max_tokens` tokens, as early as `PromptBuilder.build`.
     """
     match ask.input:
         case Prompt():
@@ -156,6 +164,7 @@ def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt
         max_dynamic_patch=ask.max_dynamic_patch,
         min_dynamic_patch=ask.min_dynamic_patch,
         use_thumbnail=ask.use_thumbnail,
+        sampling=ask.sampling,
         path=ask.path,
         max_tokens=max_tokens,
     )

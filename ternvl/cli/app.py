@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,13 +14,13 @@ from ternvl import __version__
 from ternvl.cli.bench import bench
 from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import Model, ModelOption, with_flags
+from ternvl.cli.options import AnswerConfig, Images, JsonSchema, Lora, System, VideoFrames, Videos, limits_of_own_videos
 from ternvl.cli.quantization import quantize, verify
 from ternvl.cli.signals import interruptible
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
 from ternvl.errors import ConfigError, TernvlError
 from ternvl.kernels import build
 from ternvl.params import Grammar
-from ternvl.setting import setting
 
 if TYPE_CHECKING:
     from ternvl.cli.console import ConsoleChat
@@ -42,35 +41,7 @@ app.add_typer(bench, name="bench")
 app.command(epilog="Example: [bold]ternvl quantize OpenGVLab/InternVL3-1B --quantization int4[/bold]")(quantize)
 app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples[/bold]")(verify)
 
-Images = Annotated[
-    list[Path] | None,
-    typer.Option("--image", "-i", exists=True, dir_okay=False, readable=True, help="An image file (repeatable)."),
-]
-
-Lora = Annotated[
-    str | None,
-    typer.Option(
-        "--lora", help="A LoRA adapter: a folder saved by PEFT, or french or inventory of the embedded model."
-    ),
-]
-System = Annotated[str | None, typer.Option("--system", help="The system message; by default the checkpoint's own.")]
-JsonSchema = Annotated[
-    Path | None,
-    typer.Option("--json-schema", exists=True, dir_okay=False, help="A file with the JSON Schema of the answers."),
-]
-
 _LOADING = LoadingConfig(quantization="auto")
-
-
-@dataclass(frozen=True)
-class AnswerConfig:
-    """How answers are drawn. The fields are flags of the command line."""
-
-    max_tokens: int = setting(1024, "The most tokens of an answer.")
-    temperature: float | None = setting(
-        None, "The sampling temperature; 0 always takes the likeliest token; by default the checkpoint's value."
-    )
-    seed: int | None = setting(None, "The seed of the answers, which makes them repeatable.")
 
 
 @app.callback(invoke_without_command=True)
@@ -92,6 +63,7 @@ def serve(
     server: ServerConfig,
     engine: EngineConfig,
     images: ImageLimits,
+    videos: VideoLimits,
 ) -> None:
     """Serve a model over HTTP with the protocols of OpenAI and Anthropic."""
     import gc
@@ -105,7 +77,7 @@ def serve(
     with bind(server) as sock, bind_metrics(server) as metrics:
         logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
-            llm = _load(model, loading, engine, images)
+            llm = _load(model, loading, engine, images, videos)
             gc.freeze()
         finally:
             gc.enable()
@@ -119,9 +91,11 @@ def serve(
 def chat(
     model: Model = None,
     image: Images = None,
+    video: Videos = None,
     lora: Lora = None,
     system: System = None,
     json_schema: JsonSchema = None,
+    frames: VideoFrames = 8,
     *,
     answers: AnswerConfig,
     loading: LoadingConfig = _LOADING,
@@ -129,7 +103,8 @@ def chat(
     """Talk with a model in the terminal; /help lists the commands of a conversation."""
     from ternvl.cli.console import talk
 
-    conversation = _conversation(model, loading, _params(answers, json_schema), image, lora, system)
+    llm = _load(model, loading, videos=limits_of_own_videos(frames))
+    conversation = _conversation(llm, _params(answers, json_schema), image, video, lora, system)
     with interruptible():  # Ctrl-C ends an answer, not the conversation
         talk(conversation)
 
@@ -139,20 +114,23 @@ def chat(
 def run(
     question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
     image: Images = None,
+    video: Videos = None,
     model: ModelOption = None,
     lora: Lora = None,
     system: System = None,
     json_schema: JsonSchema = None,
+    frames: VideoFrames = 8,
     json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
     *,
     answers: AnswerConfig,
     loading: LoadingConfig = _LOADING,
 ) -> None:
-    """Ask one question, with or without images, and print the answer."""
+    """Ask one question, with or without images and videos, and print the answer."""
     from ternvl.cli.console import answer
 
     question = sys.stdin.read() if question == "-" else question
-    conversation = _conversation(model, loading, _params(answers, json_schema), image, lora, system)
+    llm = _load(model, loading, videos=limits_of_own_videos(frames))
+    conversation = _conversation(llm, _params(answers, json_schema), image, video, lora, system)
     answer(conversation, question, as_json=json)
 
 
@@ -190,31 +168,36 @@ def _text_of(path: Path) -> str:
 
 
 def _conversation(
-    model: str | None,
-    loading: LoadingConfig,
+    llm: LLM,
     params: dict[str, Any],
     images: list[Path] | None,
+    videos: list[Path] | None,
     lora: str | None,
     system: str | None,
 ) -> ConsoleChat:
-    llm = _load(model, loading)
     from ternvl.cli.console import ConsoleChat
 
     if lora is not None:
         llm.load_adapter("adapter", Path(lora).expanduser())
     conversation = ConsoleChat(llm, params, system=system, adapter=None if lora is None else "adapter")
     for path in images or []:
-        conversation.attach(path)
+        conversation.attach_image(path)
+    for path in videos or []:
+        conversation.attach_video(path)
     return conversation
 
 
 def _load(
-    model: str | None, loading: LoadingConfig, engine: EngineConfig | None = None, images: ImageLimits | None = None
+    model: str | None,
+    loading: LoadingConfig,
+    engine: EngineConfig | None = None,
+    images: ImageLimits | None = None,
+    videos: VideoLimits | None = None,
 ) -> LLM:
     build.start()
     from ternvl.llm import LLM
 
-    return LLM(model, loading, engine, images, progress=sys.stdout.isatty())
+    return LLM(model, loading, engine, images, videos, progress=sys.stdout.isatty())
 
 
 def run_command(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -17,12 +17,13 @@ from ternvl.llm import LLM, Delta, RequestOutput
 
 HELP = """\
 /image PATH   attach an image to your next message
+/video PATH   attach a video to your next message
 /reset        start a new conversation
 /quit, /exit  end the program (so does Ctrl-D)"""
 
 
 class ConsoleChat:
-    """A conversation with a model: the turns so far, and the images of the next message."""
+    """A conversation with a model: the turns so far, and the images and videos of the next message."""
 
     def __init__(
         self, llm: LLM, params: dict[str, Any], *, system: str | None = None, adapter: str | None = None
@@ -38,29 +39,38 @@ class ConsoleChat:
         """The prompt of the last question, with its answer."""
         self._params = replace(llm.default_params(), **params)
         self._messages: list[dict[str, Any]] = []
-        self._images: list[str] = []
+        self._media: list[dict[str, Any]] = []
 
-    def attach(self, path: Path) -> None:
+    def attach_image(self, path: Path) -> None:
         """Add an image to the next message. Raises RequestError if the file cannot be read."""
         try:
             data = path.expanduser().read_bytes()
         except (OSError, ValueError, RuntimeError) as error:
             raise RequestError(f"The image {path} cannot be read: {getattr(error, 'strerror', error)}.") from error
-        self._images.append("data:;base64," + base64.b64encode(data).decode())
+        url = "data:;base64," + base64.b64encode(data).decode()
+        self._media.append({"type": "image_url", "image_url": {"url": url}})
+
+    def attach_video(self, path: Path) -> None:
+        """Add a video to the next message. Raises RequestError if the file cannot be read."""
+        try:
+            path = path.expanduser()
+            path.open("rb").close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RequestError(f"The video {path} cannot be read: {getattr(error, 'strerror', error)}.") from error
+        self._media.append({"type": "video", "video": path})
 
     def reset(self) -> None:
-        """Forget all turns and images."""
+        """Forget all turns, images and videos."""
         self._messages.clear()
-        self._images.clear()
+        self._media.clear()
 
     def ask(self, text: str) -> Iterator[str]:
         """Yield pieces of the answer as they are generated: its reasoning, if any, then an empty line, then its text.
 
         A turn that is not read to its end is forgotten. Raises what `LLM.stream` raises.
         """
-        images = [{"type": "image_url", "image_url": {"url": url}} for url in self._images]
-        self._images = []
-        turn = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+        media, self._media = self._media, []
+        turn = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
         messages = [*self._system, *self._messages, turn]
         with self.llm.stream(messages, self._params, adapter=self._adapter) as deltas:
             yield from _pieces(deltas)
@@ -121,7 +131,9 @@ def talk(chat: ConsoleChat) -> None:
 def _execute(chat: ConsoleChat, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
-        chat.attach(pasted_path(rest))
+        chat.attach_image(pasted_path(rest))
+    elif command == "/video":
+        chat.attach_video(pasted_path(rest))
     elif command == "/reset":
         chat.reset()
     elif command == "/help":

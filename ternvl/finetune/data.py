@@ -20,6 +20,8 @@ from ternvl.errors import ConfigError, RequestError
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.sampling.tools import Tools
 
+_NO_VIDEOS = "The line has a video, but only images can be trained on; give the frames of the video as images."
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConversation:
@@ -83,6 +85,8 @@ def parse(line: bytes, images: Path | None) -> TrainingConversation:
     weights = [message.get("weight", 1) for message in messages]
     _check_weights(weights)
     parsed = tuple(parse_messages(messages))
+    if any(message.videos for message in parsed):
+        raise RequestError(_NO_VIDEOS)
     _check_calls(parsed)
     is_learned = tuple(m.role == "assistant" and bool(w) for m, w in zip(parsed, weights, strict=True))
     if not any(is_learned):
@@ -161,9 +165,7 @@ _PLACEHOLDER = re.compile(r"(?:Image-\d+: ?)?<image>\n?")
 def _internvl(row: Mapping[str, Any], images: Path | None) -> list[dict[str, Any]]:
     turns, image = row["conversations"], row.get("image") or []
     if "video" in row:
-        raise RequestError(
-            "The line has a video, but only images can be trained on; give the frames of the video as images."
-        )
+        raise RequestError(_NO_VIDEOS)
     paths = [image] if isinstance(image, str) else image
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise RequestError("image must be a path or a list of paths.")

@@ -39,7 +39,7 @@ class Example:
 
 
 def encode(builder: PromptBuilder, conversation: TrainingConversation) -> tuple[Example, Tensor | None]:
-    """Return the example and its tiles [N, 3, S, S]. Raises RequestError and ImageError.
+    """Return the example and its tiles [N, 3, S, S]. Raises RequestError.
 
     The tokens before an answer equal the prompt that the server builds for it. The answer is encoded separately from
     its header, as it is when the model generates it. The token that ends an answer is learned, too.

@@ -1,44 +1,26 @@
-"""Turns messages into a `Prompt`: fetch, decode, tile, render, encode."""
+"""Turns messages into a `Prompt`: render, encode, and load the media, whose tiles take the places that they have."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from threading import BoundedSemaphore
+from functools import partial
 from typing import Any
 
-from PIL import Image
-
-from ternvl.config import ImageLimits, ModelConfig
-from ternvl.errors import ContextLengthError, ImageError, RequestError
-from ternvl.prompt.fetch import fetch
-from ternvl.prompt.images import check_limits, decode, to_pixel_values, to_rgb
-from ternvl.prompt.messages import ImageInput, Message
-from ternvl.prompt.template import ImageSlot, Piece, render
-from ternvl.prompt.tiling import tiles
+from ternvl.config import ImageLimits, ModelConfig, VideoLimits
+from ternvl.errors import ContextLengthError, RequestError
+from ternvl.prompt.images import check_limits, to_pixel_values
+from ternvl.prompt.media import MediaLoader, NamedMedia, Tiles, TileSettings, in_range
+from ternvl.prompt.messages import Message
+from ternvl.prompt.parts import ImageInput, Sampling, VideoInput
+from ternvl.prompt.template import PLACEHOLDERS, ImageSlot, Piece, render
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from ternvl.types import ImageSpan, Prompt
 
-MAX_DYNAMIC_PATCH = 64
-"""The most tiles, without the thumbnail, that one image may be cut into by any setting."""
-
-_WORKERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class TileSettings:
-    """How the images of one prompt are cut into tiles."""
-
-    min_num: int
-    max_num: int
-    thumbnail: bool
-
 
 class PromptBuilder:
-    """Builds prompts for one model. It is thread-safe; `build` blocks while images are fetched."""
+    """Builds prompts for one model. It is thread-safe; `build` blocks while images and videos are fetched."""
 
     def __init__(
         self,
@@ -46,6 +28,7 @@ class PromptBuilder:
         tokenizer: Tokenizer,
         limits: ImageLimits | None = None,
         max_dynamic_patch: int | None = None,
+        videos: VideoLimits | None = None,
     ) -> None:
         """`max_dynamic_patch` is the most tiles an image is cut into, thumbnail apart; by default the checkpoint's.
 
@@ -54,9 +37,10 @@ class PromptBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self.limits = limits or ImageLimits()
-        check_limits(self.limits)
-        self._decoding = BoundedSemaphore(_WORKERS)  # shared by all calls: a large image takes hundreds of MB
-        self.max_dynamic_patch = _in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
+        self.videos = videos or VideoLimits()
+        check_limits(self.limits, self.videos)
+        self._media = MediaLoader(config, self.limits, self.videos)
+        self.max_dynamic_patch = in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
 
     def build(
         self,
@@ -68,6 +52,7 @@ class PromptBuilder:
         max_dynamic_patch: int | None = None,
         min_dynamic_patch: int | None = None,
         use_thumbnail: bool | None = None,
+        sampling: Sampling | None = None,
         path: str = "messages",
         max_tokens: int | None = None,
     ) -> Prompt:
@@ -75,25 +60,35 @@ class PromptBuilder:
 
         With `continue_final_message` the answer continues the last message. An image of detail "low" becomes one tile,
         others `min_dynamic_patch` to `max_dynamic_patch` (by default the checkpoint's and the builder's) and, with
-        `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image may have limits of its own.
+        `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image may have limits of its own. A frame
+        of a video is one tile, unless the video says otherwise; `sampling` is for videos that have none of their own.
         `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
-        written, ImageError for an image that cannot be fetched or decoded or that is over a limit, and
-        ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text, that is
-        before any image is fetched.
+        written, MediaError for an image or a video that cannot be fetched or decoded or that is over a limit, and
+        ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text and the
+        least tiles of its media, that is before any of them is fetched.
         """
         settings = self._tile_settings(min_dynamic_patch, max_dynamic_patch, use_thumbnail)
         self._check(messages, path)
         _check_json(tools)
-        pieces = render(
+        media = self._named(messages, sampling or Sampling(), path)
+        write = partial(
+            render,
             messages,
             system_message=self.config.system_message,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        _check_characters(pieces, path)
-        encoded = self._encode(pieces, max_tokens, path)
-        tiled = self._tile_all(messages, settings)
+        encoded = self._encode(write(frames=_least_frames(media)), max_tokens, path)
+        loaded = self._media.load(media, settings)
+        frames = [len(group) for named, group in zip(media, loaded, strict=True) if isinstance(named.media, VideoInput)]
+        if frames != _least_frames(media):
+            encoded = self._encode(write(frames=frames), max_tokens, path)
+        return self._place(encoded, [cut for group in loaded for cut in group])
+
+    def _place(self, encoded: Sequence[list[int] | ImageSlot], loaded: Sequence[Tiles]) -> Prompt:
+        """Return the prompt. Slots that stand at placeholders need not be in the order of their indices."""
+        tiled = [loaded[part.index] for part in encoded if isinstance(part, ImageSlot)]
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
         token_ids = self.tokenizer.place_images(encoded, counts)
         if not tiled:
@@ -103,20 +98,32 @@ class PromptBuilder:
 
     def _tile_settings(self, least: int | None, most: int | None, thumbnail: bool | None) -> TileSettings:
         """Return the settings of a prompt, given those of its request. The checkpoint's minimum yields to a maximum."""
-        max_num = self.max_dynamic_patch if most is None else _in_range(most)
+        max_num = self.max_dynamic_patch if most is None else in_range(most)
         if least is not None and least > max_num:
             message = f"min_dynamic_patch is {least}, more than the {max_num} of max_dynamic_patch."
             raise RequestError(message, param="mm_processor_kwargs.min_dynamic_patch")
-        min_num = (
-            min(self.config.min_dynamic_patch, max_num) if least is None else _in_range(least, "min_dynamic_patch")
-        )
+        min_num = min(self.config.min_dynamic_patch, max_num) if least is None else in_range(least, "min_dynamic_patch")
         return TileSettings(min_num, max_num, self.config.use_thumbnail if thumbnail is None else thumbnail)
 
     def _encode(self, pieces: Sequence[Piece], max_tokens: int | None, path: str) -> list[list[int] | ImageSlot]:
+        """Return the ids of pieces. Raises ContextLengthError if they are too many with one tile for each slot."""
+        _check_characters(pieces, path)
         try:
-            return self.tokenizer.encode_pieces(pieces, limit=max_tokens)
+            encoded = self.tokenizer.encode_pieces(pieces, limit=max_tokens)
         except TextTooLongError as error:
             raise _too_long(error, max_tokens, path) from None
+        num_slots = sum(isinstance(part, ImageSlot) for part in encoded)
+        num_text = sum(len(part) for part in encoded if not isinstance(part, ImageSlot)) + 2 * num_slots
+        num_image = num_slots * self.config.tokens_per_tile
+        if max_tokens is not None and num_slots and num_text + num_image > max_tokens:
+            raise ContextLengthError(
+                num_text_tokens=num_text,
+                num_image_tokens=num_image,
+                max_model_len=max_tokens,
+                param=path,
+                is_counted=False,
+            )
+        return encoded
 
     def encode_text(self, text: str, *, max_tokens: int | None = None, path: str = "prompt") -> Prompt:
         """Return a prompt of plain text, in which control tokens are characters.
@@ -132,53 +139,25 @@ class PromptBuilder:
         if not messages:
             raise RequestError(f"{path} is empty; a conversation needs at least one message.", param=path)
         for index, message in enumerate(messages):
-            if message.images and message.role not in ("user", "tool"):
-                turn, rule = _path(message, index), "images belong in user messages and results of tools"
-                text = f"{turn} is a {message.role} message with an image; {rule}."
-                raise RequestError(text, param=f"{turn}.content")
-        num_images = sum(len(message.images) for message in messages)
-        if num_images > self.limits.max_images:
-            text = f"{path} holds {num_images} images; a request may hold {self.limits.max_images}."
-            raise RequestError(text, param=path)
+            _check_turn(message, _path(message, index))
+        for kind, most in (("images", self.limits.max_images), ("videos", self.videos.max_videos)):
+            count = sum(len(getattr(message, kind)) for message in messages)
+            if count > most:
+                raise RequestError(f"{path} holds {count} {kind}; a request may hold {most}.", param=path)
 
-    def _tile_all(self, messages: Sequence[Message], settings: TileSettings) -> list[list[Image.Image]]:
-        """The tiles of each image of the conversation. Several images are fetched and cut at the same time."""
-        images = [
-            (image, number, _path(message, index))
-            for index, message in enumerate(messages)
-            for number, image in enumerate(message.images, start=1)
-        ]
+    def _named(self, messages: Sequence[Message], sampling: Sampling, path: str) -> list[NamedMedia]:
+        """Return the images and videos of a conversation, these with their numbers of frames."""
+        videos = [video for message in messages for video in message.videos]
+        resolved = iter(self._media.resolve(videos, sampling, path))
+        named: list[NamedMedia] = []
+        for index, message in enumerate(messages):
+            for number, media in enumerate(message.media, start=1):
+                kind, turn = "image" if isinstance(media, ImageInput) else "video", _path(message, index)
+                name, param = media.path or f"{turn} {kind} {number}", media.path or f"{turn}.content"
+                named.append(NamedMedia(media if isinstance(media, ImageInput) else next(resolved), name, param))
+        return named
 
-        def work(image: ImageInput, number: int, path: str) -> list[Image.Image]:
-            try:
-                return self._tile(image, settings, image.path or f"{path} image {number}")
-            except ImageError as error:
-                error.param = image.path or f"{path}.content"
-                raise
-
-        if len(images) < 2:
-            return [work(*each) for each in images]
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="image") as pool:
-            return list(pool.map(lambda each: work(*each), images))
-
-    def _tile(self, image: ImageInput, settings: TileSettings, name: str) -> list[Image.Image]:
-        settings = _settings_of(image, settings, name)
-        if isinstance(image.source, str):
-            data = fetch(image.source, self.limits, name)
-            with self._decoding:
-                return self._cut(decode(data, self.limits, name), settings)
-        return self._cut(to_rgb(image.source, name), settings)
-
-    def _cut(self, picture: Image.Image, settings: TileSettings) -> list[Image.Image]:
-        return tiles(
-            picture,
-            min_num=settings.min_num,
-            max_num=settings.max_num,
-            side=self.config.tile_size,
-            thumbnail=settings.thumbnail,
-        )
-
-    def _spans(self, token_ids: Sequence[int], tiled: Sequence[Sequence[Image.Image]]) -> tuple[ImageSpan, ...]:
+    def _spans(self, token_ids: Sequence[int], tiled: Sequence[Tiles]) -> tuple[ImageSpan, ...]:
         begins = (index + 1 for index, token_id in enumerate(token_ids) if token_id == self.tokenizer.img_id)
         spans: list[ImageSpan] = []
         first_tile = 0
@@ -199,7 +178,7 @@ def _path(message: Message, index: int) -> str:
     return message.path or f"messages[{index}]"
 
 
-def _digest(cut: Sequence[Image.Image]) -> bytes:
+def _digest(cut: Tiles) -> bytes:
     """SHA-256 over the number of tiles and their pixels."""
     digest = hashlib.sha256(len(cut).to_bytes(8, "big"))
     for tile in cut:
@@ -207,28 +186,22 @@ def _digest(cut: Sequence[Image.Image]) -> bytes:
     return digest.digest()
 
 
-def _settings_of(image: ImageInput, settings: TileSettings, name: str) -> TileSettings:
-    """The settings of an image: its own numbers of tiles, else those of its detail and of the request."""
-    owner = name.removesuffix(".url")
-    least, most = image.min_dynamic_patch, image.max_dynamic_patch
-    if most is None:
-        most = 1 if image.detail == "low" else settings.max_num
-    _in_range(most, owner=owner)
-    if least is None:
-        return replace(settings, min_num=min(settings.min_num, most), max_num=most)
-    if _in_range(least, "min_dynamic_patch", owner) > most:
-        param = f"{owner}.min_dynamic_patch"
-        raise RequestError(f"{param} is {least}, more than the {most} tiles of max_dynamic_patch.", param=param)
-    return replace(settings, min_num=least, max_num=most)
+def _least_frames(media: Sequence[NamedMedia]) -> list[int]:
+    """Return the number of frames of each video, or one if it depends on how long the video is."""
+    videos = [each.media for each in media if isinstance(each.media, VideoInput)]
+    return [(video.sampling.num_frames or 1) if video.sampling.fps is None else 1 for video in videos]
 
 
-def _in_range(count: int, name: str = "max_dynamic_patch", owner: str = "") -> int:
-    """Return a number of tiles. Raises RequestError, which names it as a field of `owner`, if it is out of range."""
-    is_integer = isinstance(count, int) and not isinstance(count, bool)
-    if not is_integer or not 1 <= count <= MAX_DYNAMIC_PATCH:
-        param = f"{owner}.{name}" if owner else name
-        raise RequestError(f"{param} is {count!r}; it must be from 1 to {MAX_DYNAMIC_PATCH}.", param=param)
-    return count
+def _check_turn(message: Message, path: str) -> None:
+    """Refuse media that are not a user's or a tool's, and a text with too few of LMDeploy's placeholders."""
+    if message.media and message.role not in ("user", "tool"):
+        noun = "an image" if message.images else "a video"
+        rule = "images and videos belong in user messages and results of tools"
+        raise RequestError(f"{path} is a {message.role} message with {noun}; {rule}.", param=f"{path}.content")
+    count, num_images = message.text.count(PLACEHOLDERS[0]), len(message.images)
+    if not message.parts and 0 < count < num_images:
+        text = f"{path} has {num_images} images, but {PLACEHOLDERS[0]} only {count} times; each image needs one."
+        raise RequestError(text, param=f"{path}.content")
 
 
 def _check_json(tools: Sequence[Mapping[str, Any]]) -> None:

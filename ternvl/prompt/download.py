@@ -1,4 +1,4 @@
-"""Downloads one image over HTTP within limits: only from checked addresses, with one deadline for all redirects.
+"""Downloads an image or a video over HTTP within limits: from checked addresses, with one deadline for all redirects.
 
 `httpcore` is httpx's transport. It is used directly because its network backend turns names into connections: each host
 name is resolved once, its addresses are checked, and the connection goes to a checked address, while the Host header,
@@ -22,41 +22,45 @@ import httpcore
 import httpx
 
 from ternvl.config import ImageLimits
-from ternvl.errors import ImageError
+from ternvl.errors import MediaError
 from ternvl.prompt.addresses import may_connect
+from ternvl.prompt.medium import Medium
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "ternvl", "Connection": "close"}
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "ternvl", "Connection": "close"}
 
 
 class _AddressNotAllowedError(Exception):
-    """A host has an address that images may not be fetched from."""
+    """A host has an address that media may not be fetched from."""
 
 
 class Download:
-    """The download of one image, including redirects. Times are in seconds of `time.monotonic`."""
+    """The download of one image or video, including redirects. Times are in seconds of `time.monotonic`."""
 
-    def __init__(self, limits: ImageLimits, name: str) -> None:
-        """The time limit begins now. `name` names the image in errors."""
+    def __init__(self, limits: ImageLimits, medium: Medium, name: str) -> None:
+        """The time limit begins now. `name` is what errors call the image or video."""
         self._limits = limits
+        self._medium = medium
         self._name = name
-        self._deadline = time.monotonic() + limits.fetch_timeout
+        self._deadline = time.monotonic() + medium.fetch_timeout
 
     def get(self, url: httpx.URL) -> bytes | str:
-        """Return the body of a checked URL, or the URL that it redirects to. Raises ImageError."""
+        """Return the body of a checked URL, or the URL that it redirects to. Raises MediaError."""
         host = _host(url)
         backend = _GuardedBackend(self._deadline, allow_private=self._limits.allow_private_addresses)
         try:
             with httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool:
-                headers = [("Host", url.netloc.decode("ascii")), *_HEADERS.items()]
+                accepted = ("Accept", f"{self._medium.kind}/*")
+                headers = [("Host", url.netloc.decode("ascii")), accepted, *_HEADERS.items()]
                 with pool.stream("GET", _core_url(url), headers=headers) as response:
                     return self._read(response, url)
         except _AddressNotAllowedError:
             raise self._error(
-                f"{host} has an address that images may not be fetched from (only public addresses are allowed)"
+                f"{host} has an address that {self._medium.kind}s may not be fetched from (only public addresses are "
+                "allowed)"
             ) from None
         except (httpcore.TimeoutException, TimeoutError):
-            raise self._error(f"{host} took longer than {self._limits.fetch_timeout:g} seconds") from None
+            raise self._error(f"{host} took longer than {self._medium.fetch_timeout:g} seconds") from None
         except socket.gaierror:
             raise self._error(f"the host name {host} could not be resolved") from None
         except ssl.SSLError:
@@ -74,8 +78,8 @@ class Download:
         if response.status != 200:
             raise self._error(f"{_host(url)} responded with status {response.status}")
         length = headers.get(b"content-length", "")
-        if length.isdecimal() and len(length) < 20 and int(length) > self._limits.max_image_bytes:
-            raise self._too_large()
+        if length.isdecimal() and len(length) < 20 and int(length) > self._medium.max_bytes:
+            raise self._medium.too_large(self._name)
         chunks = response.iter_stream()
         encoding = headers.get(b"content-encoding", "identity").strip().lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
@@ -94,19 +98,12 @@ class Download:
         body = bytearray()
         for chunk in chunks:
             body += chunk
-            if len(body) > self._limits.max_image_bytes:
-                raise self._too_large()
+            if len(body) > self._medium.max_bytes:
+                raise self._medium.too_large(self._name)
         return bytes(body)
 
-    def _too_large(self) -> ImageError:
-        return ImageError(
-            f"{self._name} is larger than {self._limits.max_image_bytes} bytes, the most that an image may have.",
-            code="image_too_large",
-            too_large=True,
-        )
-
-    def _error(self, reason: str) -> ImageError:
-        return ImageError(f"{self._name} could not be fetched: {reason}.", code="image_not_fetched")
+    def _error(self, reason: str) -> MediaError:
+        return self._medium.not_fetched(self._name, reason)
 
 
 class _GuardedBackend(httpcore.NetworkBackend):

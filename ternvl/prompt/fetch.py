@@ -1,4 +1,4 @@
-"""Fetches the bytes of an image URL: `data:`, `http:` or `https:` from allowed addresses, `file:` in one folder."""
+"""Fetches an image or a video: `data:`, `http:` or `https:` from allowed addresses, `file:` in one folder."""
 
 from __future__ import annotations
 
@@ -12,76 +12,70 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from ternvl.config import ImageLimits
-from ternvl.errors import ImageError
 from ternvl.files import read_regular
 from ternvl.prompt import urls
 from ternvl.prompt.download import Download
+from ternvl.prompt.medium import Medium, image_medium
 
 _BASE64 = re.compile(r";\s*base64\s*", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
 
 
-def fetch(url: str, limits: ImageLimits, name: str) -> bytes:
-    """Return the encoded bytes of an image. A download blocks for at most `limits.fetch_timeout` seconds.
+def fetch(url: str, limits: ImageLimits, name: str, medium: Medium | None = None) -> bytes:
+    """Return the encoded bytes of an image or, as `medium` says, of a video, whose limits are then the medium's.
 
-    `name` names the image in errors. Raises ImageError if the URL is malformed or not allowed, if the image is larger
-    than `limits.max_image_bytes`, and if it cannot be fetched.
+    A download blocks for at most `fetch_timeout` seconds. `name` is what errors call the image or video. Raises
+    MediaError if the URL is malformed or not allowed, if there are too many bytes, and if it cannot be fetched.
     """
+    medium = medium or image_medium(limits)
     url = url.lstrip()
     match url[:8].partition(":")[0].lower():
         case "data":
-            return _from_data(url, limits, name)
+            return _from_data(url, medium, name)
         case "http" | "https":
-            return _from_network(url, limits, name)
+            return _from_network(url, limits, medium, name)
         case "file":
-            return _from_file(url, limits, name)
-    raise ImageError(
-        f"{name} has a URL that does not begin with data:, http:, https: or file:.", code="invalid_image_url"
-    )
+            return _from_file(url, limits, medium, name)
+    raise medium.invalid_url(name, "has a URL that does not begin with data:, http:, https: or file:")
 
 
-def _from_data(url: str, limits: ImageLimits, name: str) -> bytes:
+def _from_data(url: str, medium: Medium, name: str) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not _BASE64.fullmatch(header[header.rfind(";") :]):
-        raise _invalid(name, 'has a URL that does not have the form "data:image/...;base64,..."')
-    if len(payload) > 4 * limits.max_image_bytes + 1024:  # thrice its base64 form: refused without any work
-        raise _too_large(name, limits)
+        raise medium.invalid_url(name, f'has a URL that does not have the form "data:{medium.kind}/...;base64,..."')
+    if len(payload) > 4 * medium.max_bytes + 1024:  # thrice its base64 form: refused without any work
+        raise medium.too_large(name)
     if "%" in payload:
         payload = unquote(payload)
     text = payload.translate(_URL_SAFE).rstrip("=")
-    if len(text) * 3 // 4 > limits.max_image_bytes:
-        raise _too_large(name, limits)
+    if len(text) * 3 // 4 > medium.max_bytes:
+        raise medium.too_large(name)
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise _invalid(name, "contains data that is not base64") from None
+        raise medium.invalid_url(name, "contains data that is not base64") from None
 
 
-def _from_network(url: str, limits: ImageLimits, name: str) -> bytes:
-    download = Download(limits, name)
-    target = _check_url(url, limits, name)
+def _from_network(url: str, limits: ImageLimits, medium: Medium, name: str) -> bytes:
+    download = Download(limits, medium, name)
+    target = _check_url(url, limits, medium, name)
     for _ in range(limits.max_redirects + 1):
         answer = download.get(target)
         if isinstance(answer, bytes):
             return answer
-        target = _check_url(str(answer), limits, name)
-    raise ImageError(
-        f"{name} could not be fetched: it redirects more than {limits.max_redirects} times.", code="image_not_fetched"
-    )
+        target = _check_url(str(answer), limits, medium, name)
+    raise medium.not_fetched(name, f"it redirects more than {limits.max_redirects} times")
 
 
-def _check_url(text: str, limits: ImageLimits, name: str) -> httpx.URL:
+def _check_url(text: str, limits: ImageLimits, medium: Medium, name: str) -> httpx.URL:
     """Return the normalised URL. Refuse one that parsers disagree about, and domains that are not allowed."""
     try:
         url = urls.normalise(text)
     except urls.URLError as error:
-        raise _invalid(name, f"has a URL that {error}") from None
+        raise medium.invalid_url(name, f"has a URL that {error}") from None
     host, domains = url.raw_host.decode("ascii").lower(), limits.allowed_media_domains
     if domains and not any(_is_in_domain(host, domain) for domain in domains):
-        raise ImageError(
-            f"{name} could not be fetched: images from {host} are not allowed.",
-            code="image_not_allowed",
-        )
+        raise medium.not_allowed(name, f"could not be fetched: {medium.kind}s from {host} are not allowed")
     return url
 
 
@@ -90,18 +84,18 @@ def _is_in_domain(host: str, domain: str) -> bool:
     return host == domain or host.endswith("." + domain)
 
 
-def _from_file(url: str, limits: ImageLimits, name: str) -> bytes:
+def _from_file(url: str, limits: ImageLimits, medium: Medium, name: str) -> bytes:
     if limits.allow_local_media is None:
-        raise ImageError(f"{name} is a file: URL, but local files are not allowed.", code="image_not_allowed")
+        raise medium.not_allowed(name, "is a file: URL, but local files are not allowed")
     path = _resolve_below(limits.allow_local_media, url)
     if path is None:
-        raise ImageError(f"{name} is not a file below the folder of local images.", code="image_not_allowed")
+        raise medium.not_allowed(name, f"is not a file below the folder of local {medium.kind}s")
     try:
-        return read_regular(path, limit=limits.max_image_bytes, follow=False)
+        return read_regular(path, limit=medium.max_bytes, follow=False)
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise _too_large(name, limits) from None
-        raise ImageError(f"{name} is a file that cannot be read.", code="image_not_fetched") from None
+            raise medium.too_large(name) from None
+        raise medium.unreadable(name) from None
 
 
 def _resolve_below(folder: Path, url: str) -> Path | None:
@@ -113,15 +107,3 @@ def _resolve_below(folder: Path, url: str) -> Path | None:
         return found if is_below and found.is_file() else None
     except (OSError, ValueError, RuntimeError):
         return None
-
-
-def _invalid(name: str, reason: str) -> ImageError:
-    return ImageError(f"{name} {reason}.", code="invalid_image_url")
-
-
-def _too_large(name: str, limits: ImageLimits) -> ImageError:
-    return ImageError(
-        f"{name} is larger than {limits.max_image_bytes} bytes, the most that an image may have.",
-        code="image_too_large",
-        too_large=True,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from io import BytesIO
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
-from ternvl.config import ImageLimits
+from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import ConfigError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -32,15 +33,26 @@ _ORIENTATIONS = {
 }
 
 
-def check_limits(limits: ImageLimits) -> None:
+def check_limits(limits: ImageLimits, videos: VideoLimits) -> None:
     """Raise ConfigError if a limit is invalid."""
-    for name, least in (("max_image_bytes", 1), ("max_image_pixels", 1), ("max_images", 0), ("max_redirects", 0)):
-        if getattr(limits, name) < least:
-            raise ConfigError(f"{name} is {getattr(limits, name)}; it must be at least {least}.")
-    if not 0 < limits.fetch_timeout < math.inf:
-        raise ConfigError(f"fetch_timeout is {limits.fetch_timeout}; it must be a number of seconds above 0.")
+    for config in (limits, videos):
+        for each in fields(config):
+            _check_limit(each.name, getattr(config, each.name))
+    if videos.video_frames > videos.max_video_frames:
+        most = videos.max_video_frames
+        raise ConfigError(
+            f"video_frames is {videos.video_frames}; it must be at most max_video_frames, which is {most}."
+        )
     if limits.allow_local_media is not None and not limits.allow_local_media.is_dir():
         raise ConfigError(f"allow_local_media is {limits.allow_local_media}, which is not a folder.")
+
+
+def _check_limit(name: str, value: object) -> None:
+    least = 0 if name in ("max_images", "max_redirects", "max_videos") else 1
+    if isinstance(value, float) and not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value}; it must be a number of seconds above 0.")
+    if isinstance(value, int) and not isinstance(value, bool) and value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
 def decode(data: bytes, limits: ImageLimits, name: str) -> Image.Image:

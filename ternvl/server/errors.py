@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from ternvl.errors import (
     ContextLengthError,
-    ImageError,
+    MediaError,
     OverloadedError,
     RequestError,
     RequestTimeoutError,
@@ -108,7 +108,7 @@ def to_http(error: BaseException) -> HTTPError:
         case ContextLengthError():
             return HTTPError(400, str(error), error.param, error.code, anthropic_message=error.anthropic_message)
         case RequestError():
-            status = 413 if isinstance(error, ImageError) and error.too_large else 400
+            status = 413 if isinstance(error, MediaError) and error.too_large else 400
             return HTTPError(status, str(error), error.param, error.code)
         case OverloadedError():
             return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after or 1)})

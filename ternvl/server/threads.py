@@ -32,9 +32,10 @@ class Threads:
     """Runs blocking work for requests, each kind in a pool of its own."""
 
     def __init__(self, llm: LLM, num_builders: int) -> None:
-        """`num_builders` threads fetch, decode and cut images."""
+        """`num_builders` threads fetch, decode and cut images, and as many videos."""
         self._llm = llm
         self._builders = ThreadPoolExecutor(num_builders, thread_name_prefix="prompt")
+        self._samplers = ThreadPoolExecutor(num_builders, thread_name_prefix="video")
         self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="grammar")
         self._preparing: asyncio.TimerHandle | None = None
 
@@ -48,6 +49,7 @@ class Threads:
         if self._preparing is not None:
             self._preparing.cancel()
         self._builders.shutdown(wait=False, cancel_futures=True)
+        self._samplers.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], _T], *, deadline: float | None = None) -> _T:
@@ -73,12 +75,14 @@ class Threads:
         """Run `ternvl.answer.ask.build_prompt` on a thread.
 
         By default a text may have as many tokens as eight contexts hold, so that clients can count what does not fit.
-        Prompts with images have their own threads, so that prompts of text never wait for the downloads of other
-        requests. Raises the errors of `build_prompt`, and RequestTimeoutError past the deadline.
+        Prompts with images have their own threads, and so have those with videos, so that prompts of text never wait
+        for the downloads of other requests, nor images for videos. Raises the errors of `build_prompt`, and
+        RequestTimeoutError past the deadline.
         """
         limit = _COUNTED_CONTEXTS * self._llm.engine.config.max_model_len
         building = partial(build_prompt, ask, self._llm.builder, max_tokens=limit if max_tokens is None else max_tokens)
-        return await _in_thread(self._builders if ask.has_images else None, building, deadline)
+        pool = self._samplers if ask.has_videos else self._builders if ask.has_media else None
+        return await _in_thread(pool, building, deadline)
 
 
 async def _in_thread(pool: Executor | None, work: Callable[[], _T], deadline: float | None) -> _T:

@@ -16,6 +16,7 @@ import pytest
 from ternvl.azion import Azion, AzionError, AzionStream
 from ternvl.errors import CheckpointError, ConfigError, TernvlError
 from ternvl.llm import LLM
+from tests.prompt.videos import animation, picture, uri
 from tests.server.fakes import scripted_llm, serving
 
 MODEL = "opengvlab-internvl3-1b-instruct"
@@ -51,6 +52,11 @@ class TestEitherWay:
         assert answer["model"] == "ternvl-nano"
         assert answer["choices"][0]["message"]["content"] == "Paris."
         assert answer["usage"]["total_tokens"] == 29
+
+    def test_a_video(self) -> None:
+        part = {"type": "video_url", "video_url": {"url": uri(animation([picture(1), picture(2)])), "num_frames": 2}}
+        answer = run({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]})
+        assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == 2 * 16
 
     def test_one_event_loop_after_another(self) -> None:
         async def streamed() -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from ternvl.config import EngineConfig, ImageLimits, ServerConfig
+from ternvl.config import EngineConfig, ImageLimits, ServerConfig, VideoLimits
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
 from tests.cli.calling import GREEDY, expected, run, user
+from tests.prompt.videos import animation, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,19 @@ def test_run_prints_the_offline_answer(
     assert (code, out, err) == (0, expected(offline, user("hi")) + "\n", "")
     code, out, _ = run(capsys, "run", "hi", "--model", str(folder), "--image", str(image), *GREEDY)
     assert (code, out) == (0, expected(offline, user("hi", Image.open(image))) + "\n")
+
+
+def test_run_takes_videos(capsys: pytest.CaptureFixture[str], folder: Path, offline: LLM, tmp_path: Path) -> None:
+    path = tmp_path / "clip.gif"
+    path.write_bytes(animation([picture(number) for number in range(12)]))
+    asked = ["run", "hi", "--model", str(folder), "--video", str(path), *GREEDY]
+    turn = {"role": "user", "content": [{"type": "video", "video": path}, {"type": "text", "text": "hi"}]}
+    assert run(capsys, *asked)[:2] == (0, expected(offline, turn) + "\n")
+    answer = json.loads(run(capsys, *asked, "--video-frames", "3", "--json")[1])
+    assert answer["usage"]["image_tokens"] == 3 * 4
+    code, _, err = run(capsys, "run", "hi", "--model", str(folder), "--video", str(folder / "config.json"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "is not a video in a supported format" in err
 
 
 def test_run_as_json(capsys: pytest.CaptureFixture[str], folder: Path, offline: LLM, image: Path) -> None:
@@ -63,6 +77,8 @@ def test_a_seed_makes_answers_repeatable(capsys: pytest.CaptureFixture[str], fol
         (["fly"], 2, "fly"),
         (["run"], 2, "question"),
         (["run", "hi", "--image", "none.png"], 2, "none.png"),
+        (["run", "hi", "--video", "none.mp4"], 2, "none.mp4"),
+        (["run", "hi", "--video-frames", "0"], 2, "--video-frames"),
         (["run", "hi", "--max-tokens", "many"], 2, "--max-tokens"),
         (["serve", "--port", "http"], 2, "--port"),
         (["serve", "--log-level", "loud"], 1, "loud"),
@@ -89,6 +105,7 @@ def test_a_seed_makes_answers_repeatable(capsys: pytest.CaptureFixture[str], fol
         (["serve", "--host", "no host"], 1, "no host"),
         (["serve", "{folder}", "--port", "0", "--fetch-timeout", "inf"], 1, "fetch_timeout"),
         (["serve", "{folder}", "--port", "0", "--max-images", "-1"], 1, "max_images"),
+        (["serve", "{folder}", "--port", "0", "--video-frames", "99"], 1, "video_frames"),
         (["serve", "{folder}", "--port", "0", "--allow-local-media", "{folder}/none"], 1, "allow_local_media"),
     ],
 )
@@ -188,7 +205,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) ->
 def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, "serve", "--help")
-    settings = [field for config in (EngineConfig, ServerConfig, ImageLimits) for field in fields(config)]
+    settings = [field for config in (EngineConfig, ServerConfig, ImageLimits, VideoLimits) for field in fields(config)]
     assert len(settings) > 20
     for field in settings:
         shown = "--" + field.name.replace("_", "-") if field.metadata["flag"] else field.metadata["env"]

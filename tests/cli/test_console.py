@@ -12,6 +12,7 @@ from PIL import Image
 from ternvl.cli.console import ConsoleChat, answer, pasted_path
 from ternvl.llm import LLM
 from tests.cli.calling import GREEDY, expected, run, user
+from tests.prompt.videos import animation, picture
 from tests.server.fakes import scripted_llm
 
 
@@ -30,6 +31,19 @@ def test_chat_keeps_the_conversation(
     assert [line.partition(":")[0] for line in err.splitlines()] == ["ternvl", "ternvl"]
     assert "/nothing" in err
     assert "none.png" in err
+
+
+def test_a_video_is_attached_to_the_next_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, offline: LLM, tmp_path: Path
+) -> None:
+    path = tmp_path / "a clip.gif"
+    path.write_bytes(animation([picture(number) for number in range(12)]))
+    lines = [f"/video '{path}'", "hi", "/video none.mp4"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    turn = {"role": "user", "content": [{"type": "video", "video": path}, {"type": "text", "text": "hi"}]}
+    code, out, err = run(capsys, "chat", str(folder), *GREEDY)
+    assert (code, out) == (0, expected(offline, turn) + "\n")
+    assert err == "ternvl: The video none.mp4 cannot be read: No such file or directory.\n"
 
 
 @pytest.mark.parametrize("form", ["{}", "  {} ", "'{}'", '"{}" ', "file://{url}", "{escaped}"])

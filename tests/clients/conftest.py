@@ -47,7 +47,8 @@ def pytest_sessionfinish() -> None:
     ]
     text = (
         f"# Clients\n\nWritten by `{TABLE}=docs/clients.md scripts/test tests/clients`, against a live server with the "
-        "embedded model.\nThe versions are those of `constraints.txt` and `tests/clients/node/package.json`.\n\n"
+        "embedded model.\nThe versions are those of `constraints.txt` and `tests/clients/node/package.json`. "
+        "A dash marks what a client was not asked.\n\n"
         f"| | {' | '.join(features)} |\n|---|{'---|' * len(features)}\n" + "\n".join(rows) + "\n"
     )
     Path(path).write_text(text, encoding="utf-8")

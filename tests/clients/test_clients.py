@@ -1,4 +1,4 @@
-"""Every client does every feature: text, image, stream, tools, JSON schema, an error, a cancelled stream."""
+"""Every client does every feature: text, image, stream, tools, JSON schema, errors, cancelled streams; most, video."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from ternvl.llm import LLM
 from ternvl.params import SamplingParams
 from tests.clients.adapters import CLIENTS
 from tests.clients.adapters.asking import IMAGE_QUESTION, TOOL, Capital, Weather
+from tests.prompt.videos import animation, uri
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "clients.md"
 QUESTION = "Name the european capitals"
+VIDEO_QUESTION = "What happens in this video?"
 PARAMS = SamplingParams(temperature=0, max_tokens=24)
 
 
@@ -51,6 +53,10 @@ def red_square() -> Image.Image:
     return Image.new("RGB", (64, 64), "red")
 
 
+def video_uri() -> str:
+    return uri(animation([Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]), "image/gif")
+
+
 def data_uri() -> str:
     data = io.BytesIO()
     red_square().save(data, "PNG")
@@ -63,6 +69,12 @@ def test_text(client: Any, answers: dict[str, str]) -> None:
 
 def test_image(client: Any, answers: dict[str, str]) -> None:
     assert client.text(IMAGE_QUESTION, data_uri()) == answers["image"]
+
+
+def test_video(client: Any, answers: dict[str, str]) -> None:
+    if not hasattr(client, "video"):
+        pytest.skip("the client or its protocol knows no videos")
+    assert client.video(VIDEO_QUESTION, video_uri()) == answers["video"]
 
 
 def test_stream(client: Any, answers: dict[str, str]) -> None:
@@ -108,16 +120,23 @@ def answers() -> dict[str, str]:
     """What the offline API says to the same questions."""
     llm = LLM(max_model_len=4096)
     image = {"type": "image", "image": red_square()}
+    video = {"type": "video", "video": video_uri()}
     turns: list[Any] = [
         [{"role": "user", "content": QUESTION}],
         [{"role": "user", "content": [{"type": "text", "text": IMAGE_QUESTION}, image]}],
+        [{"role": "user", "content": [{"type": "text", "text": VIDEO_QUESTION}, video]}],
     ]
-    text, seen = (output.text for output in llm.chat(turns, PARAMS))
-    return {"text": text, "image": seen}
+    text, seen, watched = (output.text for output in llm.chat(turns, PARAMS))
+    return {"text": text, "image": seen, "video": watched}
 
 
 def test_table_of_the_documentation() -> None:
     rows = [line.strip("| ").split(" | ") for line in TABLE.read_text(encoding="utf-8").splitlines() if "|" in line]
     features = [name.removeprefix("test_").replace("_", " ") for name in globals() if name.startswith("test_")][:-1]
     assert rows[0] == features
-    assert rows[2:] == [[(client.__doc__ or "").rstrip("."), *["yes"] * len(features)] for client in CLIENTS]
+    assert rows[2:] == [[(client.__doc__ or "").rstrip("."), *marks(client, features)] for client in CLIENTS]
+
+
+def marks(client: type[Any], features: list[str]) -> list[str]:
+    """What a client's row has: "yes" for all that it can ask."""
+    return ["yes" if each != "video" or hasattr(client, "video") else "-" for each in features]

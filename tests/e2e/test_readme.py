@@ -1,12 +1,10 @@
-"""Every command of README.md and docs/start.md runs, and prints what these documents show."""
+"""Every command of README.md and docs/start.md runs, and prints what these documents show.
+
+tests/docs/test_snippets.py runs the code of the other pages.
+"""
 
 from __future__ import annotations
 
-import ast
-import asyncio
-import contextlib
-import inspect
-import io
 import json
 import os
 import re
@@ -23,6 +21,7 @@ import httpx
 import pytest
 
 from ternvl.checkpoint.source import EMBEDDED
+from tests.docs import javascript
 from tests.scripts.checkout import Checkout
 from training.evaluate import served
 
@@ -32,6 +31,7 @@ TEXT = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```\n+(?:```(json|text)\n(.*?)^```)?", TEXT, re.DOTALL | re.MULTILINE)
 REQUESTS = [(code, kind, shown) for language, code, kind, shown in BLOCKS if code.startswith("curl ")]
 PYTHON = [code for language, code, _, _ in BLOCKS if language == "python"]
+JAVASCRIPT = [code for language, code, _, _ in BLOCKS if language == "js"]
 LINES = {
     line.partition(" #")[0].strip()
     for language, code, _, _ in BLOCKS
@@ -113,17 +113,22 @@ def test_there_are_text_images_and_a_stream() -> None:
     assert [kind for _, kind, _ in REQUESTS] == ["json", "json", "json", "text"]
 
 
-def test_the_python_code_prints_answers(address: str) -> None:
-    output, names = io.StringIO(), {"__name__": "example"}
+def test_python_prints_answers_when_it_is_pasted_into_an_empty_folder(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block is a program of its own, which knows nothing of the blocks before it."""
+    monkeypatch.chdir(tmp_path)
+    outputs = []
     for code in PYTHON:
-        compiled = compile(code.replace(LOCAL, address), "example", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        with contextlib.redirect_stdout(output):
-            result = eval(compiled, names)
-            if inspect.iscoroutine(result):
-                asyncio.run(result)
-    assert output.getvalue().count("Paris.\n") == 3  # LLM twice, Azion once
-    assert "Paris. stop\n" in output.getvalue()  # LLM.stream
-    assert "Amsterdam, Andorra la Vella, Athens" in output.getvalue()  # the OpenAI client
+        exec(compile(code.replace(LOCAL, address), "snippet.py", "exec"), {"__name__": "__main__"})
+        outputs.append(capsys.readouterr().out)
+    capitals = "Amsterdam, Andorra la Vella, Athens, "
+    expected = ["Paris.\n", capitals, "Paris.\n", "Paris. stop\n", "Paris.\n"]
+    assert [output[: len(capitals)] for output in outputs] == expected
+
+
+def test_javascript_prints_answers_when_it_is_pasted_into_an_empty_folder(address: str) -> None:
+    assert [javascript.run(code, address) for code in JAVASCRIPT] == ["Paris."]
 
 
 def test_the_two_scripts_run(tmp_path: Path) -> None:
@@ -182,5 +187,7 @@ def test_an_adapter_is_served() -> None:
 def test_no_command_is_left_out() -> None:
     tested = set(re.findall(r'"(ternvl [^"]+|scripts/\w+)"', Path(__file__).read_text(encoding="utf-8")))
     tested |= {'ternvl run "What is in this image?" --image docs/example.png', ". .venv/bin/activate"}
-    tested |= {'ternvl run "Describe the image." --image docs/example.png --lora french'}
+    tested |= {'ternvl run "Describe the image." --image docs/example.png --lora french', javascript.INSTALL}
+    languages = {language for language, _, _, _ in BLOCKS}
+    assert languages == {"bash", "python", "js"}  # and json and text, which the commands before them print
     assert LINES - tested == set()

@@ -96,6 +96,10 @@ def test_internvl_form_of_several_images(images: Path) -> None:
         (internvl(("human", "x"), ("gpt", "c"), image=["red.png", "blue.png"]), "occurs 0 times"),
         (internvl(("robot", "x"), ("gpt", "c")), '"from"'),
         (internvl(("human", "x"), ("gpt", "c"), video="a.mp4"), "video"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video", "video": "file:///a.mp4"}]}]},
+            "only images can be trained on",
+        ),
         (internvl(("human", "x"), ("gpt", "c"), image=7), "image must be"),
     ],
 )

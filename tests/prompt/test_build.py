@@ -16,7 +16,7 @@ from PIL import Image
 
 from ternvl.config import ImageLimits, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import ImageError, RequestError
-from ternvl.prompt import build
+from ternvl.prompt import media
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.images import to_pixel_values
 from ternvl.prompt.messages import ImageInput, Message, ToolCall, parse_messages
@@ -279,7 +279,7 @@ def test_concurrent_requests_decode_few_images_at_once(monkeypatch: pytest.Monke
             running -= 1
         return noise(4, 4)
 
-    monkeypatch.setattr(build, "decode", decode)
+    monkeypatch.setattr(media, "decode", decode)
     turn = [Message("user", "", (ImageInput(data_uri(noise(4, 4))),) * 8)]
     with ThreadPoolExecutor(4) as pool:
         prompts = list(pool.map(lambda _: BUILDER.build(turn), range(4)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from ternvl.errors import RequestError
 from ternvl.prompt.messages import ImageInput, Message, ToolCall, parse_messages
+from ternvl.prompt.parts import Sampling, VideoInput
 
 URL = "https://example.com/a.png"
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -71,7 +74,19 @@ REFUSED = [
     ({"role": "tool", "tool_call_id": "c1"}, ".content"),
     (user("Hi"), ".content[0]"),
     (user({"text": "a"}), ".content[0].type"),
-    (user({"type": "video_url"}), ".content[0]"),
+    (user({"type": "video_url"}), ".content[0].video_url"),
+    (user({"type": "video_url", "video_url": URL}), ".content[0].video_url"),
+    (user({"type": "video_url", "video_url": {"url": "a.mp4"}}), ".content[0].video_url.url"),
+    (user({"type": "video_url", "video_url": {"url": URL, "num_frames": "8"}}), ".content[0].video_url.num_frames"),
+    (user({"type": "video_url", "video_url": {"url": URL, "fps": 0}}), ".content[0].video_url.fps"),
+    (user({"type": "video_url", "video_url": {"url": URL}, "fps": math.nan}), ".content[0].fps"),
+    (user({"type": "video", "video": "a.mp4"}), ".content[0].video"),
+    (user({"type": "video", "video": [URL, "a.png"]}), ".content[0].video[1]"),
+    (user({"type": "video", "video": [URL, 7]}), ".content[0].video[1]"),
+    (user({"type": "video", "video": None}), ".content[0].video"),
+    (user({"type": "video", "video": URL, "nframes": 1.5}), ".content[0].nframes"),
+    (user({"type": "input_video", "input_video": {"format": "mp4"}}), ".content[0].input_video.data"),
+    ({"role": "assistant", "content": [{"type": "video", "video": URL}]}, ".content[0]"),
     (user(text("a"), {"type": "text"}), ".content[1].text"),
     (user({"type": "image_url", "image_url": URL}), ".content[0].image_url"),
     (user({"type": "image_url"}), ".content[0].image_url"),
@@ -137,7 +152,43 @@ def test_the_request_places_the_images() -> None:
     assert plain == Message("user", "a\nb")
 
 
-def test_videos_are_refused_by_name() -> None:
-    with pytest.raises(RequestError, match="reads no videos") as caught:
-        parse_messages([user({"type": "video_url", "video_url": {"url": URL}})])
-    assert caught.value.code == "video_not_supported"
+@pytest.mark.parametrize(
+    ("part", "expected", "path"),
+    [
+        ({"type": "video_url", "video_url": {"url": URL}}, VideoInput(URL), "video_url.url"),
+        (
+            {"type": "video_url", "video_url": {"url": URL, "num_frames": 4, "fps": -1, "max_dynamic_patch": 2}},
+            VideoInput(URL, Sampling(4), max_dynamic_patch=2),
+            "video_url.url",
+        ),
+        (
+            {"type": "video_url", "video_url": {"url": URL}, "fps": 2},
+            VideoInput(URL, Sampling(fps=2.0)),
+            "video_url.url",
+        ),
+        (
+            {"type": "video_url", "video_url": {"url": URL, "fps": 1.5}, "fps": 2},
+            VideoInput(URL, Sampling(fps=1.5)),
+            "video_url.url",
+        ),
+        ({"type": "video", "video": URL, "nframes": 3}, VideoInput(URL, Sampling(3)), "video"),
+        ({"type": "video", "video": [URL, URL], "fps": 2}, VideoInput((URL, URL), Sampling(fps=2.0)), "video"),
+        ({"type": "video", "video": Path("a.mp4")}, VideoInput(Path("a.mp4")), "video"),
+        (
+            {"type": "input_video", "input_video": {"data": "AAAA", "format": "mp4"}},
+            VideoInput("data:;base64,AAAA"),
+            "input_video.data",
+        ),
+        (
+            {"type": "input_video", "input_video": {"data": "data:video/mp4;base64,AAAA"}},
+            VideoInput("data:video/mp4;base64,AAAA"),
+            "input_video.data",
+        ),
+    ],
+)
+def test_videos_come_in_the_forms_of_other_servers(part: dict[str, Any], expected: VideoInput, path: str) -> None:
+    (message,) = parse_messages([user(text("a"), part)])
+    assert message == Message("user", "a", (expected,))
+    assert message.videos[0].path == f"messages[0].content[1].{path}"
+    (in_place,) = parse_messages([user(text("a"), part)], image_placement="in_place")
+    assert in_place.parts == ("a", expected)

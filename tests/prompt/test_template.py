@@ -6,9 +6,11 @@ from PIL import Image
 
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE
 from ternvl.prompt.messages import ImageInput, Message, ToolCall, turn
+from ternvl.prompt.parts import VideoInput
 from ternvl.prompt.template import Control, Piece, render
 
 IMAGE = ImageInput(Image.new("RGB", (1, 1)))
+VIDEO = VideoInput("data:;base64,")
 SYSTEM = f"<|im_start|>system\n{OFFICIAL_SYSTEM_MESSAGE}<|im_end|>\n"
 WEATHER = {
     "type": "function",
@@ -134,6 +136,23 @@ def test_images_stand_where_they_were_sent_if_the_request_asks() -> None:
         "<|im_start|>user\nOne\nImage-1: {image 0}\ntwo\nthree\nImage-2: {image 1}\n<|im_end|>\n"
         "<|im_start|>user\n<image>\n{image 2}\n<|im_end|>\n"
         "<|im_start|>user\n{image 3}\n<image><|im_end|>\n"
+    )
+
+
+def test_frames_of_videos_are_numbered_as_in_the_official_training_data() -> None:
+    turns = [
+        Message("user", "What happens?", (VIDEO,)),
+        Message("user", "Compare.", (IMAGE, VIDEO, IMAGE)),
+        Message("user", "<image> and <image>?", (IMAGE, VIDEO, IMAGE)),
+        turn("user", ["One", VIDEO, "two"], path="", placement="in_place"),
+        turn("tool", ["Seen:", VIDEO], path=""),
+    ]
+    assert written(turns, frames=[2, 1, 2, 1, 1], add_generation_prompt=False) == SYSTEM + (
+        "<|im_start|>user\nFrame-1: {image 0}\nFrame-2: {image 1}\nWhat happens?<|im_end|>\n"
+        "<|im_start|>user\nImage-1: {image 2}\nFrame-1: {image 3}\nImage-2: {image 4}\nCompare.<|im_end|>\n"
+        "<|im_start|>user\nFrame-1: {image 6}\nFrame-2: {image 7}\n{image 5} and {image 8}?<|im_end|>\n"
+        "<|im_start|>user\nOne\nFrame-1: {image 9}\ntwo<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\nSeen:\nFrame-1: {image 10}\n</tool_response><|im_end|>\n"
     )
 
 

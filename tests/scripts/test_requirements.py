@@ -43,7 +43,9 @@ def imports_of(paths: Iterable[Path]) -> set[str]:
 
 def test_the_package_imports_nothing_that_it_does_not_require() -> None:
     training = set((ROOT / "ternvl" / "finetune").rglob("*.py"))
+    video = {ROOT / "ternvl" / "prompt" / "video" / "recording.py"}
     required = set().union(*(MODULES_OF.get(requirement.name, {requirement.name}) for requirement in REQUIRED))
-    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training) <= required
-    extra = {Requirement(line).name for line in PROJECT["optional-dependencies"]["finetune"]}
-    assert imports_of(training) <= required | extra
+    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training - video) <= required
+    for paths, extra in ((training, "finetune"), (video, "video")):
+        more = {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
+        assert imports_of(paths) <= required | more

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 import uvicorn
 
-from ternvl.config import EngineConfig, ImageLimits, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
+from ternvl.config import (
+    EngineConfig,
+    ImageLimits,
+    LanguageConfig,
+    ModelConfig,
+    ServerConfig,
+    VideoLimits,
+    VisionConfig,
+)
 from ternvl.engine.request import Request
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import TernvlError
@@ -115,9 +123,11 @@ class ScriptedEngine:
         return TokenOutput(request.id, (), FinishReason.STOP)
 
 
-def scripted_llm(text: str, **options: Any) -> LLM:
+def scripted_llm(
+    text: str, *, limits: ImageLimits | None = None, videos: VideoLimits | None = None, **options: Any
+) -> LLM:
     """The tiny model's prompts, a scripted engine's answers."""
-    llm = tiny_llm()
+    llm = tiny_llm(limits=limits, videos=videos)
     engine = ScriptedEngine(text, **options)
     llm.engine = llm.service.engine = engine  # type: ignore[assignment]
     return llm

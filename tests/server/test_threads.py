@@ -11,13 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from ternvl.answer.ask import Ask
-from ternvl.errors import ContextLengthError, ImageError, RequestTimeoutError
+from ternvl.errors import ContextLengthError, ImageError, RequestTimeoutError, VideoError
 from ternvl.llm import LLM
 from ternvl.params import Grammar, SamplingParams
-from ternvl.prompt import build
+from ternvl.prompt import media
 from ternvl.prompt.messages import ImageInput, Message
+from ternvl.prompt.parts import VideoInput
 from ternvl.server.threads import Threads
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import serving, tiny_llm
@@ -25,7 +27,7 @@ from tests.server.fakes import serving, tiny_llm
 
 def test_a_prompt_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(build, "fetch", lambda *_: release.wait(30))
+    monkeypatch.setattr(media, "fetch", lambda *_: release.wait(30))
     part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     with serving(tiny_llm(), request_timeout=0.2) as url:
         pictures = {**BRIEF, "stream": True, "messages": [{"role": "user", "content": [part]}]}
@@ -43,7 +45,7 @@ def test_text_does_not_wait_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
         release.wait(30)
         return b""
 
-    monkeypatch.setattr(build, "fetch", slow)
+    monkeypatch.setattr(media, "fetch", slow)
     part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     pictures = {**BRIEF, "messages": [{"role": "user", "content": [part]}]}
     with serving(tiny_llm(), prompt_workers=1) as url, ThreadPoolExecutor() as pool:
@@ -144,8 +146,27 @@ def test_a_slow_grammar_delays_other_grammars_alone(blocker: Blocker, monkeypatc
     in_loop(llm, work)
 
 
+def test_images_are_built_while_all_threads_for_videos_are_busy(
+    blocker: Blocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "fetch", lambda *_: blocker() or b"no video")
+    watching = Ask(input=[Message("user", "?", (VideoInput("https://example.com/a.mp4"),))], params=SamplingParams())
+    seeing = Ask(input=[Message("user", "?", (ImageInput(Image.new("RGB", (9, 9))),))], params=SamplingParams())
+
+    async def work(threads: Threads) -> None:
+        videos = [asyncio.create_task(threads.build_prompt(watching)) for _ in range(2)]
+        assert await asyncio.to_thread(blocker.started.wait, 30)
+        for _ in range(8):
+            assert (await threads.build_prompt(seeing)).num_image_tokens > 0
+        assert not any(task.done() for task in videos)
+        blocker.released.set()
+        assert [type(error) for error in await asyncio.gather(*videos, return_exceptions=True)] == [VideoError] * 2
+
+    in_loop(tiny_llm(), work)
+
+
 def test_text_is_built_while_all_threads_for_images_are_busy(blocker: Blocker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "fetch", lambda *_: blocker() or b"no image")
+    monkeypatch.setattr(media, "fetch", lambda *_: blocker() or b"no image")
     seeing = Ask(input=[Message("user", "?", (ImageInput("https://example.com/a.png"),))], params=SamplingParams())
 
     async def work(threads: Threads) -> None:

@@ -20,6 +20,11 @@ export interface RefusalPart {
   refusal: string;
 }
 
+export interface VideoPart {
+  type: "video_url";
+  video_url: { url: string; num_frames?: number; fps?: number };
+}
+
 export interface ToolCall {
   id: string;
   type: "function";
@@ -35,7 +40,7 @@ export interface SystemMessage {
 
 export interface UserMessage {
   role: "user";
-  content: string | (TextPart | ImagePart)[];
+  content: string | (TextPart | ImagePart | VideoPart)[];
   name?: string | null;
 }
 
@@ -49,10 +54,10 @@ export interface AssistantMessage {
   name?: string | null;
 }
 
-/** The result of a tool call, as text and images. */
+/** The result of a tool call, as text, images and videos. */
 export interface ToolMessage {
   role: "tool";
-  content: string | (TextPart | ImagePart)[] | null;
+  content: string | (TextPart | ImagePart | VideoPart)[] | null;
   tool_call_id: string;
   name?: string | null;
 }

@@ -12,12 +12,13 @@ from pydantic import Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.params import SamplingParams
-from ternvl.prompt.messages import VIDEO_NOT_SUPPORTED, parse_messages
+from ternvl.prompt.messages import parse_messages
 from ternvl.sampling.tools import Tools
 from ternvl.server.schema.forms import FormFields, ToolChoiceField
 from ternvl.server.schema.images import ImageAddress, PlacedImages, TileFields, TileLimits
 from ternvl.server.schema.sampling import SamplingFields
 from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, by, refuse
+from ternvl.server.schema.videos import InputVideoPart, VideoFields, VideoPart, VideoUrlPart
 
 
 class TextPart(Schema):
@@ -41,16 +42,6 @@ class ImagePart(Schema):
     image_url: ImageUrl
 
 
-class VideoPart(Schema):
-    """A video, which is refused."""
-
-    type: Literal["video_url"]
-
-    @model_validator(mode="after")
-    def _is_refused(self) -> Self:
-        raise refuse("", VIDEO_NOT_SUPPORTED, code="video_not_supported")
-
-
 class RefusalPart(Schema):
     """A refusal in an earlier answer, which counts as text."""
 
@@ -65,8 +56,10 @@ TextContent = Annotated[
 UserPart = Annotated[
     Annotated[TextPart, Tag("@text")]
     | Annotated[ImagePart, Tag("@image_url")]
-    | Annotated[VideoPart, Tag("@video_url")],
-    by("type", "text", "image_url", "video_url"),
+    | Annotated[VideoUrlPart, Tag("@video_url")]
+    | Annotated[VideoPart, Tag("@video")]
+    | Annotated[InputVideoPart, Tag("@input_video")],
+    by("type", "text", "image_url", "video_url", "video", "input_video"),
 ]
 UserContent = Annotated[
     Annotated[str, Tag("@string")] | Annotated[list[UserPart], Field(fail_fast=True), Tag("@array")], STRING_OR_ARRAY
@@ -101,7 +94,7 @@ class DeveloperMessage(NamedMessage):
 
 
 class UserMessage(NamedMessage):
-    """A user message: text and images."""
+    """A user message: text, images and videos."""
 
     role: Literal["user"]
     content: UserContent
@@ -141,7 +134,7 @@ class AssistantMessage(NamedMessage):
 
 
 class ToolMessage(NamedMessage):
-    """A tool message: the result of a tool call, as text and images."""
+    """A tool message: the result of a tool call, as text, images and videos."""
 
     role: Literal["tool"]
     content: UserContent | None
@@ -174,7 +167,7 @@ class ToolDefinition(Schema):
     function: FunctionDefinition
 
 
-class ChatRequest(SamplingFields, FormFields, TileFields, PlacedImages):
+class ChatRequest(SamplingFields, FormFields, TileFields, VideoFields, PlacedImages):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -202,6 +195,7 @@ class ChatRequest(SamplingFields, FormFields, TileFields, PlacedImages):
             cache_salt=self.cache_salt or "",
             add_generation_prompt=self.add_generation_prompt is not False,
             continue_final_message=bool(self.continue_final_message),
+            sampling=self.sampling,
             **self.tile_settings,
         )
 

@@ -20,9 +20,10 @@ from ternvl.server.schema.fields import validate
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.types import Schema, one_of, refuse
+from ternvl.server.schema.videos import VideoFields
 
 
-class TokenizeRequest(TileFields, PlacedImages):
+class TokenizeRequest(TileFields, VideoFields, PlacedImages):
     """The body of `POST /tokenize`: a text, or a conversation with the fields of Chat Completions."""
 
     model_config = one_of({"prompt": {"type": "string"}}, {"messages": {"type": "array"}})

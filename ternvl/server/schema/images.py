@@ -14,20 +14,24 @@ from ternvl.prompt.messages import ImagePlacement
 from ternvl.server.schema.types import Integer, Schema, refuse
 
 
-def _image_url(value: str) -> str:
-    """Return a URL of an image as it is. Raises PydanticCustomError if it is none."""
-    scheme = urls.scheme_of(value)
-    try:
-        if scheme in ("http", "https"):
-            urls.normalise(value)
-    except urls.URLError:
-        scheme = ""
-    if not scheme:
-        raise refuse("", "must be a URI such as https://example.com/image.jpg or data:image/png;base64,AAAA")
-    return value
+def address(examples: str) -> AfterValidator:
+    """Return a check that a string is a URL, whose errors name examples. It returns the string as it is."""
+
+    def check(value: str) -> str:
+        scheme = urls.scheme_of(value)
+        try:
+            if scheme in ("http", "https"):
+                urls.normalise(value)
+        except urls.URLError:
+            scheme = ""
+        if not scheme:
+            raise refuse("", f"must be a URI such as {examples}")
+        return value
+
+    return AfterValidator(check)
 
 
-ImageAddress = Annotated[str, AfterValidator(_image_url)]
+ImageAddress = Annotated[str, address("https://example.com/image.jpg or data:image/png;base64,AAAA")]
 """The URL of an image: `data:`, `http:`, `https:` or, if the server allows it, `file:`."""
 
 TileCount = Annotated[Integer, Field(ge=1, le=40)]

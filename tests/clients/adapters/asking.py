@@ -45,9 +45,11 @@ TOOL: dict[str, Any] = {
 }
 
 
-def turn(text: str, image: str | None = None) -> list[Any]:
-    """A conversation of one question in OpenAI's form; `image` is a URL."""
-    if image is None:
-        return [{"role": "user", "content": text}]
-    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": image}}]
-    return [{"role": "user", "content": parts}]
+def turn(text: str, image: str | None = None, video: str | None = None) -> list[Any]:
+    """A conversation of one question in OpenAI's form; `image` is a URL, and `video`, in vLLM's form, too."""
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if image is not None:
+        parts.append({"type": "image_url", "image_url": {"url": image}})
+    if video is not None:
+        parts.append({"type": "video_url", "video_url": {"url": video}})
+    return [{"role": "user", "content": parts if len(parts) > 1 else text}]

@@ -47,6 +47,9 @@ class Curl:
     def text(self, text: str, image: str | None = None) -> str:
         return str(self._choice({"messages": turn(text, image), **GREEDY})["message"]["content"])
 
+    def video(self, text: str, url: str) -> str:
+        return str(self._choice({"messages": turn(text, video=url), **GREEDY})["message"]["content"])
+
     def stream(self, text: str) -> Iterator[str]:
         for delta in self._deltas({"messages": turn(text), **GREEDY}):
             yield delta.get("content", "")

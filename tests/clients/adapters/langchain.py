@@ -26,6 +26,9 @@ class LangChain:
     def text(self, text: str, image: str | None = None) -> str:
         return str(self._model().invoke(turn(text, image)).content)
 
+    def video(self, text: str, url: str) -> str:
+        return str(self._model().invoke(turn(text, video=url)).content)
+
     def stream(self, text: str) -> Iterator[str]:
         for chunk in self._model().stream(turn(text)):
             yield chunk.content

@@ -27,11 +27,17 @@ class LiteLLM:
         self.litellm: Any = litellm
         self.where = {"api_base": f"{url}/v1", "api_key": "none", "max_retries": 0}
 
-    def _ask(self, text: str, image: str | None = None, *, model: str = MODEL, **fields: Any) -> Any:
-        return self.litellm.completion(model=f"openai/{model}", messages=turn(text, image), **self.where, **fields)
+    def _ask(
+        self, text: str, image: str | None = None, video: str | None = None, *, model: str = MODEL, **fields: Any
+    ) -> Any:
+        messages = turn(text, image, video)
+        return self.litellm.completion(model=f"openai/{model}", messages=messages, **self.where, **fields)
 
     def text(self, text: str, image: str | None = None) -> str:
         return str(self._ask(text, image, **GREEDY).choices[0].message.content)
+
+    def video(self, text: str, url: str) -> str:
+        return str(self._ask(text, video=url, **GREEDY).choices[0].message.content)
 
     def stream(self, text: str) -> Iterator[str]:
         for chunk in self._ask(text, stream=True, **GREEDY):

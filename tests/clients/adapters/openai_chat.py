@@ -25,6 +25,10 @@ class OpenAIChat:
         answer = self.chat.create(model=MODEL, messages=turn(text, image), **GREEDY)
         return str(answer.choices[0].message.content)
 
+    def video(self, text: str, url: str) -> str:
+        answer = self.chat.create(model=MODEL, messages=turn(text, video=url), **GREEDY)
+        return str(answer.choices[0].message.content)
+
     def stream(self, text: str) -> Iterator[str]:
         with self.chat.create(model=MODEL, messages=turn(text), stream=True, **GREEDY) as chunks:
             for chunk in chunks:
@@ -90,6 +94,13 @@ class OpenAIAsync:
     def text(self, text: str, image: str | None = None) -> str:
         async def ask(chat: Any) -> str:
             answer = await chat.create(model=MODEL, messages=turn(text, image), **GREEDY)
+            return str(answer.choices[0].message.content)
+
+        return self._ask(ask)
+
+    def video(self, text: str, url: str) -> str:
+        async def ask(chat: Any) -> str:
+            answer = await chat.create(model=MODEL, messages=turn(text, video=url), **GREEDY)
             return str(answer.choices[0].message.content)
 
         return self._ask(ask)

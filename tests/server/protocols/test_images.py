@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from ternvl.llm import LLM
-from ternvl.server.protocols.chat_schema import ChatRequest
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import ScriptedEngine, scripted_llm, serving
 from tests.server.images import data_uri, png
@@ -163,11 +162,8 @@ def test_reasoning_of_earlier_answers_is_left_out(llm: LLM, client: httpx.Client
         assert words.startswith(user("hi") + "<|im_start|>assistant\nYes<|im_end|>\n")
 
 
-def test_videos_are_refused_by_name(client: httpx.Client) -> None:
-    part = {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}
-    error = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [part]}]}).json()[
-        "error"
-    ]
-    assert (error["code"], error["param"]) == ("video_not_supported", "messages[0].content[0]")
-    assert "reads no videos" in error["message"]
-    assert "image_placement" in ChatRequest.model_fields
+def test_too_few_placeholders_are_refused(client: httpx.Client) -> None:
+    content = [image(SMALL), image(SMALL), text("<IMAGE_TOKEN> Which?")]
+    response = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages[0].content")
+    assert "2 images, but <IMAGE_TOKEN> only 1 times" in response.json()["error"]["message"]

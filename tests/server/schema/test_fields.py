@@ -66,7 +66,6 @@ UNSUPPORTED = [
     {"function_call": {"name": "look"}},
     {"reasoning_effort": "high"},
     {"return_token_ids": True},
-    {"media_io_kwargs": {"image": {"rgba_background_color": [0, 0, 0]}}},
     {"max_output_tokens": 5},
     {"audio": {}},
 ]

@@ -1,0 +1,183 @@
+"""The code of every page runs as it is pasted, or this file says why not.
+
+Python and JavaScript are programs of their own; commands run in a folder that looks like a clone. What README.md and
+docs/start.md show runs in tests/e2e/test_readme.py, which also compares their answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ternvl.llm import LLM
+from tests.docs import javascript
+from tests.server.fakes import serving
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "training" / "README.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/*/README.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$(?:[^`#]*\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+"""A block, and what it prints where such a block follows it with no other code or heading between."""
+LOCAL = "http://127.0.0.1:8000"
+EXAMPLE = "data:image/png;base64," + base64.b64encode((ROOT / "docs" / "example.png").read_bytes()).decode()
+
+_WEIGHTS = "needs the weights of InternVL3-1B"
+_INSTALLS = "installs packages; tests/scripts/test_install.py tests the script"
+_CHECKOUT = "tests/e2e/test_readme.py runs it"
+_HOURS = "takes hours"
+NOT_RUN = {
+    "pip install 'ternvl[finetune]'": _INSTALLS,
+    "pip install --constraint constraints.txt torch": _INSTALLS,
+    "pip install --constraint constraints.txt .": _INSTALLS,
+    "scripts/install": _INSTALLS,
+    "scripts/install --cuda": _INSTALLS,
+    "TERNVL_TORCH_INDEX=... scripts/install": _INSTALLS,
+    "scripts/serve": _CHECKOUT,
+    "scripts/test": _CHECKOUT,
+    "scripts/check": "continuous integration runs it",
+    "ternvl serve OpenGVLab/InternVL3-1B-Instruct": _CHECKOUT,
+    "ternvl serve path/to/checkpoint": _CHECKOUT,
+    "ternvl models": _CHECKOUT,
+    "ternvl finetune OpenGVLab/InternVL3-1B --data train.jsonl --images photos --output my-adapter": _WEIGHTS,
+    "ternvl lora inspect my-adapter --model OpenGVLab/InternVL3-1B": _WEIGHTS,
+    "ternvl lora eval OpenGVLab/InternVL3-1B --data test.jsonl --images photos --adapter my-adapter": _WEIGHTS,
+    "ternvl lora merge OpenGVLab/InternVL3-1B my-adapter merged": _WEIGHTS,
+    "ternvl quantize OpenGVLab/InternVL3-1B --quantization int4": _WEIGHTS,
+    "ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples": _WEIGHTS,
+    "python -m benchmarks.peers.install --tokenizer DIR": "takes 20 minutes and 12 GB",
+    "ternvl bench peers --tokenizer DIR": _HOURS,
+    "ternvl bench peers --tokenizer DIR --peers ternvl openvino --workloads decode tile"
+    " --repeats-of ternvl-none=1": _HOURS,
+    "ternvl bench peers --render benchmarks/results/peers-DATE.json": "needs the result of the benchmark",
+    javascript.INSTALL: "tests/docs/javascript.py runs it before every program",
+}
+"""Commands that are not run here, without their comments, and the reason."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The code of a page between fences, and what the page says that it prints, if it says so."""
+
+    place: str
+    language: str
+    code: str
+    shown: str
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in FENCED.finditer(text):
+            place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}"
+            yield Block(place, found[1], found[2], found[3] or "")
+
+
+BLOCKS = [block for block in blocks() if not block.place.startswith("docs/start.md:")]
+SHELL = [block for block in BLOCKS if block.language in ("bash", "sh")]
+REQUESTS = [block for block in SHELL if block.code.startswith("curl ")]
+COMMANDS = {
+    line.partition(" #")[0].strip(): block.place
+    for block in SHELL
+    if block not in REQUESTS
+    for line in block.code.splitlines()
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a reader pastes: like a clone, with a photo and an adapter of the reader's own."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("docs", "ternvl"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "docs" / "example.png", folder / "photo.png")
+    shutil.copytree(ROOT / "ternvl" / "embedded" / "adapters" / "french", folder / "french")
+    (folder / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")  # an error status is a failure
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    llm = LLM()
+    for name in ("french", "inventory"):
+        llm.load_adapter(name, name)
+    folder = tmp_path_factory.mktemp("adapters")
+    with serving(llm, admin_key="secret", lora_dir=folder, allow_lora_upload=True) as address:
+        yield address
+
+
+def pasted(code: str, address: str) -> str:
+    """Code with the test's server in place of the reader's, and without the network."""
+    return code.replace(LOCAL, address).replace("https://example.com/image.jpg", EXAMPLE)
+
+
+def check(output: str, shown: str) -> None:
+    assert output.strip()
+    assert not shown or output.split() == shown.split()
+
+
+@pytest.mark.parametrize("block", [each for each in BLOCKS if each.language == "python"], ids=lambda each: each.place)
+def test_python(
+    block: Block, clone: Path, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("TERNVL_BASE_URL", raising=False)
+    exec(compile(pasted(block.code, address), block.place, "exec"), {"__name__": "__main__"})
+    check(capsys.readouterr().out, block.shown)
+
+
+@pytest.mark.parametrize("block", [each for each in BLOCKS if each.language == "js"], ids=lambda each: each.place)
+def test_javascript(block: Block, address: str) -> None:
+    check(javascript.run(pasted(block.code, address), address), block.shown)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("block", REQUESTS, ids=lambda each: each.place)
+def test_request(block: Block, clone: Path, address: str) -> None:
+    done = subprocess.run(
+        ["bash", "-ec", pasted(block.code, address)],
+        cwd=clone,
+        env=os.environ | {"CURL_HOME": str(clone), "TERNVL_ADMIN_KEY": "secret"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    assert '"error":' not in done.stdout or json.loads(done.stdout).get("error") is None
+
+
+@pytest.mark.parametrize("line", [each for each in COMMANDS if each not in NOT_RUN], ids=lambda each: each[:40])
+def test_command(line: str, clone: Path) -> None:
+    """Each is a server so far, which listens and is then interrupted."""
+    assert line.startswith("ternvl serve ")
+    command = [sys.executable, "-m", *line.split(), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=clone, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+    assert process.stdout
+    try:
+        assert any(b"http://127.0.0.1:" in output for output in process.stdout)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_nothing_is_left_out() -> None:
+    assert {block.language for block in BLOCKS} <= {"bash", "sh", "python", "js", "json", "text", ""}
+    unmarked = [block for block in BLOCKS if not block.language]
+    pasteable = re.compile(
+        r"^(?:\$ |[A-Z_]+=\S+ )?(?:(?:ternvl|pip|npm|python|curl|import|from) |scripts/\w)", re.MULTILINE
+    )
+    assert [block.place for block in unmarked if pasteable.search(block.code)] == []
+    assert NOT_RUN.keys() - COMMANDS.keys() == set()
