@@ -73,20 +73,24 @@ Completions are served.""",
     "/v1/responses": """\
 The server keeps no state: `input` holds the whole conversation, and `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
-`output_text`), `function_call` and `function_call_output`. `tools` are functions. The form of the answer is given by
-`text.format` or by the fields of Chat Completions (`response_format`, `structured_outputs`, `guided_...`). Sampling
-fields of Chat Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under their names. A stream
-is a sequence of events with `sequence_number`, from `response.created` to `response.completed` or
-`response.incomplete`; a failure is an event `error`.""",
+`output_text`), `function_call`, `custom_tool_call` and their results. `tools` are functions, custom tools, whose calls
+have any text as `input`, and namespaces of these; [tools.md](tools.md) says what becomes of other tools. The form of
+the answer is given by `text.format` or by the fields of Chat Completions (`response_format`, `structured_outputs`,
+`guided_...`). Sampling fields of Chat Completions that Responses lacks (`seed`, `stop`, `top_k`, ...) are served under
+their names. A stream is a sequence of events with `sequence_number`, from `response.created` to `response.completed`
+or `response.incomplete`; a failure is an event `error`.""",
     "/v1/responses/input_tokens": "It takes the fields of `/v1/responses`. Images are counted.",
     "/v1/messages": """\
 `max_tokens` and `messages` are required. Blocks are `text`, `image` (`base64` or `url`), `tool_use` and
 `tool_result` (text; with `is_error` it begins with "Error: "). If the last turn is the assistant's, the model
 continues it. `output_config.format`, or `output_format` as before, is a JSON Schema that the answer must match; the
-forms of Chat Completions are served, too. `effort` is refused. If `max_tokens` cuts a call, its `input` holds the part
-of the arguments that was generated. `thinking` is refused unless disabled or adaptive.
-`cache_control` is accepted and has no effect, because the server caches prompts anyway. Sampling fields of Chat
-Completions that Anthropic lacks are served under their names. The key may be sent as `x-api-key`.
+forms of Chat Completions are served, too. If `max_tokens` cuts a call, its `input` holds the part of the arguments
+that was generated. `thinking` is refused unless disabled or adaptive; an `effort` other than `high`, the default, has
+no effect and is named in `x-ternvl-ignored-fields`. Of `context_management`, `clear_thinking_20251015` is accepted,
+because the prompt leaves earlier reasoning out anyway. `tools` have an `input_schema`; [tools.md](tools.md) says what
+becomes of other tools. `cache_control` is accepted and has no effect, because the server caches prompts anyway.
+Sampling fields of Chat Completions that Anthropic lacks are served under their names. The key may be sent as
+`x-api-key`.
 Errors have Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.""",
     "/v1/messages/count_tokens": "It takes the fields of `/v1/messages` without `max_tokens`. Images are counted.",
     "/tokenize": """\

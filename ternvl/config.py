@@ -221,7 +221,7 @@ class ServerConfig(AccessConfig):
     )
     allow_lora_upload: bool = setting(False, "Accept uploads of LoRA adapters; needs --lora-dir and --admin-key.")
     max_lora_bytes: int = setting(512 * 1024**2, "The most bytes of an uploaded LoRA adapter.")
-    strict: bool = setting(False, "Refuse requests with unknown fields.")
+    strict: bool = setting(False, "Refuse requests with fields that are unknown or have no effect.")
     allowed_origins: tuple[str, ...] = setting((), "A web origin whose pages may call, or * for all (repeatable).")
     max_body_bytes: int = setting(64 * 1024**2, "The most bytes of a request body.")
     max_concurrent_requests: int = setting(

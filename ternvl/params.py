@@ -31,7 +31,7 @@ class Grammar:
     param: str = field(default="grammar", compare=False)
     """The field of the request that the grammar came from. Errors name it."""
     closed: bool = True
-    """Whether objects have only the properties that their schema lists, if it lists some and says no more."""
+    """Whether objects have only the properties that their schema lists, unless it says what others may be."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):

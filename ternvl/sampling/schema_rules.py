@@ -39,7 +39,7 @@ _RETRIES = (
 def prepare(schema: Any, *, closed: bool, lenient: bool) -> list[str]:
     """Change a schema in place, and return the paths of the rules that are not enforced, such as ".items.pattern".
 
-    With `closed`, objects have only the listed properties where the schema lists some and says nothing about others.
+    With `closed`, objects have only the properties that their schema lists, unless it says what others may be.
     With `lenient`, rules that cannot be enforced are dropped; otherwise they stay, and compiling refuses them. Formats
     that JSON Schema does not define constrain nothing, so they are dropped in either case. Raises SchemaError for a
     schema with too many parts.
@@ -188,7 +188,7 @@ def _close(nodes: list[dict[str, Any]], root: dict[str, Any]) -> None:
             continue
         unlisted = [name for name in required if isinstance(name, str) and name not in listed]
         least = node.get("minProperties", 0)
-        if (unlisted and "patternProperties" in node) or not listed or not _at_most(least, len(listed)):
+        if (unlisted and "patternProperties" in node) or not _at_most(least, len(listed)):
             continue
         listed.update(dict.fromkeys(unlisted, True))
         node["additionalProperties"] = False

@@ -164,9 +164,10 @@ def _tools(grammar: Grammar) -> Source:
 def _call(index: int, tool: Mapping[str, Any], closed: bool) -> Source:
     """The rules of a call of one tool, after the opening tag."""
     begin = head(tool["name"]).removeprefix(START)
+    parameters = {"type": "object", "properties": {}} if tool["parameters"] is None else tool["parameters"]
     try:
-        paths = schema_rules.prepare(tool["parameters"], closed=closed, lenient=not tool["strict"])
-        schema = json_schema.as_object(tool["parameters"])
+        paths = schema_rules.prepare(parameters, closed=closed, lenient=not tool["strict"])
+        schema = json_schema.as_object(parameters)
         arguments = exact_rules.rules(f"arguments_{index}", schema, inline=True)
     except SchemaError as error:
         raise _refusal(tool["path"], error) from error

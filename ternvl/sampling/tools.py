@@ -29,6 +29,8 @@ class Tools:
     """Whether arguments have only the properties that a schema lists, as in `Grammar.closed`."""
     schema_path: str = "tools[{index}].function.parameters"
     """What the request calls the schema of tool `index`. Errors name it."""
+    schema_paths: Sequence[str] = ()
+    """What the request calls the schema of each tool, if `schema_path` cannot say it."""
     name_path: str = "tool_choice.function.name"
     """What the request calls the name in `choice`."""
 
@@ -71,7 +73,7 @@ class Tools:
         return {
             "tools": [
                 {
-                    "path": self.schema_path.format(index=index),
+                    "path": self.schema_paths[index] if self.schema_paths else self.schema_path.format(index=index),
                     "name": name,
                     "parameters": tool["function"].get("parameters"),
                     "strict": tool["function"].get("strict") is True,

@@ -74,7 +74,7 @@ async def answer(
     own = [isolated(serving, replace(ask, adapter=chosen.adapter)) for ask in asks]
     ready = [await serving.threads.prepare(ask, deadline=deadline) for ask in own]
     _check_listed(ready, serving.config.max_answer_tokens)
-    _name_unenforced(request, ready[0].unenforced)
+    _name_unenforced(request, [*ready[0].unenforced, *request.unenforced])
     prompts = [each.prompt for each in ready]
     num_prompt_tokens = sum(prompt.num_tokens for prompt in prompts)
     generated = _naming_broken(request, _deltas(serving, ready, answer_id, deadline))

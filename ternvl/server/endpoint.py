@@ -35,7 +35,7 @@ def serving_of(request: Request) -> Serving:
 
 
 async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dict[str, str]]:
-    """Return the body of a request, and the headers for its answer, which list unknown fields.
+    """Return the body of a request, and the headers for its answer, which list fields that have no effect.
 
     `protocol` selects the rows of `KNOWN_FIELDS`. Raises the errors of `read_json` and `parse`.
     """
@@ -45,7 +45,7 @@ async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dic
     headers = value.answer_headers if isinstance(value, TextRequest) else {}
     if ignored:
         headers[IGNORED_FIELDS] = ignored_header(ignored)
-        logger.warning("A request has unknown fields, which are ignored: %s%s", headers[IGNORED_FIELDS], in_words())
+        logger.warning("Fields of a request are unknown or have no effect: %s%s", headers[IGNORED_FIELDS], in_words())
     return value, headers
 
 

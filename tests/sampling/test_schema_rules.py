@@ -127,7 +127,9 @@ A, B = {"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type":
         ({"type": "object", **A}, ['{"a":1}', "{}"], ['{"x":1}', '{"a":1,"x":1}']),
         ({"type": "object", **A, "additionalProperties": True}, ['{"a":1,"x":1}'], []),
         ({"type": "object"}, ['{"x":1}'], []),
-        ({"type": "object", "properties": {}}, ['{"x":1}'], []),
+        ({"type": "object", "properties": {}}, ["{}"], ['{"x":1}']),
+        ({"type": "object", "properties": {}, "required": ["z"]}, ['{"z":1}'], ["{}", '{"x":1}']),
+        ({"type": "object", "properties": {}, "additionalProperties": {}}, ['{"x":1}'], []),
         (
             {"type": "object", **A, "patternProperties": {"^x": {"type": "null"}}},
             ['{"xy":null}'],

@@ -155,7 +155,20 @@ class FunctionCall(TypedDict):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: NotRequired[str]
     arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class CustomToolCall(TypedDict):
+    """An item that calls a custom tool; `input` is any text."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: NotRequired[str]
+    input: str
     status: Literal["completed", "incomplete"]
 
 
@@ -194,7 +207,7 @@ class OpenAIResponse(TypedDict):
     instructions: str | None
     max_output_tokens: int | None
     model: str
-    output: list[OutputMessage | FunctionCall]
+    output: list[OutputMessage | FunctionCall | CustomToolCall]
     parallel_tool_calls: bool
     previous_response_id: None
     store: Literal[False]

@@ -6,7 +6,7 @@ It follows the schema of the platform's documentation, and defines the parts tha
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
@@ -154,6 +154,8 @@ ChatMessage = Annotated[
 class FunctionDefinition(Schema):
     """A function that the model may call. `parameters` is the JSON Schema of its arguments, an object."""
 
+    passes_unknown: ClassVar[bool] = True
+
     name: NonEmpty
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -162,6 +164,8 @@ class FunctionDefinition(Schema):
 
 class ToolDefinition(Schema):
     """A tool that the model may call."""
+
+    passes_unknown: ClassVar[bool] = True
 
     type: Literal["function"]
     function: FunctionDefinition

@@ -14,6 +14,8 @@ class CacheControl(Schema):
     """A request to cache the prompt up to this block. It has no effect, because the server always caches prompts."""
 
     type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+    scope: str | None = None
 
 
 class TextBlock(Schema):

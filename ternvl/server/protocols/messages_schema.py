@@ -4,35 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
 from ternvl.params import MAX_STOP_STRINGS, Grammar, SamplingParams
 from ternvl.prompt.messages import Message
 from ternvl.sampling.tools import ToolChoice, Tools
-from ternvl.server.protocols.messages_blocks import (
-    CacheControl,
-    Texts,
-)
+from ternvl.server.protocols.messages_blocks import CacheControl, Texts
 from ternvl.server.protocols.messages_turns import Turn, text_of
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.types import Integer, NonEmpty, Schema, StopString, refuse
+from ternvl.server.schema.types import REFUSED, Integer, NonEmpty, Schema, StopString, refuse
+
+_WEB_TOOLS = ("web_search_", "web_fetch_")
+"""The beginnings of the types of tools that clients such as Claude Code offer and that the server cannot run."""
 
 
-class CustomTool(Schema):
-    """A tool that the model may call."""
+class InputTool(Schema):
+    """A tool that the model may call.
+
+    Calls are always streamed as they are generated, so `eager_input_streaming` asks for nothing.
+    """
 
     type: Literal["custom"] | None = None
     name: NonEmpty
     description: str | None = None
     input_schema: dict[str, Any]
+    input_examples: list[dict[str, Any]] | None = None
     strict: bool | None = None
+    eager_input_streaming: bool | None = None
     cache_control: CacheControl | None = None
+
+
+class WebTool(Schema):
+    """A tool that runs on Anthropic's servers. It is left out, and the header `x-ternvl-ignored-fields` names it."""
+
+    passes_unknown: ClassVar[bool] = True
+
+    type: Annotated[str, Field(pattern=f"^({'|'.join(_WEB_TOOLS)})")]
+
+
+def _branch_of_tool(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if kind in (None, "custom"):
+        return "@custom"
+    return "@web" if isinstance(kind, str) and kind.startswith(_WEB_TOOLS) else None
+
+
+AnthropicTool = Annotated[
+    Annotated[InputTool, Tag("@custom")] | Annotated[WebTool, Tag("@web")],
+    Discriminator(
+        _branch_of_tool,
+        custom_error_type=f"{REFUSED}type",
+        custom_error_message="must be 'custom', or that of a tool that is left out: web_search_... or web_fetch_...",
+    ),
+]
 
 
 class AnthropicToolChoice(Schema):
@@ -72,14 +102,29 @@ class AnthropicFormat(Schema):
 
 
 class OutputConfig(Schema):
-    """The settings for the form of the message."""
+    """The settings for the form of the message. An `effort` other than "high", the default, has no effect."""
 
     format: AnthropicFormat | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
-    @model_validator(mode="after")
-    def _has_no_effort(self) -> Self:
-        self.refuse_extra("is not supported", "effort")
-        return self
+    def ignored(self) -> Iterator[str]:
+        """Yield unknown fields and an effort that asks for something."""
+        yield from super().ignored()
+        if self.effort not in (None, "high"):
+            yield "effort"
+
+
+class ClearThinking(Schema):
+    """An edit that removes earlier reasoning, which the prompt leaves out anyway."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Any = None
+
+
+class ContextManagement(Schema):
+    """The edits of a long conversation. The only edit that is served is one that changes nothing here."""
+
+    edits: Annotated[list[ClearThinking], Field(fail_fast=True)] | None = None
 
 
 class CountTokensRequest(FormFields, TileFields, PlacedImages):
@@ -88,10 +133,16 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
     model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     system: Texts | None = None
-    tools: Annotated[list[CustomTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[AnthropicTool], Field(fail_fast=True)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     output_config: OutputConfig | None = None
     output_format: AnthropicFormat | None = None
+    context_management: ContextManagement | None = None
+
+    def ignored(self) -> Iterator[str]:
+        """Yield unknown fields and tools that are left out."""
+        yield from super().ignored()
+        yield from (f"tools[{index}]" for index, tool in enumerate(self.tools or []) if isinstance(tool, WebTool))
 
     def to_ask(self, params: SamplingParams) -> Ask:
         """Return the ask of the request. Reasoning stays part of the text."""
@@ -121,12 +172,13 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
 
     def _tools(self) -> Tools:
         choice = self.tool_choice
+        tools = [(index, tool) for index, tool in enumerate(self.tools or []) if isinstance(tool, InputTool)]
         return Tools(
-            [_tool(tool) for tool in self.tools or []],
+            [_tool(tool) for _, tool in tools],
             "auto" if choice is None else _tool_choice(choice),
             not (choice and choice.disable_parallel_tool_use),
             self.closes_objects,
-            schema_path="tools[{index}].input_schema",
+            schema_paths=[f"tools[{index}].input_schema" for index, _ in tools],
             name_path="tool_choice.name",
         )
 
@@ -157,8 +209,8 @@ class MessagesRequest(CountTokensRequest, TextRequest):
         return replace(super().to_ask(params), priority=self.priority or 0, cache_salt=self.cache_salt or "")
 
 
-def _tool(tool: CustomTool) -> dict[str, Any]:
-    named = tool.model_dump(include={"name", "description", "strict"}, exclude_none=True)
+def _tool(tool: InputTool) -> dict[str, Any]:
+    named = tool.model_dump(include={"name", "description", "input_examples", "strict"}, exclude_none=True)
     return {"type": "function", "function": named | {"parameters": tool.input_schema}}
 
 

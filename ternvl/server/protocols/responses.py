@@ -12,15 +12,33 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.answer.choice import Delta
+from ternvl.output.json_string import StringMember
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.server.answering import InFlightAnswer, answer, new_id, prompt_of, split_calls
 from ternvl.server.endpoint import read, send, serving_of
 from ternvl.server.errors import HTTPError
 from ternvl.server.protocols.responses_schema import InputTokensRequest, ResponseRequest
+from ternvl.server.protocols.responses_tools import INPUT, CalledTool
 from ternvl.server.serving import Serving
 from ternvl.server.sse import Form, named_event
 
 ResponseEvent = dict[str, Any]
+
+
+_CALLS = {
+    "function_call": ("arguments", "function_call_arguments"),
+    "custom_tool_call": (INPUT, "custom_tool_call_input"),
+}
+"""The field of a call that grows, and its events, by the type of the call's item."""
+
+
+def _item(tool: CalledTool, call: ToolCallDelta) -> dict[str, Any]:
+    """Return the item of a call that begins."""
+    kind = "custom_tool_call" if tool.is_custom else "function_call"
+    named: dict[str, Any] = {"call_id": call.id, "name": tool.tool.name, _CALLS[kind][0]: ""}
+    if tool.namespace is not None:
+        named["namespace"] = tool.namespace.name
+    return {"id": new_id("ctc" if tool.is_custom else "fc", "_"), "type": kind, **named}
 
 
 @dataclass
@@ -37,6 +55,8 @@ class ResponseAnswer:
     num_events: int = 0
     is_open: bool = False
     """Whether the last item is not complete yet."""
+    input: StringMember = field(default_factory=StringMember)
+    """The text of the last call of a custom tool."""
 
     def event(self, kind: str, **fields: Any) -> ResponseEvent:
         """Return the next event of the stream."""
@@ -79,18 +99,14 @@ class ResponseAnswer:
     def _add_call(self, call: ToolCallDelta) -> Iterator[ResponseEvent]:
         if call.name is not None:
             yield from self._close("completed")
-            yield self._open(
-                {
-                    "id": new_id("fc", "_"),
-                    "type": "function_call",
-                    "call_id": call.id,
-                    "name": call.name,
-                    "arguments": "",
-                }
-            )
-        if call.arguments:
-            self.output[-1]["arguments"] += call.arguments
-            yield self.event("function_call_arguments.delta", **self._position(), delta=call.arguments)
+            self.input = StringMember()
+            yield self._open(_item(self.request.called_tools[call.name], call))
+        item = self.output[-1]
+        name, events = _CALLS[item["type"]]
+        added = self.input.decode(call.arguments) if name == INPUT else call.arguments
+        if added:
+            item[name] += added
+            yield self.event(f"{events}.delta", **self._position(), delta=added)
 
     def _position(self) -> dict[str, Any]:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
@@ -111,8 +127,9 @@ class ResponseAnswer:
             yield self.event("output_text.done", **self._position(), content_index=0, text=part["text"], logprobs=[])
             yield self.event("content_part.done", **self._position(), content_index=0, part=part)
         else:
-            named = {"name": item["name"], "arguments": item["arguments"]}
-            yield self.event("function_call_arguments.done", **self._position(), **named)
+            name, events = _CALLS[item["type"]]
+            called = {} if name == INPUT else {"name": item["name"]}
+            yield self.event(f"{events}.done", **self._position(), **called, **{name: item[name]})
         item["status"] = status
         yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
 

@@ -74,14 +74,27 @@ class FunctionCallItem(Schema):
     call_id: str
     name: NonEmpty
     arguments: str
+    namespace: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class CustomToolCallItem(Schema):
+    """A call of a custom tool that the model made in an earlier turn."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: NonEmpty
+    input: str
+    namespace: str | None = None
     id: str | None = None
     status: str | None = None
 
 
 class FunctionCallOutputItem(Schema):
-    """The result of a function call, as text and images."""
+    """The result of a call, as text and images."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Annotated[
         Annotated[str, Tag("@string")] | Annotated[list[OutputPart], Field(fail_fast=True), Tag("@array")],
@@ -112,8 +125,16 @@ def _with_type(value: Any) -> Any:
 InputItem = Annotated[
     Annotated[MessageItem, Tag("@message")]
     | Annotated[FunctionCallItem, Tag("@function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("@function_call_output")]
+    | Annotated[CustomToolCallItem, Tag("@custom_tool_call")]
+    | Annotated[FunctionCallOutputItem, Tag("@output")]
     | Annotated[ReasoningItem, Tag("@reasoning")],
-    by("type", "message", "function_call", "function_call_output", "reasoning"),
+    by(
+        "type",
+        "message",
+        "function_call",
+        "custom_tool_call",
+        "reasoning",
+        output=("function_call_output", "custom_tool_call_output"),
+    ),
     BeforeValidator(_with_type),
 ]

@@ -5,11 +5,14 @@ The server keeps no responses: `input` holds the whole conversation.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from ternvl.answer.ask import Ask
 from ternvl.errors import RequestError
@@ -17,6 +20,7 @@ from ternvl.params import Grammar, SamplingParams
 from ternvl.prompt.messages import ImageInput, Message, Part, Role, ToolCall, tool_call, turn
 from ternvl.sampling.tools import ToolChoice, Tools
 from ternvl.server.protocols.responses_items import (
+    CustomToolCallItem,
     FunctionCallItem,
     FunctionCallOutputItem,
     InputImage,
@@ -27,7 +31,16 @@ from ternvl.server.protocols.responses_items import (
     ReasoningItem,
     RefusalText,
 )
-from ternvl.server.schema.forms import FormFields, FunctionName, JsonObjectFormat, TextFormat
+from ternvl.server.protocols.responses_tools import (
+    INPUT,
+    CalledTool,
+    LeftOutTool,
+    NamedTool,
+    ResponseTool,
+    called_tools,
+    shown_name,
+)
+from ternvl.server.schema.forms import FormFields, JsonObjectFormat, TextFormat
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import (
@@ -41,44 +54,6 @@ from ternvl.server.schema.types import (
 )
 
 
-class FunctionTool(Schema):
-    """A function that the model may call."""
-
-    type: Literal["function"]
-    name: NonEmpty
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class NamedFunction(Schema):
-    """A tool choice that requires a call of one function, in the form of Responses or of Chat Completions."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [
-                {"required": ["name"], "properties": {"name": {"type": "string"}}},
-                {"required": ["function"], "properties": {"function": {"type": "object"}}},
-            ]
-        }
-    )
-
-    type: Literal["function"]
-    name: NonEmpty | None = None
-    function: FunctionName | None = None
-
-    @model_validator(mode="after")
-    def _has_a_name(self) -> Self:
-        if self.name is None and self.function is None:
-            raise refuse("name", "is required", code="missing_required_parameter")
-        return self
-
-    @property
-    def function_name(self) -> str:
-        """The name of the function, in either form."""
-        return self.name or (self.function.name if self.function else "")
-
-
 class ResponseSchemaFormat(Schema):
     """The format of JSON that matches a schema."""
 
@@ -88,6 +63,8 @@ class ResponseSchemaFormat(Schema):
     json_schema: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
+
+Call = FunctionCallItem | CustomToolCallItem
 
 TextFormatField = Annotated[
     Annotated[TextFormat, Tag("@text")]
@@ -115,10 +92,10 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
     ]
     instructions: str | None = None
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
     tool_choice: (
         Annotated[
-            Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedFunction, Tag("@object")],
+            Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedTool, Tag("@object")],
             STRING_OR_OBJECT,
         ]
         | None
@@ -130,6 +107,30 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
     def answer_limit(self) -> int | None:
         """`max_output_tokens`."""
         return self.max_output_tokens
+
+    @cached_property
+    def called_tools(self) -> dict[str, CalledTool]:
+        """The tools that the model may call, by the names that it calls them."""
+        return {each.shown_name: each for each in reversed(list(called_tools(self.tools or [])))}
+
+    @model_validator(mode="after")
+    def _custom_tools_have_names_of_their_own(self) -> Self:
+        names = Counter(each.shown_name for each in called_tools(self.tools or []))
+        for each in called_tools(self.tools or []):
+            if each.is_custom and names[each.shown_name] > 1:
+                raise refuse(f"{each.path}.name", "is also the name of another tool, but a custom tool needs its own")
+        return self
+
+    @property
+    def unenforced(self) -> list[str]:
+        """The grammars of custom tools, which only the model reads."""
+        return [f"{each.path}.format" for each in called_tools(self.tools or []) if each.unenforced]
+
+    def ignored(self) -> Iterator[str]:
+        """Yield unknown fields and tools that are left out."""
+        yield from super().ignored()
+        left_out = (index for index, tool in enumerate(self.tools or []) if isinstance(tool, LeftOutTool))
+        yield from (f"tools[{index}]" for index in left_out)
 
     def to_ask(self, defaults: SamplingParams) -> Ask:
         """Return the ask of the request. Reasoning stays part of the text."""
@@ -155,16 +156,22 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
     def _tools(self) -> Tools:
         choice: ToolChoice = "auto"
         if self.tool_choice is not None:
-            named = isinstance(self.tool_choice, NamedFunction)
-            choice = _function(name=self.tool_choice.function_name) if named else self.tool_choice  # type: ignore[union-attr, assignment]
+            named = isinstance(self.tool_choice, NamedTool)
+            choice = self._named(self.tool_choice.tool_name) if named else self.tool_choice  # type: ignore[union-attr, assignment]
+        tools = list(called_tools(self.tools or []))
         return Tools(
-            [_function(**tool.model_dump(exclude={"type"}, exclude_none=True)) for tool in self.tools or []],
+            [tool.definition for tool in tools],
             choice,
             self.parallel_tool_calls is not False,
             self.closes_objects,
-            schema_path="tools[{index}].parameters",
+            schema_paths=[f"{tool.path}.parameters" for tool in tools],
             name_path="tool_choice.name" if getattr(self.tool_choice, "name", None) else "tool_choice.function.name",
         )
+
+    def _named(self, name: str) -> dict[str, Any]:
+        """Return the choice of a tool, which the model may call by another name."""
+        shown = next((shown for shown, tool in self.called_tools.items() if tool.tool.name == name), name)
+        return {"type": "function", "function": {"name": shown}}
 
     def _turns(self) -> Iterator[Message]:
         if self.instructions is not None:
@@ -177,7 +184,7 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
             path = f"input[{index}]"
             if isinstance(item, ReasoningItem):
                 continue
-            if isinstance(item, FunctionCallItem) and message is not None and message.role == "assistant":
+            if isinstance(item, Call) and message is not None and message.role == "assistant":
                 message = replace(message, tool_calls=(*message.tool_calls, _call(item)))
                 continue
             if message is not None:
@@ -186,12 +193,12 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
         if message is not None:
             yield message
 
-    def _turn(self, item: MessageItem | FunctionCallItem | FunctionCallOutputItem, path: str) -> Message:
+    def _turn(self, item: MessageItem | Call | FunctionCallOutputItem, path: str) -> Message:
         match item:
             case MessageItem():
                 role: Role = "system" if item.role == "developer" else item.role
                 return turn(role, _content(item, role, path), path=path, placement=self.placement)
-            case FunctionCallItem():
+            case FunctionCallItem() | CustomToolCallItem():
                 return Message("assistant", tool_calls=(_call(item),), path=path)
             case FunctionCallOutputItem():
                 return turn("tool", _parts(item.output, f"{path}.output"), path=path)
@@ -199,10 +206,6 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
 
 class InputTokensRequest(ResponseRequest):
     """The body of `POST /v1/responses/input_tokens`: that of `POST /v1/responses`, whose prompt is counted."""
-
-
-def _function(**function: Any) -> dict[str, Any]:
-    return {"type": "function", "function": function}
 
 
 def _content(item: MessageItem, role: Role, path: str) -> str | list[Part]:
@@ -228,5 +231,8 @@ def _part(part: InputText | InputImage | OutputText | RefusalText, path: str) ->
     return ImageInput(part.image_url, part.detail or "auto", *limits, path=f"{path}.image_url")
 
 
-def _call(item: FunctionCallItem) -> ToolCall:
-    return tool_call(item.call_id, item.name, item.arguments)
+def _call(item: Call) -> ToolCall:
+    name = shown_name(item.name, item.namespace)
+    if isinstance(item, FunctionCallItem):
+        return tool_call(item.call_id, name, item.arguments)
+    return tool_call(item.call_id, name, json.dumps({INPUT: item.input}, ensure_ascii=False))

@@ -1,5 +1,5 @@
 """Parses requests: names the field that breaks a rule, refuses documented fields that are not served (`known.py`),
-and reports unknown fields."""
+and reports fields that have no effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ternvl.errors import RequestError
 from ternvl.server.schema.known import CACHE_ADVICE, KNOWN_FIELDS, LABELS
@@ -48,21 +48,22 @@ def known_values(protocol: str, schema: type[Schema]) -> dict[str, tuple[Any, ..
 
 
 def parse(schema: type[T], body: Any, *, protocol: str, strict: bool = False) -> tuple[T, list[str]]:
-    """Return the request of a decoded JSON body, and the paths of its unknown fields.
+    """Return the request of a decoded JSON body, and the paths of its fields that have no effect, as unknown ones.
 
     Raises RequestError, which names the field, for a value that the schema forbids, for a documented field that is not
-    served (code "unsupported_parameter") and, with `strict`, for an unknown field.
+    served (code "unsupported_parameter") and, with `strict`, for a field that has no effect.
     """
     if not isinstance(body, dict):
         raise RequestError(f"The request body must be a JSON object, not {_kind(body)}.")
     known = known_values(protocol, schema)
     _check_known(body, known)
     request = validate(schema, body)
-    ignored = [path for path in _unknown_fields(request, "") if path not in known.keys() | LABELS]
+    ignored = [path for path in _ignored_fields(request, "") if path not in known.keys() | LABELS]
     ignored = [path for path in ignored if path.rpartition(".")[2] not in CACHE_ADVICE]
     if ignored and strict:
         path = _path([ignored[0]])
-        raise RequestError(f"{path} is an unknown field, which this server refuses.", param=path, code="unknown_field")
+        message = f"{path} is unknown or has no effect here, which this server refuses."
+        raise RequestError(message, param=path, code="unknown_field")
     return request, ignored
 
 
@@ -132,16 +133,16 @@ def _path(parts: list[int | str]) -> str:
     return path if len(path) <= _MAX_PATH else path[: _MAX_PATH - 3] + "..."
 
 
-def _unknown_fields(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of unknown fields of a validated request. The fields of tools are passed to the model."""
+def _ignored_fields(value: Any, path: str) -> Iterator[str]:
+    """Yield the paths of the fields of a validated request that have no effect."""
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _unknown_fields(item, f"{path}[{index}]")
-    elif isinstance(value, BaseModel):
+            yield from _ignored_fields(item, f"{path}[{index}]")
+    elif isinstance(value, Schema):
         prefix = f"{path}." if path else ""
-        yield from (prefix + name for name, extra in (value.model_extra or {}).items() if extra is not None)
-        for name in type(value).model_fields.keys() - {"tools"}:
-            yield from _unknown_fields(getattr(value, name), prefix + name)
+        yield from (prefix + name for name in value.ignored())
+        for name in type(value).model_fields:
+            yield from _ignored_fields(getattr(value, name), prefix + name)
 
 
 def _kind(value: Any) -> str:

@@ -140,7 +140,6 @@ _ANTHROPIC_FIELDS = (
     KnownField("billing_policy"),
     KnownField("compaction"),
     KnownField("container"),
-    KnownField("context_management", ({"edits": []},), _MESSAGES),
     KnownField("diagnostics", ({},)),
     KnownField("fallback_credit_token"),
     KnownField("fallbacks", ([],)),
@@ -163,6 +162,7 @@ KNOWN_FIELDS = (*_OPENAI_FIELDS, *_VLLM_FIELDS, *_ANTHROPIC_FIELDS)
 LABELS = frozenset(
     {
         "cache_control",
+        "client_metadata",
         "metadata",
         "prompt_cache_key",
         "safety_identifier",

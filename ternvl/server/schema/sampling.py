@@ -106,6 +106,11 @@ class TextRequest(SharedParameters):
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
 
     @property
+    def unenforced(self) -> list[str]:
+        """The paths of the request's rules for answers that no grammar can hold, beside those in its schemas."""
+        return []
+
+    @property
     def answer_limit(self) -> int | None:
         """The most tokens that an answer may have; None for as many as the context holds."""
         return None

@@ -7,8 +7,9 @@ of a long list stops at its first error, so that a request cannot make the serve
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -66,7 +67,8 @@ class _By:
     """Chooses a branch. Its errors tell an unknown value of the field from a missing field."""
 
     field: str
-    names: tuple[str, ...]
+    branches: tuple[tuple[str, str], ...]
+    """The values of the field, each with its branch."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         discriminator = Discriminator(
@@ -79,23 +81,27 @@ class _By:
 
     @property
     def _wanted(self) -> str:
-        return ", ".join(repr(name) for name in self.names)
+        return ", ".join(repr(name) for name, _ in self.branches)
 
     def _branch(self, value: Any) -> str | None:
         name = value.get(self.field) if isinstance(value, dict) else getattr(value, self.field, None)
-        return TAG_MARK + name if name in self.names else None
+        return next((TAG_MARK + branch for known, branch in self.branches if known == name), None)
 
     def _check(self, value: Any) -> Any:
         given = value.get(self.field) if isinstance(value, dict) else None
-        if given is not None and given not in self.names:
+        if given is not None and self._branch(value) is None:
             shown = f"{given[:40]!r}" if isinstance(given, str) else "a value of another type"
             raise refuse(self.field, f"must be one of {self._wanted}, not {shown}")
         return value
 
 
-def by(field: str, *names: str) -> Any:
-    """Return a discriminator that chooses a branch of a union of objects by the value of `field`, one of `names`."""
-    return _By(field, names)
+def by(field: str, *names: str, **groups: Sequence[str]) -> Any:
+    """Return a discriminator that chooses a branch of a union of objects by the value of `field`.
+
+    Each of `names` is the value and the branch; each of `groups` is a branch of several values.
+    """
+    grouped = [(name, branch) for branch, members in groups.items() for name in members]
+    return _By(field, (*((name, name) for name in names), *grouped))
 
 
 STRING_OR_ARRAY = Discriminator(_kind, custom_error_type=REFUSED, custom_error_message="must be a string or an array")
@@ -130,7 +136,15 @@ def one_of(*branches: dict[str, Any], alone: dict[str, Any] | None = None) -> Co
 class Schema(BaseModel):
     """The base of all parts of a request. Types are strict, and unknown fields are kept."""
 
+    passes_unknown: ClassVar[bool] = False
+    """Whether unknown fields are passed on, to the model or to nobody, rather than ignored."""
+
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    def ignored(self) -> Iterator[str]:
+        """Yield the names of fields that are given and have no effect: those that the schema lacks."""
+        if not self.passes_unknown:
+            yield from (name for name, extra in (self.model_extra or {}).items() if extra is not None)
 
     def refuse_extra(self, message: str, *names: str) -> None:
         """Raise an error with `message` for the first field of `names` that the schema lacks and the object has."""

@@ -188,7 +188,7 @@ def test_an_output_format_is_kept_to(claude: Anthropic) -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"effort": "high"}, "output_config.effort"),
+        ({"effort": "great"}, "output_config.effort"),
         ({"format": {"type": "json_schema", "schema": {"not": {}}}}, "output_config.format.schema"),
         ({"format": {"type": "regex"}}, "output_config.format.type"),
     ],

@@ -110,8 +110,18 @@ def test_of_tools_with_one_name_any_is_called(client: httpx.Client) -> None:
     assert seen == {"a", "b"}
 
 
-def test_a_tool_without_parameters_takes_any_object(client: httpx.Client) -> None:
-    bare = {"type": "function", "function": {"name": "now"}}
+@pytest.mark.parametrize("function", [{}, {"parameters": None}, {"parameters": {"type": "object", "properties": {}}}])
+def test_a_function_without_parameters_takes_no_arguments(client: httpx.Client, function: dict[str, Any]) -> None:
+    """OpenAI: "Omitting `parameters` defines a function with an empty parameter list.\""""
+    bare = {"type": "function", "function": {"name": "now", **function}}
+    for seed in range(4):
+        choice = ask(client, tools=[bare], tool_choice="required", parallel_tool_calls=False, temperature=2, seed=seed)
+        (call,) = choice["message"]["tool_calls"]
+        assert (choice["finish_reason"], json.loads(call["function"]["arguments"])) == ("tool_calls", {})
+
+
+def test_a_function_of_any_object_takes_one(client: httpx.Client) -> None:
+    bare = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
     ended = Counter[str]()
     for seed in range(8):
         choice = ask(client, tools=[bare], tool_choice="required", parallel_tool_calls=False, temperature=2, seed=seed)
