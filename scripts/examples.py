@@ -3,7 +3,8 @@
     python scripts/examples.py
 
 It writes `ternvl/server/docs/examples.json`, which `/openapi.json` and `/docs` show, `docs/endpoints.md`, in
-`docs/lora.md` what the example of adapters prints, and in `docs/server.md` the table of sampling parameters.
+`docs/lora.md` what the example of adapters prints, in `docs/server.md` the table of sampling parameters, in
+`docs/tasks.md` what its examples print, and in `docs/evaluation.md` the tables of benchmarks and metrics.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import httpx
 import uvicorn
 
 from ternvl.config import ServerConfig
+from ternvl.evaluation import BENCHMARKS, METRICS
 from ternvl.llm import LLM
 from ternvl.params import MAX_STOP_STRINGS, MAX_TOKEN_LIST, PARAMETERS, Kind, Parameter
 from ternvl.server import bind, create_app
@@ -122,6 +124,11 @@ _ADAPTERS = re.compile(
 )
 
 
+_PRINTED = re.compile(r"(```python\n(.*?)```\n)(\n```text\n.*?```\n)?", re.DOTALL)
+_BENCHMARKS = re.compile(r"(<!-- benchmarks:begin -->\n).*?(<!-- benchmarks:end -->)", re.DOTALL)
+_METRICS = re.compile(r"(<!-- metrics:begin -->\n).*?(<!-- metrics:end -->)", re.DOTALL)
+
+
 def main() -> None:
     """Writes the files."""
     llm = LLM()
@@ -141,7 +148,13 @@ def main() -> None:
     text = json.dumps(examples, ensure_ascii=False, indent=1) + "\n"
     (ROOT / "ternvl/server/docs/examples.json").write_text(text, encoding="utf-8")
     (ROOT / "docs/endpoints.md").write_text(page(examples), encoding="utf-8")
-    for name, change in (("docs/lora.md", with_adapters), ("docs/server.md", with_parameters)):
+    changes = {
+        "docs/lora.md": with_adapters,
+        "docs/server.md": with_parameters,
+        "docs/tasks.md": with_outputs,
+        "docs/evaluation.md": with_benchmarks,
+    }
+    for name, change in changes.items():
         document = ROOT / name
         document.write_text(change(document.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -153,6 +166,31 @@ def with_adapters(document: str) -> str:
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(example[2], {})
     return _ADAPTERS.sub(lambda found: found[1] + printed.getvalue() + found[3], document)
+
+
+def with_outputs(document: str) -> str:
+    """Return a page with what its examples print, which are run one after the other."""
+    names: dict[str, Any] = {"__name__": "example"}
+
+    def run(found: re.Match[str]) -> str:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(found[2], names)
+        return found[1] + (f"\n```text\n{printed.getvalue()}```\n" if found[3] else "")
+
+    return _PRINTED.sub(run, document)
+
+
+def with_benchmarks(document: str) -> str:
+    """Return the page of the evaluation with the tables of benchmarks and metrics."""
+    rows = ["| Name | Metric | Tiles | Tokens | InternVL3-1B | Remark |", "|---|---|---|---|---|---|"]
+    for name, each in BENCHMARKS.items():
+        metric = each.metric if each.open_metric is None else f"{each.metric}, {each.open_metric}"
+        score = "" if each.published is None else f"{each.published:g}"
+        rows.append(f"| `{name}` | {metric} | {each.max_tiles} | {each.max_tokens} | {score} | {each.note} |")
+    metrics = ["| Metric | What counts as right |", "|---|---|"]
+    metrics += [f"| `{name}` | {metric.help} |" for name, metric in METRICS.items()]
+    document = _BENCHMARKS.sub(lambda found: found[1] + "\n".join([*rows, ""]) + found[2], document)
+    return _METRICS.sub(lambda found: found[1] + "\n".join([*metrics, ""]) + found[2], document)
 
 
 def with_parameters(document: str) -> str:

@@ -15,6 +15,8 @@ TernvlError
 ├── UnavailableError       the server is draining or not ready (HTTP 503)
 ├── RequestTimeoutError    the answer took longer than the server allows (HTTP 504)
 ├── EngineError            the engine failed; the request is not the cause (HTTP 500)
+├── TaskError              a server that cannot be asked for a task of `ternvl.tasks`; has `status`
+│   └── UnparsableAnswer   an answer that does not have the form of its task; has `text`
 └── AzionError             a failure of `Azion.AI.run`; has `status` and `body`
 """
 
@@ -154,6 +156,27 @@ class EngineError(TernvlError):
         super().__init__(message)
         self.request_ids = request_ids
         self.cause = cause
+
+
+class TaskError(TernvlError):
+    """A task of `ternvl.tasks` that failed.
+
+    `status` is the server's HTTP status, None if there was no answer over HTTP. `text` is the model's answer, empty if
+    there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, text: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.text = text
+
+
+class UnparsableAnswer(TaskError):
+    """An answer that does not have the form of its task. `text` is the answer."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        shown = text if len(text) <= 200 else text[:200] + "..."
+        super().__init__(f"The answer {shown!r} {rule}.", text=text)
 
 
 class AzionError(TernvlError):

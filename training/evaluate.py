@@ -29,6 +29,7 @@ import httpx
 import uvicorn
 from PIL import Image
 
+from ternvl.evaluation.regions import overlap
 from training import tasks
 from training.scenes import Scene, draw, random_scene
 from training.tasks import Turn
@@ -146,17 +147,9 @@ def score(question: Question, message: dict[str, Any]) -> float:
     return float(tasks.is_right(turn, text))
 
 
-def _coordinates(text: str) -> list[int]:
-    numbers = [int(number) for number in re.findall(r"\d+", text)]
-    return numbers if len(numbers) == 4 else [0, 0, 0, 0]
-
-
-def overlap(a: list[int], b: list[int]) -> float:
-    """Return the intersection over union of two boxes (x1, y1, x2, y2)."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    areas = sum(max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (a, b))
-    return shared / (areas - shared) if areas > shared else 0.0
+def _coordinates(text: str) -> tuple[float, float, float, float]:
+    numbers = [float(number) for number in re.findall(r"\d+", text)]
+    return (numbers[0], numbers[1], numbers[2], numbers[3]) if len(numbers) == 4 else (0, 0, 0, 0)
 
 
 @contextmanager

@@ -12,13 +12,15 @@ import typer
 
 from ternvl import __version__
 from ternvl.cli.bench import bench
+from ternvl.cli.evaluate import evaluate
 from ternvl.cli.finetune import finetune, lora
-from ternvl.cli.flags import Model, ModelOption, with_flags
+from ternvl.cli.flags import Model, ModelOption, schema_text, with_flags
 from ternvl.cli.options import AnswerConfig, Images, JsonSchema, Lora, System, VideoFrames, Videos, limits_of_own_videos
 from ternvl.cli.quantization import quantize, verify
 from ternvl.cli.signals import interruptible
+from ternvl.cli.tasks import task
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
-from ternvl.errors import ConfigError, TernvlError
+from ternvl.errors import TernvlError
 from ternvl.kernels import build
 from ternvl.params import Grammar
 
@@ -138,6 +140,8 @@ app.command(epilog="Example: [bold]ternvl finetune --data train.jsonl --images p
     finetune
 )
 app.add_typer(lora, name="lora")
+app.add_typer(task, name="task")
+app.command("eval", epilog="Example: [bold]ternvl eval docvqa/ --benchmark docvqa --output results[/bold]")(evaluate)
 
 
 @app.command()
@@ -156,15 +160,8 @@ def _kv_cache(engine: Engine) -> str:
 
 def _params(answers: AnswerConfig, schema: Path | None) -> dict[str, Any]:
     given = {"max_tokens": answers.max_tokens, "temperature": answers.temperature, "seed": answers.seed}
-    form = None if schema is None else Grammar("json_schema", _text_of(schema), "json-schema")
+    form = None if schema is None else Grammar("json_schema", schema_text(schema), "json-schema")
     return {name: value for name, value in {**given, "grammar": form}.items() if value is not None}
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The schema {path} cannot be read: {error}.") from error
 
 
 def _conversation(

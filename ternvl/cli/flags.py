@@ -7,9 +7,12 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from ternvl.errors import ConfigError
 
 _MODEL_HELP = (
     "A checkpoint folder or a name on the Hugging Face hub, such as OpenGVLab/InternVL3-1B; by default ternvl-nano, "
@@ -31,6 +34,14 @@ def help_alone(app: typer.Typer) -> typer.Typer:
             raise typer.Exit
 
     return app
+
+
+def schema_text(path: Path) -> str:
+    """Return the text of a file with a JSON Schema. Raises ConfigError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The schema {path} cannot be read: {error}.") from error
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

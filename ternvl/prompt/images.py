@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageFile
-from torch import Tensor
 
 from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are accepted if Pillow supports them. None runs a program (as EPS does) or opens other files."""
@@ -102,6 +104,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def to_pixel_values(tiles: Sequence[Image.Image]) -> Tensor:
     """Convert RGB tiles of side S to [N, 3, S, S] float32, scaled to 0..1 and normalised by ImageNet's mean and std."""
+    import torch  # takes seconds, and clients of a server only decode
+
     pixels = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))  # [N, S, S, 3] uint8
     values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)

@@ -98,13 +98,13 @@ def test_the_contract_is_that_of_the_linter() -> None:
     assert shown[1].splitlines() == layers
 
 
-def commands(command: Any) -> Iterator[tuple[str, Any]]:
-    """All commands below one, with their names."""
+def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All commands below one, with their names, such as "lora eval"."""
     if hasattr(command, "commands"):
         for sub in command.commands.values():
-            yield from commands(sub)
+            yield from commands(sub, f"{name} {sub.name}".strip())
     else:
-        yield command.name, command
+        yield name, command
 
 
 def flags_of(command: Any) -> list[set[str]]:

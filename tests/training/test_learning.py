@@ -13,7 +13,6 @@ from ternvl.prompt.tokenizer import Tokenizer
 from training import nano, tasks
 from training.codebook import Codebook, labels_of
 from training.decoder import BatchAttention, answer_loss
-from training.evaluate import overlap
 from training.optimizer import Optimizers, orthogonalize
 from training.scenes import random_scene
 from training.tokens import Encoder, image_conversation, train_tokenizer
@@ -79,12 +78,3 @@ def test_the_embedded_tokenizer_is_the_trained_one(encoder: Encoder) -> None:
     text = "Is the red circle above Zorvik? AB7 [[120, 40, 800, 1000]] \n 你好 <ref>x</ref>"
     assert shipped.decode(shipped.encode_text(text)) == text
     assert shipped.vocab_size == encoder.tokenizer.vocab_size == nano.VOCAB_SIZE
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "share"),
-    [([0, 0, 10, 10], [0, 0, 10, 10], 1.0), ([0, 0, 10, 10], [5, 0, 15, 10], 1 / 3), ([0, 0, 1, 1], [2, 2, 3, 3], 0.0)],
-)
-def test_overlap(a: list[int], b: list[int], share: float) -> None:
-    assert overlap(a, b) == pytest.approx(share)
-    assert overlap([0, 0, 0, 0], b) == 0.0

@@ -1,0 +1,47 @@
+"""Who answers the requests of `ternvl task` and `ternvl eval`: a server, or a model in this process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ternvl.config import LoadingConfig, setting
+from ternvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ternvl.llm import LLM
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """Who answers. The fields are flags of the command line."""
+
+    url: str | None = setting(
+        None, "The server that answers, such as http://127.0.0.1:8000/v1; by default a model in this process."
+    )
+    model: str | None = setting(
+        None, "The name of the model at the server, or a folder or hub name; by default the embedded model."
+    )
+    api_key: str | None = setting(None, "The server's key.", env="TERNVL_API_KEY", secret=True)
+    lora: str | None = setting(None, "The LoRA adapter that answers, of a model in this process.")
+
+    def client(self) -> dict[str, Any]:
+        """Return the arguments of a client of `ternvl.tasks`; load the model if it is to be in this process.
+
+        Raises ConfigError for settings that exclude each other, and what `LLM` raises.
+        """
+        if self.url is None:
+            return {"server": self._load(), "model": None if self.lora is None else "adapter"}
+        if self.lora is not None:
+            raise ConfigError("--lora is for a model in this process; at a server, an adapter is a --model.")
+        return {"server": self.url, "model": self.model, "api_key": self.api_key or None}
+
+    def _load(self) -> LLM:
+        from ternvl import LLM
+
+        llm = LLM(self.model, LoadingConfig(quantization="auto"), progress=sys.stdout.isatty())
+        if self.lora is not None:
+            llm.load_adapter("adapter", Path(self.lora).expanduser())
+        return llm
