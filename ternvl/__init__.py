@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ternvl.params import SamplingParams
+from ternvl.version import __version__
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
 
-__version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
 

@@ -118,6 +118,12 @@ class LoadingConfig:
     max_dynamic_patch: int | None = setting(
         None, "The most tiles that an image is cut into; by default the checkpoint's number."
     )
+    locked: Path | None = setting(
+        None, "A file of `ternvl lock`: files, adapters, settings and packages that differ from it are refused."
+    )
+    locked_packages: str = setting(
+        "refuse", "What happens to packages of other versions than the lock's: refuse or warn."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 TernvlError
 ├── ConfigError            an invalid setting
 ├── CheckpointError        a model folder that cannot be loaded (missing, broken, unknown architecture)
+├── LockError              what differs from a lock file; has `differences`
 ├── DataError              a file of training data with invalid lines
 ├── RequestError           an invalid request (HTTP 400); has `param` and `code`
 │   ├── MediaError         an image or a video that cannot be fetched, decoded or accepted
@@ -35,6 +36,17 @@ class ConfigError(TernvlError):
 
 class CheckpointError(TernvlError):
     """A model folder that cannot be loaded."""
+
+
+class LockError(TernvlError):
+    """A lock file that cannot be used, or a model, setting or package that differs from it.
+
+    `differences` has a description of each difference, with what is expected and what was found.
+    """
+
+    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class DataError(TernvlError):
@@ -82,7 +94,7 @@ class VideoError(MediaError):
 
 class AdapterError(RequestError):
     """A LoRA adapter that cannot be loaded. `code` is "invalid_adapter", "adapter_file_missing", "unsupported_adapter",
-    "base_model_mismatch" or "lora_rank_too_large"."""
+    "base_model_mismatch", "lora_rank_too_large" or "adapter_not_locked"."""
 
     def __init__(self, message: str, *, code: str = "invalid_adapter", param: str | None = None) -> None:
         super().__init__(message, param=param, code=code)

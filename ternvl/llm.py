@@ -24,8 +24,10 @@ from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.engine.service import Service
 from ternvl.errors import CheckpointError, RequestError
-from ternvl.loading import Loading, check_name, merged_settings, resolve_device
+from ternvl.loading import Loading, check_name, merged_settings
 from ternvl.lora.pool import AdapterPool
+from ternvl.lts.check import LockGuard
+from ternvl.lts.settings import LoadedModel
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
@@ -60,25 +62,24 @@ class LLM:
         `loading` says in which precision and on which device it is loaded, `engine` how requests are run, `images` and
         `videos` what an image or a video may cost. Each field of `LoadingConfig` and `EngineConfig` may also be given
         by its own name among `settings`, such as `LLM(path, quantization="int8", max_model_len=4096)`. `progress` shows
-        a bar while weights load. Raises CheckpointError for a model that cannot be loaded, ConfigError for an invalid
-        setting, TypeError for an unknown one.
+        a bar while weights load. With `locked`, a lock file, what differs from it is refused, now and when adapters are
+        loaded. Raises CheckpointError for a model that cannot be loaded, LockError for one that differs from its lock,
+        ConfigError for an invalid setting, TypeError for an unknown one.
         """
         loading, engine, images = merged_settings(loading, engine, images, settings)
         check_name(loading.quantization)
+        guard = LockGuard.of(loading)
         folder = source.resolve(model, revision=loading.revision)
+        if guard is not None:
+            guard.check_files(folder)
         config = source.load_config(folder)
-        reading = Loading(
-            folder,
-            config,
-            dtype=loading.dtype,
-            quantization=loading.quantization,
-            device=resolve_device(loading.device),
-            reference=loading.reference,
-            calibration=loading.calibration,
-        )
+        reading = Loading(folder, config, loading)
         builder = PromptBuilder(config, Tokenizer.from_folder(folder), images, loading.max_dynamic_patch, videos)
         loaded = reading.finish(builder, progress=progress)
         self._assemble(loaded, builder, engine, name=str(model or folder.name), reference=loading.reference)
+        if guard is not None:
+            guard.check_model(LoadedModel(folder, loading, self.engine.config, loaded, builder))
+            self.adapters.locked = guard.adapters
 
     @classmethod
     def from_parts(

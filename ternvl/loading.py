@@ -37,28 +37,19 @@ _MIN_AUTO_PARAMETERS = 100_000_000
 class Loading:
     """A model that is being loaded. If its quantised file is in the cache, reading the file starts at once."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ModelConfig,
-        *,
-        dtype: str,
-        quantization: str,
-        device: torch.device,
-        reference: bool,
-        calibration: Path | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, loading: LoadingConfig) -> None:
         """Raises ConfigError for invalid settings."""
-        self._folder, self._config, self._device, self._calibration = folder, config, device, calibration
+        dtype, reference, device = loading.dtype, loading.reference, resolve_device(loading.device)
+        self._folder, self._config, self._device, self._calibration = folder, config, device, loading.calibration
         self._compute_dtype = weights.resolve_dtype(dtype, config, device)
-        self._scheme = resolve_scheme(quantization, folder, dtype=dtype, device=device, reference=reference)
+        self._scheme = resolve_scheme(loading.quantization, folder, dtype=dtype, device=device, reference=reference)
         self._is_packed = device.type == "cpu" and self._compute_dtype == torch.float32 and not reference
         keeps_dtype = self._is_packed and dtype == "auto"
         self._storage_dtype = getattr(torch, config.dtype) if keeps_dtype else self._compute_dtype
         self._reading = None
         if self._scheme != "none":
             with suppress(OSError, SafetensorError, ValueError):  # missing or incomplete: `finish` handles it
-                self._reading = file.Reading(file.path_for(folder, self._scheme, digest(calibration)))
+                self._reading = file.Reading(file.path_for(folder, self._scheme, digest(loading.calibration)))
 
     def finish(self, builder: PromptBuilder, *, progress: bool) -> InternVL:
         """Return the model, ready to run. Raises CheckpointError and ConfigError."""

@@ -6,6 +6,7 @@ and can be imported from here, too.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,12 +18,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FinishReason", "Grammar", "ImageSpan", "Progress", "Prompt", "PromptLogprobs", "SamplingParams", "TokenLogprobs",
-    "TokenOutput",
+    "FileState", "FinishReason", "Grammar", "ImageSpan", "Progress", "Prompt", "PromptLogprobs", "SamplingParams",
+    "TokenLogprobs", "TokenOutput",
 ]  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all items."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a file holds: its size in bytes and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> FileState:
+        """Return the state of a file that holds `content`."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.size} bytes with SHA-256 {self.sha256[:16]}..."
 
 
 class FinishReason(StrEnum):

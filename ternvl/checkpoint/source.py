@@ -16,7 +16,7 @@ EMBEDDED = embedded.MODEL
 """The folder of the model that comes with the package."""
 
 # Pickles are never downloaded, because loading one runs the code in it.
-_PATTERNS = ["*.json", "*.safetensors", "*.txt"]
+PATTERNS = ["*.json", "*.safetensors", "*.txt"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_NAMES = {
     f"{owner}internvl3-{size}{kind}".lower(): f"OpenGVLab/InternVL3-{size}{kind}"
@@ -77,7 +77,7 @@ def _download(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except GatedRepoError as error:
         reason = "access to it must be granted on its page there, and HF_TOKEN must hold your token"
         raise CheckpointError(f"The model {name} is gated on the hub: {reason}.") from error

@@ -15,10 +15,12 @@ from ternvl.cli.bench import bench
 from ternvl.cli.evaluate import evaluate
 from ternvl.cli.finetune import finetune, lora
 from ternvl.cli.flags import Model, ModelOption, schema_text, with_flags
+from ternvl.cli.lock import lock
 from ternvl.cli.options import AnswerConfig, Images, JsonSchema, Lora, System, VideoFrames, Videos, limits_of_own_videos
-from ternvl.cli.quantization import quantize, verify
+from ternvl.cli.quantization import quantize
 from ternvl.cli.signals import interruptible
 from ternvl.cli.tasks import task
+from ternvl.cli.verify import verify
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
 from ternvl.errors import TernvlError
 from ternvl.kernels import build
@@ -26,7 +28,6 @@ from ternvl.params import Grammar
 
 if TYPE_CHECKING:
     from ternvl.cli.console import ConsoleChat
-    from ternvl.engine.engine import Engine
     from ternvl.llm import LLM
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command(epilog="Example: [bold]ternvl quantize OpenGVLab/InternVL3-1B --quantization int4[/bold]")(quantize)
 app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples[/bold]")(verify)
+app.command(epilog="Example: [bold]ternvl lock OpenGVLab/InternVL3-1B --quantization int8 -o model.lock[/bold]")(lock)
 
 _LOADING = LoadingConfig(quantization="auto")
 
@@ -73,6 +75,7 @@ def serve(
 
     build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
+    from ternvl.cli.models import shown_bytes
     from ternvl.engine.engine import Engine
     from ternvl.server import bind, bind_metrics, run
 
@@ -84,7 +87,8 @@ def serve(
         finally:
             gc.enable()
         if isinstance(llm.engine, Engine):
-            typer.echo(_kv_cache(llm.engine))
+            size = shown_bytes(llm.engine.kv_cache_bytes)
+            typer.echo(f"KV cache: {size} holds {llm.engine.kv_cache_tokens:,} tokens")
         run(llm, server, sock, metrics)
 
 
@@ -150,12 +154,6 @@ def models() -> None:
     from ternvl.cli.models import print_models
 
     print_models()
-
-
-def _kv_cache(engine: Engine) -> str:
-    from ternvl.cli.models import shown_bytes
-
-    return f"KV cache: {shown_bytes(engine.kv_cache_bytes)} holds {engine.kv_cache_tokens:,} tokens"
 
 
 def _params(answers: AnswerConfig, schema: Path | None) -> dict[str, Any]:

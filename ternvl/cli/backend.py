@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternvl.config import LoadingConfig, setting
+from ternvl.config import LoadingConfig
 from ternvl.errors import ConfigError
+from ternvl.setting import setting
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM

@@ -14,8 +14,8 @@ from rich.progress import Progress
 
 from ternvl.cli.backend import BackendConfig
 from ternvl.cli.flags import with_flags
-from ternvl.config import setting
 from ternvl.errors import ConfigError
+from ternvl.setting import setting
 
 if TYPE_CHECKING:
     from ternvl.evaluation import Benchmark, Evaluation

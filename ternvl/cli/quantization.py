@@ -1,4 +1,4 @@
-"""`ternvl quantize` and `ternvl verify`: quantise a model once, and measure how its predictions change."""
+"""Quantising a model once (`ternvl quantize`), and measuring how its predictions change (`ternvl verify`)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _SHOWN = 5
 """The most layers that a list names."""
 MIN_TOP1 = {"int8": 0.99, "int4": 0.95}
 """For each scheme, the share of next tokens that must agree with the unquantised model."""
+
+_MAX_TOKENS = 64
 
 Scheme = Annotated[str, typer.Option("--quantization", help="The scheme: int8 or int4.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="The branch, tag or commit of a model on the hub.")]
@@ -53,33 +55,27 @@ def quantize(
     typer.echo(report_text(quantised.reports))
 
 
-def verify(
-    model: Model = None,
-    quantization: Scheme = "int8",
-    calibration: Calibration = None,
-    revision: Revision = None,
-    min_top1: Annotated[
-        float | None,
-        typer.Option(
-            "--min-top1", help="The share of next tokens that must agree; by default 0.99 for int8, 0.95 for int4."
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="The most tokens of an answer.")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="The file to write the figures to.")] = None,
+def compare(
+    model: str | None,
+    quantization: str,
+    revision: str | None,
+    calibration: Path | None,
+    min_top1: float | None,
+    max_tokens: int | None,
+    json_file: Path | None,
 ) -> None:
-    """Compare the next tokens of a quantised model with those of the unquantised model.
+    """Compare a quantised model with the unquantised one along the unquantised model's answers, and print the figures.
 
-    The unquantised model answers built-in pictures and texts, and those of the calibration folder. Both models then
-    predict each token of the answers. The exit status is 1 if too few of their predictions agree.
+    Raises ConfigError for an invalid setting, TernvlError if the share of equal next tokens is below `min_top1`.
     """
     source = _Source.of(model, quantization, revision)
     bound = MIN_TOP1[quantization] if min_top1 is None else min_top1
+    max_tokens = _MAX_TOKENS if max_tokens is None else max_tokens
     if not 0 <= bound <= 1:
         raise ConfigError(f"min_top1 is {bound}, but must be a share from 0 to 1.")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}, but must be at least 1.")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigError(f"The figures cannot be written to {json_file}, because its folder does not exist.")
+    check_writable(json_file)
     rows, quantised = _compared(source, calibration, max_tokens)
     total = rows["all"]
     typer.echo(f"{source.folder.name}: {quantization} against unquantised, on the unquantised model's answers\n")
@@ -92,6 +88,12 @@ def verify(
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if total.top1 < bound:
         raise TernvlError(f"The next token agrees at {total.top1:.2%} of the positions, which is below {bound:.2%}.")
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise ConfigError if the folder of a file to write does not exist."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written, because its folder does not exist.")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import typer
 
 from ternvl.cli.backend import BackendConfig
 from ternvl.cli.flags import help_alone, schema_text, with_flags
-from ternvl.config import setting
 from ternvl.errors import ConfigError
+from ternvl.setting import setting
 
 if TYPE_CHECKING:
     from ternvl.tasks import Prompts, Tasks

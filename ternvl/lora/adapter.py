@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ternvl.kernels.lora import Weights
+from ternvl.types import FileState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -15,6 +16,8 @@ class Adapter:
     name: str
     digest: bytes
     """SHA-256 of its files. Caches use it as a key, so adapters never share cached values, whatever their names."""
+    files: Mapping[str, FileState]
+    """What its two files held when they were read, by their names."""
     modules: Mapping[str, tuple[Weights, ...]]
     """The matrices by the module's name in the original layout; several if the adapter changes parts of a module."""
 

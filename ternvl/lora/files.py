@@ -24,6 +24,7 @@ from ternvl.lora.adapter import Adapter
 from ternvl.lora.names import Matrix, parse_key
 from ternvl.lora.settings import LoRASettings, check_base, parse
 from ternvl.model.internvl import InternVL
+from ternvl.types import FileState
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,9 +63,9 @@ def read(
     modules: dict[str, list[Weights]] = {}
     for (module, _), weights in zip(ordered, packed, strict=True):
         modules.setdefault(module, []).append(weights)
-    digest = hashlib.sha256(len(config_bytes).to_bytes(8, "big") + config_bytes)
-    digest.update(data)
-    return Adapter(name, digest.digest(), {module: tuple(weights) for module, weights in modules.items()})
+    states = {CONFIG: FileState.of(config_bytes), WEIGHTS: FileState.of(data)}
+    digest = hashlib.sha256("".join(state.sha256 for state in states.values()).encode()).digest()
+    return Adapter(name, digest, states, {module: tuple(weights) for module, weights in modules.items()})
 
 
 def read_settings(folder: Path, name: str) -> LoRASettings:

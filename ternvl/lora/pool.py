@@ -8,7 +8,6 @@ receives an adapter with the request that chose it.
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,9 +24,8 @@ from ternvl.embedded import adapter_folder
 from ternvl.errors import AdapterError, OverloadedError, UnavailableError, UnknownAdapterError
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.files import linears, read
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_NAME_RULE = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
+from ternvl.lora.locked import LockedAdapters
+from ternvl.lora.settings import check_name
 
 
 @dataclass(eq=False)
@@ -56,6 +54,8 @@ class AdapterPool:
         self._entries: dict[str, RegisteredAdapter] = {}
         self._resident: dict[RegisteredAdapter, None] = {}  # in order of last use, including retired entries with users
         self._lock = threading.Lock()
+        self.locked: LockedAdapters | None = None
+        """The adapters that a lock file allows; None without one."""
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
@@ -87,7 +87,7 @@ class AdapterPool:
 
     def read(self, name: str, folder: Path) -> Adapter:
         """Read, check and pack the adapter in a folder, or an embedded one. Reads files. Raises AdapterError."""
-        return read(
+        adapter = read(
             adapter_folder(folder),
             check_name(name),
             self._shapes,
@@ -96,6 +96,9 @@ class AdapterPool:
             dtype=self._engine.lora_dtype,
             device=self._device,
         )
+        if self.locked is not None:
+            self.locked.check(adapter)
+        return adapter
 
     def load(self, name: str, folder: Path) -> RegisteredAdapter:
         """Read an adapter and register it under `name`, replacing an earlier one. Reads files. Raises AdapterError."""
@@ -241,10 +244,3 @@ class AdapterPool:
         if not entry.num_users:
             self._resident.pop(entry, None)
             entry.adapter = None
-
-
-def check_name(name: str) -> str:
-    """Return the name. Raises AdapterError if an adapter may not have it."""
-    if not _NAME.fullmatch(name):
-        raise AdapterError(f"The adapter's name is {name[:200]!r}; {_NAME_RULE}.", param="lora_name")
-    return name

@@ -29,6 +29,8 @@ _BASE_PRESERVING_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 base model."""
 
 _FAMILY = re.compile(r"internvl[-_]?(\d+(?:[._]\d+)?)-(\d+b)", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME_RULE = "it must be 1 to 128 letters, digits, dots, hyphens and underscores, and start with a letter or digit"
 _MAX_QUANTIFIERS = 3
 _MAX_PATTERN = 256
 
@@ -142,3 +144,10 @@ def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def check_name(name: str) -> str:
+    """Return the name. Raises AdapterError if an adapter may not have it."""
+    if not _NAME.fullmatch(name):
+        raise AdapterError(f"The adapter's name is {name[:200]!r}; {_NAME_RULE}.", param="lora_name")
+    return name

@@ -35,8 +35,9 @@ _ORIENTATIONS = {
 }
 
 
-def check_limits(limits: ImageLimits, videos: VideoLimits) -> None:
+def check_limits(limits: ImageLimits, videos: VideoLimits | None = None) -> None:
     """Raise ConfigError if a limit is invalid."""
+    videos = videos or VideoLimits()
     for config in (limits, videos):
         for each in fields(config):
             _check_limit(each.name, getattr(config, each.name))

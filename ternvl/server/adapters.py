@@ -35,8 +35,8 @@ class AdapterService:
     def __init__(self, pool: AdapterPool, service: Service, config: ServerConfig, model_names: Collection[str]) -> None:
         """Read the adapters that `config` names. No adapter may have one of `model_names`, the model's own names.
 
-        Raises ConfigError if `lora_dir` is not a folder, AdapterError if an adapter of `--lora` cannot be used. An
-        invalid adapter in `lora_dir` is logged and left out.
+        Raises ConfigError if `lora_dir` is not a folder, AdapterError if an adapter of `--lora` cannot be used, and
+        LockError if an adapter of the lock is not loaded. An invalid adapter in `lora_dir` is logged and left out.
         """
         self.pool = pool
         self._service = service
@@ -57,6 +57,8 @@ class AdapterService:
         for given in config.lora:
             name, _, path = given.partition("=")
             self._load(name, Path(path or name).expanduser())
+        if self.pool.locked is not None:
+            self.pool.locked.check_complete({entry.name for entry in self.pool.entries})
 
     def close(self) -> None:
         """Stop the threads. Loads that have not begun are cancelled."""

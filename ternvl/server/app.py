@@ -16,7 +16,7 @@ from ternvl.server import request_id
 from ternvl.server.answering import BROKEN_SCHEMA, UNCHECKED_SCHEMA, UNENFORCED_SCHEMA
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
-from ternvl.server.guard import rate
+from ternvl.server.guard import deprecation, rate
 from ternvl.server.guard.audit import Audited
 from ternvl.server.guard.auth import BearerAuth
 from ternvl.server.guard.gate import Gated
@@ -53,6 +53,7 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
     )
     app.state.serving = serving
     app.state.operations = OPERATIONS
+    app.state.deprecations = deprecation.DEPRECATIONS
     return app
 
 
@@ -67,6 +68,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
         Middleware(Described),
         Middleware(Measured, metrics=serving.metrics),
         Middleware(Ports, metrics_port=lambda: serving.metrics_port),
+        Middleware(deprecation.Deprecating, rows=deprecation.DEPRECATIONS),
     ]
     if config.allowed_origins:
         middleware.append(
@@ -75,7 +77,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After", *rate.HEADERS],
+                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After", *rate.HEADERS, *deprecation.HEADERS],
             )
         )
     return [

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.server.errors import ClientGone, HTTPError
+from ternvl.server.guard.deprecation import note_fields
 from ternvl.server.guard.limits import read_json
 from ternvl.server.request_id import in_words
 from ternvl.server.schema.fields import ignored_header, parse
@@ -41,6 +42,7 @@ async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dic
     """
     config = serving_of(request).config
     body = await read_json(request, config)
+    note_fields(request.scope, body)
     value, ignored = await asyncio.to_thread(parse, schema, body, protocol=protocol, strict=config.strict)
     headers = value.answer_headers if isinstance(value, TextRequest) else {}
     if ignored:

@@ -24,8 +24,10 @@ PAGES += sorted((ROOT / "ternvl" / "embedded").rglob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-OTHERS_FLAGS = {"--all", "--constraint", "--cuda", "--extra-index-url", "--help"}
-"""Flags of pip, of scripts/install and of the build of the kernels, and the one that every command has."""
+OTHERS_FLAGS = {"--all", "--constraint", "--cuda", "--extra-index-url", "--help", "--no-deps", "--require-hashes"}
+OTHERS_FLAGS |= {"--disable-pip", "--no-tests", "--requirement", "--sign"}
+"""Flags of pip, pip-audit, git, scripts/install, scripts/release and the build of the kernels, and the one that every
+command has."""
 SCRIPTS = [path for folder in ("benchmarks", "training", "scripts") for path in (ROOT / folder).rglob("*.py")]
 
 

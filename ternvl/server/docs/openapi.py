@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,6 +16,7 @@ from ternvl import __version__
 from ternvl.server.docs import answers
 from ternvl.server.docs.operation import JSON, Operation
 from ternvl.server.docs.page import render
+from ternvl.server.guard.deprecation import Deprecation
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -65,12 +67,13 @@ def _load(name: str) -> dict[str, Any]:
 
 
 @cache
-def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of a list of endpoints."""
+def document(operations: tuple[Operation, ...], deprecations: tuple[Deprecation, ...] = ()) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of a list of endpoints, in which what is deprecated is marked."""
     schemas, described = _schemas(operations)
     paths: dict[str, Any] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, schemas)
+        rows = [row for row in deprecations if row.path == operation.path]
+        paths.setdefault(operation.path, {})[operation.method] = _marked(_describe(operation, schemas), rows)
     security = {"bearer": {"type": "http", "scheme": "bearer"}}
     description = "InternVL3 behind an OpenAI-compatible API."
     return {
@@ -123,6 +126,16 @@ def _describe(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[
     return description
 
 
+def _marked(description: dict[str, Any], rows: Sequence[Deprecation]) -> dict[str, Any]:
+    """Mark what is deprecated in the description of an operation, which is returned."""
+    if any(not row.field for row in rows):
+        description["deprecated"] = True
+    if fields := {row.field: {"deprecated": True} for row in rows if row.field}:
+        for content in description["requestBody"]["content"].values():
+            content["schema"] = content["schema"] | {"properties": fields}
+    return description
+
+
 def _operation_id(operation: Operation) -> str:
     words = operation.path.strip("/").replace("{id}", "one").replace(".json", "")
     return operation.method + "_" + words.replace("/", "_").replace("-", "_").replace(".", "_")
@@ -166,9 +179,9 @@ async def page_schema(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """Answer `GET /openapi.json`: the OpenAPI document."""
-    return JSONResponse(document(request.app.state.operations))
+    return JSONResponse(document(request.app.state.operations, request.app.state.deprecations))
 
 
 async def docs(request: Request) -> Response:
     """Answer `GET /docs`: the OpenAPI document as a page."""
-    return HTMLResponse(render(document(request.app.state.operations)))
+    return HTMLResponse(render(document(request.app.state.operations, request.app.state.deprecations)))

@@ -42,7 +42,7 @@ def _link(path: str, method: str, described: dict[str, Any]) -> str:
 
 def _section(document: dict[str, Any], path: str, method: str, described: dict[str, Any]) -> str:
     html = f'<section id="{described["operationId"]}"><h2><code>{method.upper()} {escape(path)}</code></h2>'
-    html += f"<p>{escape(described['summary'])}</p>"
+    html += f"<p>{escape(described['summary'])}{' Deprecated.' * described.get('deprecated', False)}</p>"
     body = next(iter(described.get("requestBody", {}).get("content", {}).values()), None)
     if body:
         html += _fields(document, body["schema"])
@@ -59,11 +59,12 @@ def _code(value: Any) -> str:
 
 
 def _fields(document: dict[str, Any], schema: dict[str, Any]) -> str:
+    deprecated = schema.get("properties", {})  # beside the reference, see `openapi.py`
     schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     required = schema.get("required", [])
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(', '.join(_kinds(field)))}</td>"
-        f"<td>{'required' if name in required else ''}</td></tr>"
+        f"<td>{'required' if name in required else 'deprecated' if name in deprecated else ''}</td></tr>"
         for name, field in schema["properties"].items()
     )
     return f"<h3>Fields</h3><table>{rows}</table>"

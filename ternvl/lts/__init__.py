@@ -1,0 +1,1 @@
+"""Long-term support: lock files, which say what a model's answers depend on and what it answered."""
