@@ -229,6 +229,7 @@ class ServerConfig(AccessConfig):
     max_lora_bytes: int = setting(512 * 1024**2, "The most bytes of an uploaded LoRA adapter.")
     strict: bool = setting(False, "Refuse requests with fields that are unknown or have no effect.")
     allowed_origins: tuple[str, ...] = setting((), "A web origin whose pages may call, or * for all (repeatable).")
+    playground: bool = setting(True, "Serve a web page at / on which the model can be tried in a browser.")
     max_body_bytes: int = setting(64 * 1024**2, "The most bytes of a request body.")
     max_concurrent_requests: int = setting(
         256, "The most HTTP requests that are answered at the same time; further requests are refused with 429."

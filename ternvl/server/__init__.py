@@ -154,13 +154,14 @@ class _Server(uvicorn.Server):
 
 
 def _greeting(serving: Serving, sockets: Sequence[socket.socket]) -> str:
-    """Return the text that is printed at the start: the address, and a request that can be pasted into a shell."""
+    """Return the text that is printed at the start: the addresses, and a request that can be pasted into a shell."""
     scheme = "http" if serving.config.ssl_certfile is None else "https"
     url, *others = (f"{scheme}://{_shown(sock)}" for sock in sockets)
+    page = f"The playground, a page for your browser: {url}/\n" if serving.config.playground else ""
     metrics = "".join(f"Its metrics are served at {other}/metrics\n" for other in others)
     body = '{"messages": [{"role": "user", "content": "Name the european capitals"}]}'
     return (
-        f"\n{serving.names.served[0]} is served at {url}/v1\n{metrics}Try it:\n\n"
+        f"\n{serving.names.served[0]} is served at {url}/v1\n{page}{metrics}Try it:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ternvl.config import ServerConfig
 from ternvl.server import request_id
 from ternvl.server.answering import BROKEN_SCHEMA, UNCHECKED_SCHEMA, UNENFORCED_SCHEMA
+from ternvl.server.docs.operation import Operation
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
 from ternvl.server.guard import deprecation, rate
@@ -22,7 +23,7 @@ from ternvl.server.guard.auth import BearerAuth
 from ternvl.server.guard.gate import Gated
 from ternvl.server.guard.validate import check_config
 from ternvl.server.metrics import Measured, Ports
-from ternvl.server.operations import OPERATIONS, Described, routes
+from ternvl.server.operations import OPERATIONS, PAGES, Described, routes
 from ternvl.server.serving import Serving
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
         yield
         await serving.close()
 
+    served = (*OPERATIONS, *PAGES) if config.playground else OPERATIONS
     app = Starlette(
-        routes=routes(),
-        middleware=_middleware(serving),
+        routes=routes(served),
+        middleware=_middleware(serving, served),
         exception_handlers={HTTPException: plain_http_error},
         lifespan=lifespan,
     )
@@ -57,7 +59,7 @@ def create_app(llm: LLM, config: ServerConfig) -> Starlette:
     return app
 
 
-def _middleware(serving: Serving) -> list[Middleware]:
+def _middleware(serving: Serving, served: Sequence[Operation]) -> list[Middleware]:
     """Return the middleware, outermost first.
 
     CORS comes before the check of keys, because browsers send preflight requests without a key.
@@ -65,7 +67,7 @@ def _middleware(serving: Serving) -> list[Middleware]:
     config = serving.config
     middleware = [
         Middleware(request_id.Identified),
-        Middleware(Described),
+        Middleware(Described, operations=served),
         Middleware(Measured, metrics=serving.metrics),
         Middleware(Ports, metrics_port=lambda: serving.metrics_port),
         Middleware(deprecation.Deprecating, rows=deprecation.DEPRECATIONS),

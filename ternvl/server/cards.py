@@ -6,16 +6,18 @@ import time
 from typing import Any
 
 from ternvl.lora.pool import AdapterPool, RegisteredAdapter
+from ternvl.prompt.build import PromptBuilder
 from ternvl.server.names import ModelNames
 
 
 class ModelCards:
     """Describes the model and its adapters."""
 
-    def __init__(self, names: ModelNames, adapters: AdapterPool, max_model_len: int) -> None:
-        """`max_model_len` is the context length in tokens."""
-        self._names, self._adapters, self._max_model_len = names, adapters, max_model_len
+    def __init__(self, names: ModelNames, adapters: AdapterPool, max_model_len: int, builder: PromptBuilder) -> None:
+        """`max_model_len` is the context length in tokens, `builder` cuts images into tiles."""
+        self._names, self._adapters = names, adapters
         self._created = int(time.time())
+        self._sizes = {"max_model_len": max_model_len, "image_tiling": _tiling(builder)}
 
     def all(self) -> list[dict[str, Any]]:
         """Return the model under each of its names, then its adapters."""
@@ -34,4 +36,16 @@ class ModelCards:
 
     def _card(self, name: str, created: int) -> dict[str, Any]:
         card = {"id": name, "object": "model", "created": created, "owned_by": "ternvl"}
-        return card | {"max_model_len": self._max_model_len}
+        return card | self._sizes
+
+
+def _tiling(builder: PromptBuilder) -> dict[str, Any]:
+    """Return how images are cut by default, from which a client can compute the tokens of an image."""
+    config = builder.config
+    return {
+        "tile_size": config.tile_size,
+        "tokens_per_tile": config.tokens_per_tile,
+        "min_dynamic_patch": min(config.min_dynamic_patch, builder.max_dynamic_patch),
+        "max_dynamic_patch": builder.max_dynamic_patch,
+        "use_thumbnail": config.use_thumbnail,
+    }

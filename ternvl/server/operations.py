@@ -17,6 +17,7 @@ from ternvl.server.docs.operation import Operation
 from ternvl.server.errors import ERROR_SHAPE, guarded
 from ternvl.server.guard.auth import ACCESS
 from ternvl.server.metrics import ENDPOINT
+from ternvl.server.playground import pages
 from ternvl.server.protocols import adapters, chat, completions, messages, responses, tokens
 from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.server.protocols.completions_schema import CompletionRequest
@@ -127,6 +128,18 @@ OPERATIONS = (
         summary="Shows the description of the API as a page.", media_type="text/html",
     ),
 )  # fmt: skip
+
+PAGES = (
+    Operation(
+        "get", "/", pages.page,
+        summary="Shows the playground; needs no key.", access="open", media_type="text/html",
+    ),
+    Operation(
+        "get", "/playground/{id}", pages.file,
+        summary="Returns a file of the playground; needs no key.", access="open", media_type="text/javascript",
+    ),
+)  # fmt: skip
+"""The pages for people that are not part of the API, so `/openapi.json` and `/docs` do not list them."""
 
 
 def routes(operations: Sequence[Operation] = OPERATIONS) -> list[Route]:

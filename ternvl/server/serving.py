@@ -45,7 +45,7 @@ class Serving:
         self.metrics = Metrics(self.service.engine.stats)
         self.names = ModelNames(llm.name, config, llm.adapters)
         self.adapters = AdapterService(llm.adapters, self.service, config, {*self.names.served, *self.names.aliases})
-        self.cards = ModelCards(self.names, llm.adapters, llm.engine.config.max_model_len)
+        self.cards = ModelCards(self.names, llm.adapters, llm.engine.config.max_model_len, llm.builder)
         self.threads = Threads(llm, config.prompt_workers)
         self.fingerprint = _fingerprint(llm)
 

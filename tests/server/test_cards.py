@@ -23,7 +23,7 @@ def llm(tmp_path: Path) -> LLM:
 
 def cards_of(llm: LLM) -> ModelCards:
     config = ServerConfig(served_model_name=("first", "second"))
-    return ModelCards(ModelNames(llm.name, config, llm.adapters), llm.adapters, max_model_len=99)
+    return ModelCards(ModelNames(llm.name, config, llm.adapters), llm.adapters, 99, llm.builder)
 
 
 def test_the_model_comes_under_each_name_and_then_its_adapters(llm: LLM) -> None:

@@ -35,6 +35,16 @@ class Text(TypedDict):
     prompt: str
 
 
+class ImageTiling(TypedDict):
+    """How images are cut into tiles by default: the side of a tile in pixels, its tokens, and the numbers of tiles."""
+
+    tile_size: int
+    tokens_per_tile: int
+    min_dynamic_patch: int
+    max_dynamic_patch: int
+    use_thumbnail: bool
+
+
 class ModelCard(TypedDict):
     """A served model, or an adapter, whose `parent` is the model."""
 
@@ -43,6 +53,7 @@ class ModelCard(TypedDict):
     created: int
     owned_by: Literal["ternvl"]
     max_model_len: int
+    image_tiling: ImageTiling
     parent: NotRequired[str]
 
 

@@ -1,0 +1,1 @@
+"""The playground, a web page to try the model on. `scripts/playground` builds its files from `web/`."""
