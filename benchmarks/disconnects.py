@@ -110,9 +110,8 @@ def held(engine: Engine) -> dict[str, int]:
 
 
 @contextmanager
-def serving(llm: LLM) -> Iterator[tuple[str, int]]:
+def serving(llm: LLM, config: ServerConfig) -> Iterator[tuple[str, int]]:
     """Run a server in this process, so that its engine can be inspected; yield its address."""
-    config = ServerConfig(port=0, log_level="error")
     with bind(config) as sock:
         server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="error", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -149,7 +148,7 @@ def main() -> int:
     llm = LLM(args.model, max_num_seqs=args.max_num_seqs)
     assert isinstance(llm.engine, Engine)
     load = {name: value for name, value in vars(args).items() if name not in ("model", "max_num_seqs")}
-    with serving(llm) as address:
+    with serving(llm, ServerConfig(port=0, log_level="error")) as address:
         ends = asyncio.run(attack(address, **load))
         left = time.perf_counter()
         rest = held(llm.engine)

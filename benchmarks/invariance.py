@@ -7,8 +7,9 @@
 Mixed requests (texts, drawn scenes in one or several tiles, follow-up turns, greedy and seeded at random settings) are
 answered one at a time by an engine without caches; then together, arriving at random, with prefix hits and random
 chunks; then again with so little memory that sequences are preempted all the time. Tokens and the bits of their log
-probabilities must be equal. Greedy requests are also answered by the reference path, with the same tokens unless the
-model is quantised, as the reference path never is. The last line is JSON. The exit code is 1 if anything differs.
+probabilities must be equal, and so must those of prompts, which some requests ask for. Greedy requests are also
+answered by the reference path, with the same tokens unless the model is quantised, as the reference path never is. The
+last line is JSON. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -32,7 +34,7 @@ from training import tasks
 from training.scenes import draw, random_scene
 
 Answers = dict[str, list[tuple[int, float]]]
-"""Tokens and their log probabilities, by request."""
+"""Tokens and their log probabilities, by request, after those of its prompt if it asks for them."""
 
 
 def conversation(rng: random.Random) -> list[dict[str, Any]]:
@@ -88,7 +90,11 @@ def requests_of(llm: LLM, count: int, seed: int) -> list[Request]:
             prompts.append(llm.prompt(conversation(rng)))
         priority = rng.choice((0, 0, 0, 1)) if sibling is None else requests[earlier].priority
         requests.append(Request(f"r{number}", prompts[-1], params(rng), priority, sibling_of=sibling))
-    return requests
+    scored = random.Random(seed)
+    return [
+        replace(each, params=replace(each.params, prompt_logprobs=2)) if scored.random() < 0.25 else each
+        for each in requests
+    ]
 
 
 def engine_of(llm: LLM, **options: Any) -> Engine:
@@ -111,6 +117,10 @@ def alone(llm: LLM, requests: Sequence[Request]) -> Answers:
 
 def _step(engine: Engine, answers: Answers) -> None:
     for output in engine.step():
+        if output.prompt_logprobs:
+            answers[output.request_id] += [
+                (0, 0.0 if each is None else each.logprob) for each in output.prompt_logprobs
+            ]
         logprobs = [each.logprob for each in output.logprobs]
         answers[output.request_id] += zip(output.token_ids, logprobs, strict=True)
 
@@ -160,9 +170,9 @@ def main() -> int:
     requests = requests_of(llm, args.requests, args.seed)
     expected = alone(llm, requests)
     num_tokens = sum(map(len, expected.values()))
-    print(f"alone: {len(requests)} requests, {num_tokens} tokens", flush=True)
+    print(f"alone: {len(requests)} requests, {num_tokens} log probabilities", flush=True)
     result: dict[str, Any] = {
-        "quantization": args.quantization, "requests": len(requests), "tokens": num_tokens
+        "quantization": args.quantization, "requests": len(requests), "logprobs": num_tokens
     }  # fmt: skip
     longest = max(request.prompt.num_tokens for request in requests) + 64
     token_bytes = llm.engine.kv_cache_bytes // llm.engine.kv_cache_tokens

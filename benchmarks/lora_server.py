@@ -51,7 +51,7 @@ def churn(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
                 failed.extend([failure] if failure else [])
 
     # The first streams fill this KV cache, since memory that is first used later would look like a leak.
-    small = ("--max-model-len", "512", "--kv-cache-memory", str(8 * 2**20))
+    small = ("--max-model-len", "512", "--kv-cache-memory", str(8 * 2**20), "--allowed-lora-dirs", str(folder))
     with server("--lora", f"stays={stays}", *small) as (process, url), httpx.Client(base_url=url, timeout=120) as http:
         names = [http.get("/v1/models").json()["data"][0]["id"], "stays"] * 2
         threads = [threading.Thread(target=streaming, args=(url, name)) for name in names]
@@ -94,7 +94,8 @@ def stall(folder: Path, config: ModelConfig, model: Sequence[str], count: int) -
                 failure = _stream(http, model, gaps)
                 failed.extend([failure] if failure else [])
 
-    with server(*model, "--max-model-len", "2048") as (_, url), httpx.Client(base_url=url, timeout=120) as http:
+    flags = ("--max-model-len", "2048", "--allowed-lora-dirs", str(folder))
+    with server(*model, *flags) as (_, url), httpx.Client(base_url=url, timeout=120) as http:
         name = http.get("/v1/models").json()["data"][0]["id"]
         threads = [threading.Thread(target=streaming, args=(url, name)) for _ in range(4)]
         for thread in threads:
@@ -148,7 +149,15 @@ def kills(folder: Path, config: ModelConfig, count: int) -> dict[str, Any]:
     store = folder / "store"
     store.mkdir()
     given = [write_adapter(folder / f"given{seed}", config, seed, parts=("",), rank=64) for seed in range(2)]
-    flags = ("--lora-dir", str(store), "--allow-lora-upload", "--admin-key", "admin")
+    flags = (
+        "--lora-dir",
+        str(store),
+        "--allow-lora-upload",
+        "--admin-key",
+        "admin",
+        "--allowed-lora-dirs",
+        str(folder),
+    )
     rng, listed, broken, interrupted = random.Random(0), list[int](), list[str](), 0
     for turn in range(count + 1):
         with server(*flags) as (process, url), httpx.Client(base_url=url, timeout=120) as http:

@@ -87,7 +87,7 @@ BANDS = (
     ),
     Band(
         "The hall, out",
-        "answer/choice.py",
+        "answer/delta.py",
         (
             ("detokenise", "output/"),
             ("stop strings", "output/"),

@@ -60,7 +60,8 @@ REQUESTS: dict[str, Any] = {
 
 NOTES = {
     "/v1/load_lora_adapter": """\
-The body has `lora_name` and `lora_path`. [lora.md](lora.md) also says who may use this endpoint.""",
+The body has `lora_name` and `lora_path`, a folder below `--lora-dir` or `--allowed-lora-dirs`. [lora.md](lora.md) also
+says who may use this endpoint.""",
     "/v1/unload_lora_adapter": """\
 The body has `lora_name`, and `abort` to end the requests that use the adapter; see [lora.md](lora.md).""",
     "/v1/upload_lora_adapter": "The body is a form with `lora_name` and the two files; see [lora.md](lora.md).",
@@ -68,10 +69,16 @@ The body has `lora_name`, and `abort` to end the requests that use the adapter; 
     "/v1/completions": """\
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and other
 control tokens are plain characters; to send control tokens, send ids (`/tokenize` gives those of a conversation).
-Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `echo` puts the prompt
-before the answer; together with `logprobs` it is refused. `suffix`, `tools` and a `best_of` other than `n` are refused.
-`top_logprobs` has the `logprobs` most likely tokens and the drawn one. All sampling fields and forms of Chat
-Completions are served.""",
+Answer j to prompt i has the index `i * n + j`. Without `max_tokens` an answer has 16 tokens. `suffix`, `tools` and a
+`best_of` other than `n` are refused. All sampling fields and forms of Chat Completions are served.
+
+`logprobs` lists every token of the answer, control tokens and the one that stopped it included. `top_logprobs` has the
+`logprobs` most likely tokens and the token itself. `text_offset` counts characters of `text`. A token that is only part
+of a character has OpenAI's name for it, such as `bytes:\\xe2\\x82`. `echo` puts the prompt before the answer and, with
+`logprobs`, its tokens before those of the answer; the first token of a prompt has null. With `echo` or
+`prompt_logprobs`, `max_tokens` may be 0: the prompt is scored and nothing is generated. `prompt_logprobs` is that of
+[Chat Completions](server.md#log-probabilities), in each choice. Benchmarks of log likelihoods use both:
+[clients.md](clients.md#benchmarks-with-lm-eval).""",
     "/v1/responses": """\
 The server keeps no state: `input` holds the whole conversation, and `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,
@@ -111,7 +118,8 @@ the served model; the `model` of every answer says which model that is.""",
 It has `ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
 `ternvl_time_to_first_token_seconds`, `ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`,
 `ternvl_generation_tokens_total`, `ternvl_answers_total` by finish reason, and the engine's own counters as
-`ternvl_engine_...`.""",
+`ternvl_engine_...`. If there are keys, it needs one with the role metrics, unless `--metrics-access` is `open`; with
+`--metrics-port` it is on that port alone. [security.md](security.md) describes both.""",
     "/openapi.json": "It is complete and has these examples.",
     "/docs": "It is a page of its own that loads nothing else.",
     "/schema/chat-completions.json": """\

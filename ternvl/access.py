@@ -47,3 +47,8 @@ class AccessConfig:
     ssl_keyfile_password: str | None = setting(
         None, "The password of --ssl-keyfile.", env="TERNVL_SSL_KEYFILE_PASSWORD", secret=True, flag=False
     )
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there are files that are read again on SIGHUP."""
+        return self.api_key_file is not None or self.ssl_certfile is not None

@@ -15,9 +15,9 @@ from rich import progress as bars
 
 from ternvl.answer.answerer import Answerer, AnswerStream, AsyncAnswerStream
 from ternvl.answer.arguments import list_of, one_each
-from ternvl.answer.ask import Ask
-from ternvl.answer.choice import Delta
+from ternvl.answer.ask import Ask, compiler_for
 from ternvl.answer.completion import Completion, RequestOutput
+from ternvl.answer.delta import Delta
 from ternvl.checkpoint import source
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, VideoLimits
 from ternvl.engine.engine import Engine
@@ -26,14 +26,13 @@ from ternvl.engine.service import Service
 from ternvl.errors import CheckpointError, RequestError
 from ternvl.loading import Loading, check_name, merged_settings
 from ternvl.lora.pool import AdapterPool
-from ternvl.lts.check import LockGuard
+from ternvl.lts.check import LockGuard, refuse_lock
 from ternvl.lts.settings import LoadedModel
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.sampling.grammar import GrammarCompiler
 from ternvl.sampling.tools import ToolChoice, Tools
 from ternvl.types import Prompt
 
@@ -96,6 +95,7 @@ class LLM:
         """Return an LLM over a model that is built already. The other arguments are the constructor's."""
         llm = cls.__new__(cls)
         loading, engine, images = merged_settings(None, engine, images, settings)
+        refuse_lock(loading)
         builder = PromptBuilder(model.config, tokenizer, images, loading.max_dynamic_patch, videos)
         llm._assemble(model, builder, engine, name=name, reference=loading.reference)
         return llm
@@ -111,13 +111,7 @@ class LLM:
             raise CheckpointError(f"The generation_config.json of {name} cannot be used: {error}") from error
         self.builder = builder
         self.tokenizer = builder.tokenizer
-        self.grammars = GrammarCompiler(
-            self.tokenizer.token_bytes,
-            self.tokenizer.encode_text,
-            vocab_size=model.config.language.vocab_size,
-            hidden_ids=self.tokenizer.hidden_ids,
-            stop_ids=self.tokenizer.stop_ids,
-        )
+        self.grammars = compiler_for(self.tokenizer, model.config.language.vocab_size)
         kind = ReferenceEngine if reference else Engine
         self.engine: Engine | ReferenceEngine = kind(model, engine, stop_ids=self.tokenizer.stop_ids)
         self.adapters = AdapterPool(model.config, self.engine.config, base=name, device=model.device)

@@ -10,8 +10,9 @@ from typing import Self
 
 from ternvl.answer.ask import Ask, PreparedAsk, prepare
 from ternvl.answer.batch import AskBatch
-from ternvl.answer.choice import Choices, Delta, generate, generate_on_thread
+from ternvl.answer.choice import Choices, generate, generate_on_thread
 from ternvl.answer.completion import Fold, RequestOutput
+from ternvl.answer.delta import Delta
 from ternvl.engine.request import Request
 from ternvl.engine.service import Service
 from ternvl.lora.adapter import Adapter

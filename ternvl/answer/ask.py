@@ -14,6 +14,7 @@ from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message
 from ternvl.prompt.parts import Sampling
+from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.call_rules import CallRules
 from ternvl.sampling.grammar import CompiledGrammar, GrammarCompiler
 from ternvl.sampling.tools import Tools
@@ -167,4 +168,15 @@ def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt
         sampling=ask.sampling,
         path=ask.path,
         max_tokens=max_tokens,
+    )
+
+
+def compiler_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
+    """Return a compiler of grammars whose masks are for `vocab_size` tokens of a tokenizer."""
+    return GrammarCompiler(
+        tokenizer.token_bytes,
+        tokenizer.encode_text,
+        vocab_size=vocab_size,
+        hidden_ids=tokenizer.hidden_ids,
+        stop_ids=tokenizer.stop_ids,
     )

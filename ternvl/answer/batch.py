@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from ternvl.answer.ask import PreparedAsk
-from ternvl.answer.choice import ChoiceDecoder
 from ternvl.answer.completion import Fold, RequestOutput
+from ternvl.answer.delta import ChoiceDecoder
 from ternvl.engine.loan import Loan
 from ternvl.engine.request import Request
 from ternvl.engine.service import Item, RequestGroup, Service

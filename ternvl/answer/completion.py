@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ternvl.answer.ask import PreparedAsk
 from ternvl.answer.checks import BrokenRule, append_piece, in_words
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.prompt.messages import ToolCall
 from ternvl.types import FinishReason, Prompt, PromptLogprobs, TokenLogprobs
 

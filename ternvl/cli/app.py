@@ -18,7 +18,7 @@ from ternvl.cli.flags import Model, ModelOption, schema_text, with_flags
 from ternvl.cli.lock import lock
 from ternvl.cli.options import AnswerConfig, Images, JsonSchema, Lora, System, VideoFrames, Videos, limits_of_own_videos
 from ternvl.cli.quantization import quantize
-from ternvl.cli.signals import interruptible
+from ternvl.cli.signals import interruptible, outlasting_hangups
 from ternvl.cli.tasks import task
 from ternvl.cli.verify import verify
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
@@ -79,7 +79,7 @@ def serve(
     from ternvl.engine.engine import Engine
     from ternvl.server import bind, bind_metrics, run
 
-    with bind(server) as sock, bind_metrics(server) as metrics:
+    with bind(server) as sock, bind_metrics(server) as metrics, outlasting_hangups(server.has_files):
         logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
             llm = _load(model, loading, engine, images, videos)

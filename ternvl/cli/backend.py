@@ -28,16 +28,27 @@ class BackendConfig:
     api_key: str | None = setting(None, "The server's key.", env="TERNVL_API_KEY", secret=True)
     lora: str | None = setting(None, "The LoRA adapter that answers, of a model in this process.")
 
+    image_token: str = setting(
+        "<image>", "What marks the places of several images in a text; empty sends texts and images in turn."
+    )
+
     def client(self) -> dict[str, Any]:
         """Return the arguments of a client of `ternvl.tasks`; load the model if it is to be in this process.
 
         Raises ConfigError for settings that exclude each other, and what `LLM` raises.
         """
+        if self.url is None and self.image_token != "<image>":
+            raise ConfigError("--image-token is for a server.")
         if self.url is None:
             return {"server": self._load(), "model": None if self.lora is None else "adapter"}
         if self.lora is not None:
             raise ConfigError("--lora is for a model in this process; at a server, an adapter is a --model.")
-        return {"server": self.url, "model": self.model, "api_key": self.api_key or None}
+        return {
+            "server": self.url,
+            "model": self.model,
+            "api_key": self.api_key or None,
+            "image_token": self.image_token or None,
+        }
 
     def _load(self) -> LLM:
         from ternvl import LLM

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -30,6 +30,15 @@ def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGINT while the context is open, as Python does by default."""
     with handled(signal.default_int_handler, signal.SIGINT):
         yield
+
+
+def outlasting_hangups(are_outlasted: bool) -> AbstractContextManager[None]:
+    """Return a context in which SIGHUP, which tells a server to read its files again, does not end one that loads.
+
+    The server reads its files after that anyway. Unless they `are_outlasted`, SIGHUP ends the process as ever.
+    """
+    number = getattr(signal, "SIGHUP", None)  # Windows has none
+    return handled(lambda *_: None, number) if are_outlasted and number else nullcontext()
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from typing import Literal
 
 from ternvl.tasks.prompts import OFFICIAL
 
-Average = Literal["items", "categories", "f1", "mme", "hallusion", "points"]
-"""How the scores of items become one: their mean in percent, the mean of the categories' means or F1 scores in percent,
-MME's sum of accuracies, HallusionBench's mean of three accuracies, or points of 1,000."""
+Average = Literal["items", "categories", "f1", "mme", "hallusion", "groups", "points"]
+"""How the scores of items become one: their mean in percent, the mean of the categories' means or F1 scores, MME's sum
+of accuracies, HallusionBench's mean of three accuracies, the share of groups in which all is right, or points of 1,000.
+"""
 
 _SHORT = "Answer the question using a single word or phrase."
 _LETTER = "Answer with the option's letter from the given choices directly."
@@ -23,6 +24,7 @@ _REASON = (
     "Your task is to answer the question below. Give step by step reasoning before you answer, and when you're ready "
     'to answer, please use the format "Final answer: .."\n\nQuestion:\n\n{question}\n{options}'
 )
+_ROTATIONS = "right in all rotations of the options (group); of the test set, whose answers only its server has"
 _CHARTS = "the categories are human and augmented"
 _INSPECT = (
     "You are an industrial inspector who checks products by images. You should judge whether there is a defect in the "
@@ -100,9 +102,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ocrbench": Benchmark(
         metric="ocr", prompt="{question}\n" + _SHORT, max_tiles=24, max_tokens=4096, average="points", published=790
     ),
-    "mmbench": _choice(published=72.6, note="of the test set, whose answers only its server has"),
-    "mmbench-v11": _choice(published=69.9, note="of the test set, whose answers only its server has"),
-    "mmbench-cn": Benchmark(metric="options", prompt="{question}\n{options}\n请直接回答选项字母。"),
+    "mmbench": _choice(average="groups", published=72.6, note=_ROTATIONS),
+    "mmbench-v11": _choice(average="groups", published=69.9, note=_ROTATIONS),
+    "mmbench-cn": Benchmark(metric="options", prompt="{question}\n{options}\n请直接回答选项字母。", average="groups"),
     "mmstar": _choice(published=51.5),
     "scienceqa": _choice(),
     "seed": _choice(),

@@ -41,9 +41,14 @@ class BenchmarkItem:
     hint: str = ""
     category: str = ""
     group: str = ""
-    """What questions that belong together have in common; by default their first image."""
+    """What questions that belong together have in common."""
     figure: str = ""
-    """What questions about the same figure have in common; by default their first image."""
+    """What questions about the same figure have in common."""
+
+    @property
+    def first_image(self) -> str:
+        """The path of the first image; empty without images."""
+        return str(self.images[0]) if self.images else ""
 
     @property
     def labelled_options(self) -> dict[str, str]:
@@ -106,7 +111,6 @@ def _item(row: Mapping[str, Any], number: int, folder: Path, limits: ImageLimits
     images = tuple(_image(name, folder) for name in _list(row, "image"))
     size = _size(images[0], limits) if images and row.get("box") is not None else (1, 1)
     question = _string(row, "question", required=True)
-    first = str(images[0]) if images else ""
     return BenchmarkItem(
         id=_id(row.get("id", number)),
         images=images,
@@ -117,8 +121,8 @@ def _item(row: Mapping[str, Any], number: int, folder: Path, limits: ImageLimits
         size=size,
         hint=_string(row, "hint"),
         category=_string(row, "category"),
-        group=_string(row, "group") or first,
-        figure=_string(row, "figure") or first,
+        group=_string(row, "group"),
+        figure=_string(row, "figure"),
     )
 
 

@@ -211,24 +211,24 @@ def _has_box(item: BenchmarkItem) -> None:
 
 
 METRICS: Mapping[str, Metric] = {
-    "vqa": Metric(
-        vqa, _has_annotators, "How many of the annotators gave the same answer, three of them for all of it."
-    ),
+    "vqa": Metric(vqa, _has_annotators, "The number of annotators who gave the same answer: three or more score 1."),
     "anls": Metric(anls, _has_answer, "The similarity with the most similar right answer, 0 below one half."),
     "relaxed": Metric(relaxed, _has_answer, "A number within 5 %, or the same text."),
     "exact": Metric(exact, _has_answer, "The same text, apart from case."),
     "options": Metric(
-        options, _has_options, "The letter at the beginning, or else the option that the answer contains."
+        options, _has_options, "The right letter at the beginning, or else the first option that the answer contains."
     ),
-    "best_option": Metric(best_option, _has_options, "The letter in the first word."),
-    "yes_no": Metric(yes_no, _has_yes_or_no, "The right one of yes and no; also precision, recall and F1."),
-    "pope": Metric(
-        pope, _has_yes_or_no, "No or not in the first sentence, or else yes; also precision, recall and F1."
+    "best_option": Metric(
+        best_option, _has_options, "The right letter in the first word, with or without parentheses."
     ),
+    "yes_no": Metric(yes_no, _has_yes_or_no, 'The right one of "yes" and "no"; also precision, recall and F1.'),
+    "pope": Metric(pope, _has_yes_or_no, 'Without "no" or "not" in its first sentence, an answer means yes; also F1.'),
     "ocr": Metric(ocr, _has_answer, "A right text anywhere in the answer."),
     "iou": Metric(regions.iou, _has_box, "A box that overlaps with the true one by at least half of their union."),
     "point": Metric(regions.point, _has_box, "A click, or the middle of a box, within the true box."),
-    "mra": Metric(mra, _has_number, "The mean relative accuracy of a number over ten thresholds."),
+    "mra": Metric(
+        mra, _has_number, "The mean relative accuracy of a number: the share of ten thresholds that it keeps."
+    ),
     "final_answer": Metric(
         final_answer, _has_answer, 'What follows "Final answer:", as an option, a number or a text.'
     ),

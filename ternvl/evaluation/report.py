@@ -73,7 +73,7 @@ def yes_no_rates(scored: Scored, metric: str) -> dict[str, float]:
 def _categories(scored: Scored, benchmark: Benchmark) -> dict[str, dict[str, float]]:
     """Return items and score of each category, if there is more than one."""
     groups = _grouped(scored, lambda item: item.category)
-    average: Average = benchmark.average if benchmark.average in ("f1", "mme") else "items"
+    average: Average = benchmark.average if benchmark.average in ("f1", "mme", "groups") else "items"
     rows = {
         name: {"items": len(rows), "score": round(_AVERAGES[average](rows, benchmark), 4)}
         for name, rows in groups.items()
@@ -97,14 +97,22 @@ def _of_f1(scored: Scored, benchmark: Benchmark) -> float:
 def _of_mme(scored: Scored, benchmark: Benchmark) -> float:
     """Return the sum, over the categories, of the accuracy of questions and that of images, in percent."""
     groups = _grouped(scored, lambda item: item.category).values()
-    return sum(_of_items(rows, benchmark) + 100 * _all_right(rows, lambda item: item.group) for rows in groups)
+    return sum(
+        _of_items(rows, benchmark) + 100 * _all_right(rows, lambda item: item.group or item.first_image)
+        for rows in groups
+    )
 
 
 def _of_hallusion(scored: Scored, benchmark: Benchmark) -> float:
     """Return the mean of the accuracies of answers, of figures (all right) and of questions (all right), in percent."""
-    figures = _all_right(scored, lambda item: item.figure)
-    questions = _all_right(scored, lambda item: item.group)
+    figures = _all_right(scored, lambda item: item.figure or item.first_image)
+    questions = _all_right(scored, lambda item: item.group or item.id)
     return (_of_items(scored, benchmark) + 100 * figures + 100 * questions) / 3
+
+
+def _of_groups(scored: Scored, benchmark: Benchmark) -> float:
+    """Return the share of groups in which every answer is right, in percent; an item without a group is one."""
+    return 100 * _all_right(scored, lambda item: item.group or item.id)
 
 
 def _of_points(scored: Scored, benchmark: Benchmark) -> float:
@@ -117,6 +125,7 @@ _AVERAGES: Mapping[Average, Callable[[Scored, Benchmark], float]] = {
     "f1": _of_f1,
     "mme": _of_mme,
     "hallusion": _of_hallusion,
+    "groups": _of_groups,
     "points": _of_points,
 }
 

@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 POLICIES = ("refuse", "warn")
 
 
+def refuse_lock(loading: LoadingConfig) -> None:
+    """Raise ConfigError if a lock is given for a model that is built already."""
+    if loading.locked is not None:
+        raise ConfigError(f"locked is {str(loading.locked)!r}, but a model that is built already has no files.")
+
+
 @dataclass(frozen=True, slots=True)
 class LockGuard:
     """A lock that a model is held to."""
@@ -37,6 +43,10 @@ class LockGuard:
         if loading.locked_packages not in POLICIES:
             raise ConfigError(f"locked_packages is {loading.locked_packages!r}; it is one of {', '.join(POLICIES)}.")
         if loading.locked is None:
+            if loading.locked_packages != "refuse":
+                raise ConfigError(
+                    f"locked_packages is {loading.locked_packages!r}, but there is no lock (--locked FILE)."
+                )
             return None
         guard = cls(loading.locked, lock.read(loading.locked))
         guard.check_packages(only_warn=loading.locked_packages == "warn")

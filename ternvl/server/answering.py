@@ -12,7 +12,8 @@ from typing import Protocol
 
 from ternvl.answer import checks
 from ternvl.answer.ask import Ask, PreparedAsk
-from ternvl.answer.choice import Choices, Delta, generate
+from ternvl.answer.choice import Choices, generate
+from ternvl.answer.delta import Delta
 from ternvl.engine.request import check_params
 from ternvl.errors import RequestError
 from ternvl.output.tool_calls import ToolCallDelta

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.engine.stats import EngineStats
 from ternvl.server.errors import HTTPError
 

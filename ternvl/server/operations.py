@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.server import probes
-from ternvl.server.docs import answers, openapi, text_answers
+from ternvl.server.docs import answers, message_answers, openapi, text_answers
 from ternvl.server.docs.operation import Operation
 from ternvl.server.errors import ERROR_SHAPE, guarded
 from ternvl.server.guard.auth import ACCESS
@@ -52,7 +52,7 @@ OPERATIONS = (
         "post", "/v1/messages", messages.messages,
         summary="Answers a conversation in the form of Anthropic's Messages.",
         request=MessagesRequest, streams=True, error_shape="anthropic",
-        answer=text_answers.AnthropicMessage,
+        answer=message_answers.AnthropicMessage,
     ),
     Operation(
         "post", "/v1/messages/count_tokens", messages.count_tokens,

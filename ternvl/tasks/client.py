@@ -33,6 +33,8 @@ def backend_of(
     image_token: str | None = "<image>",
 ) -> Backend:
     """Return the backend for a server's address or an `LLM`. The arguments and errors are those of `Tasks`."""
+    if not isinstance(server, str) and (api_key is not None or image_token != "<image>"):
+        raise ConfigError("api_key and image_token are for servers; a model of this process takes neither.")
     if isinstance(server, str):
         return ServerBackend(server, api_key=api_key, model=model, image_token=image_token)
     return server if isinstance(server, Backend) else EngineBackend(server, adapter=model)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import ssl
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,12 +47,14 @@ class ServerBackend:
         url = _checked(base_url)
         trust = _ssl_context() if url.scheme == "https" else False  # making one takes a third of a second
         self._settings: dict[str, Any] = {"base_url": url, "headers": headers, "verify": trust, "timeout": _TIMEOUT}
+        self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._async_client: httpx.AsyncClient | None = None
 
     def answer(self, requests: Sequence[TaskRequest]) -> list[Reply]:
         """Answer requests, at most eight at a time. Raises TaskError."""
-        client = self._client = self._client or httpx.Client(**self._settings)
+        with self._lock:
+            client = self._client = self._client or httpx.Client(**self._settings)
         if len(requests) == 1:
             return [self._ask(client, requests[0])]
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="task") as pool:

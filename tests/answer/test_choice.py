@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from ternvl.answer.choice import ChoiceDecoder, Choices, Delta, generate, generate_on_thread
+from ternvl.answer.choice import Choices, generate, generate_on_thread
+from ternvl.answer.delta import ChoiceDecoder, Delta
 from ternvl.engine.request import Request
 from ternvl.errors import EngineError, UnavailableError
 from ternvl.params import SamplingParams

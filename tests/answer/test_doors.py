@@ -16,7 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.fused.exact import prepare
 from ternvl.kernels.loader import available
 from ternvl.llm import LLM, RequestOutput

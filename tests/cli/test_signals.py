@@ -55,6 +55,15 @@ def test_handlers_come_back() -> None:
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_server_with_files_outlasts_a_hangup_while_it_loads() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with signals.outlasting_hangups(False):
+        assert signal.getsignal(signal.SIGHUP) is before
+    with signals.outlasting_hangups(True):
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
 def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -61,6 +61,13 @@ def test_every_command(
     assert run(capsys, "task", *arguments, "--url", server.url) == (0, printed + "\n", "")
 
 
+def test_images_in_turn_with_texts(capsys: Capture, server: ScriptedServer) -> None:
+    server.say("None.")
+    assert run(capsys, "task", "compare", EXAMPLE, EXAMPLE, "--url", server.url, "--image-token", "")[0] == 0
+    kinds = [part["type"] for part in server.bodies[0]["messages"][0]["content"]]
+    assert kinds == ["text", "image_url", "text", "text", "image_url", "text", "text"]
+
+
 def test_a_schema_file(capsys: Capture, server: ScriptedServer, tmp_path: Path) -> None:
     server.say('{"total": 3}')
     schema = tmp_path / "schema.json"
@@ -130,12 +137,16 @@ def test_an_answer_that_is_refused_is_one_line(capsys: Capture, server: Scripted
         (["ground", EXAMPLE, "it", "--url", "no url"], "http"),
         (["ground", EXAMPLE, "it", "--url", "http://127.0.0.1:9/v1"], "could not be reached"),
         (["ground", EXAMPLE, "it", "--url", "http://127.0.0.1:9/v1", "--lora", "french"], "--lora"),
+        (["compare", EXAMPLE, EXAMPLE, "--image-token", "x"], "--image-token"),
         (["compare", EXAMPLE, EXAMPLE, "--url", "http://127.0.0.1:9/v1", "--draw", "x.png"], "--draw"),
     ],
 )
 def test_wrong_usage_is_one_line(capsys: Capture, arguments: list[str], words: str) -> None:
     code, out, err = run(
-        capsys, "task", *arguments, *([] if "--url" in arguments else ["--url", "http://127.0.0.1:9/v1"])
+        capsys,
+        "task",
+        *arguments,
+        *([] if {"--url", "--image-token"} & set(arguments) else ["--url", "http://127.0.0.1:9/v1"]),
     )
     assert (code, out) == (1, "")
     assert err.startswith("ternvl: ")

@@ -45,10 +45,9 @@ def pytest_sessionfinish() -> None:
     rows = [
         f"| {client} | {' | '.join(_RESULTS.get((client, each), '-') for each in features)} |" for client in clients
     ]
-    text = (
-        f"# Clients\n\nWritten by `{TABLE}=docs/clients.md scripts/test tests/clients`, against a live server with the "
-        "embedded model.\nThe versions are those of `constraints.txt` and `tests/clients/node/package.json`. "
-        "A dash marks what a client was not asked.\n\n"
-        f"| | {' | '.join(features)} |\n|---|{'---|' * len(features)}\n" + "\n".join(rows) + "\n"
-    )
+    head = f"| | {' | '.join(features)} |\n|---|{'---|' * len(features)}\n"
+    document = Path(path).read_text(encoding="utf-8")
+    begin, end = "<!-- clients:begin -->\n", "<!-- clients:end -->\n"
+    before, rest = document.split(begin)
+    text = before + begin + head + "\n".join(rows) + "\n" + end + rest.split(end)[1]
     Path(path).write_text(text, encoding="utf-8")

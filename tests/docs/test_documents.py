@@ -23,11 +23,14 @@ PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.m
 PAGES += sorted((ROOT / "ternvl" / "embedded").rglob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-OTHERS_FLAGS = {"--all", "--constraint", "--cuda", "--extra-index-url", "--help", "--no-deps", "--require-hashes"}
-OTHERS_FLAGS |= {"--disable-pip", "--no-tests", "--requirement", "--sign"}
-"""Flags of pip, pip-audit, git, scripts/install, scripts/release and the build of the kernels, and the one that every
-command has."""
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
+OTHERS_FLAGS = {
+    "--all", "--constraint", "--cuda", "--extra-index-url", "--help", "--no-deps", "--require-hashes",
+    "--disable-pip", "--no-tests", "--requirement", "--sign",
+    "--tasks", "--batch_size", "--model", "--model_args", "--apply_chat_template", "--include_path",
+}  # fmt: skip
+"""Flags of pip, pip-audit, git, scripts/install, scripts/release, the build of the kernels and lm-eval, and the one
+that every command has."""
 SCRIPTS = [path for folder in ("benchmarks", "training", "scripts") for path in (ROOT / folder).rglob("*.py")]
 
 

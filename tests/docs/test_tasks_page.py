@@ -92,6 +92,8 @@ def test_tables_of_vlmevalkit_become_items(convert: dict[str, Any], tmp_path: Pa
     ]
     cells = ["\t".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     (tmp_path / "table.tsv").write_text("\n".join(cells))
+    with pytest.raises(ValueError, match="invalid literal"):  # this index is not a number
+        convert["from_tsv"](tmp_path / "table.tsv", tmp_path, is_circular=True)
     convert["from_tsv"](tmp_path / "table.tsv", tmp_path)
     first, second, third = read_items(tmp_path, ImageLimits(), lambda item: None).items
     assert (first.question, first.hint, first.options, first.answers) == (

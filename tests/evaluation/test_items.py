@@ -56,8 +56,8 @@ def test_what_may_be_left_out(folder: Path) -> None:
     first, second = read(
         folder, {"question": "1 + 1?", "answer": 2}, "", {"question": "?", "answer": "x", "image": "b.png"}
     ).items
-    assert (first.id, first.images, first.answers, first.group) == ("1", (), ("2",), "")
-    assert (second.id, second.group, second.figure) == ("3", str(folder / "b.png"), str(folder / "b.png"))
+    assert (first.id, first.images, first.answers, first.first_image) == ("1", (), ("2",), "")
+    assert (second.id, second.group, second.figure, second.first_image) == ("3", "", "", str(folder / "b.png"))
 
 
 def test_a_file_of_another_name(folder: Path) -> None:

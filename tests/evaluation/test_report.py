@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -73,6 +74,29 @@ def test_hallusionbench_is_the_mean_of_three_accuracies() -> None:
     questions = mean(float(all(scores)) for scores in by(rows, "group"))
     expected = 100 * (answers + figures + questions) / 3
     assert score_of("hallusionbench", rows) == pytest.approx(expected, abs=1e-4)
+
+
+def test_mmbench_counts_questions_that_are_right_in_all_rotations() -> None:
+    rng = random.Random("rotations")
+    rows = []
+    for number in range(COUNT):
+        each = item(id=str(number), answers=("A",), options=("x", "y"), group="" if number < 20 else f"q{number // 4}")
+        rows.append((each, Record(each.id, "A", float(rng.random() < 0.8))))
+    alone = [record.score for _, record in rows[:20]]
+    together = [float(all(record.score for _, record in rows[i : i + 4])) for i in range(20, COUNT, 4)]
+    assert score_of("mmbench", rows) == pytest.approx(100 * mean(alone + together), abs=1e-4)
+
+
+def test_groups_are_those_of_images_if_none_are_given() -> None:
+    rows = [
+        (
+            item(id=str(n), images=(Path(f"{n // 2}.png"),), answers=("yes",), category="c"),
+            Record(str(n), "Yes", float(n != 3)),
+        )
+        for n in range(8)
+    ]
+    assert score_of("mme", rows) == pytest.approx(100 * 7 / 8 + 100 * 3 / 4)
+    assert score_of("hallusionbench", rows) == pytest.approx(100 * (7 / 8 + 3 / 4 + 7 / 8) / 3, abs=1e-3)
 
 
 def test_pope_is_the_mean_of_the_categories_f1() -> None:

@@ -208,6 +208,13 @@ def test_packages_of_other_versions_are_refused_or_named(
         LLM(locked=LOCK, locked_packages="ignore")
 
 
+def test_a_lock_is_never_ignored(llm: LLM) -> None:
+    with pytest.raises(ConfigError, match="has no files"):
+        LLM.from_parts(llm.engine.model, llm.tokenizer, locked=LOCK)
+    with pytest.raises(ConfigError, match=r"locked_packages is 'warn', but there is no lock \(--locked FILE\)"):
+        LLM(locked_packages="warn")
+
+
 def test_a_patch_release_keeps_a_lock_and_a_minor_one_does_not(
     monkeypatch: pytest.MonkeyPatch, locked: lock.Lock
 ) -> None:

@@ -46,7 +46,7 @@ def test_actions_and_findings() -> None:
     assert changed(Finding("Is it?", False, "It is not.", (Box(20, 30, 60, 70),)), (Point(5, 5),)) is not None
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2), (2000, 1500)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2), (900, 700)])
 def test_small_and_large_images(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, "white")
     marks = (Box(0, 0, *size, "it"), Point(size[0] - 1, size[1] - 1))

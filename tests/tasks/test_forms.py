@@ -298,6 +298,9 @@ def test_settings_that_are_refused() -> None:
     for settings in ({"max_tokens": 0}, {"max_tokens": True}):
         with pytest.raises(ConfigError):
             Tasks(ScriptedBackend(""), **settings)
+    for settings in ({"api_key": "k"}, {"image_token": None}):
+        with pytest.raises(ConfigError, match="for servers"):
+            Tasks(ScriptedBackend(""), **settings)
     for url in ("", "127.0.0.1:8000", "ftp://host", "http://"):
         with pytest.raises(ConfigError, match="http"):
             Tasks(url)

@@ -9,9 +9,10 @@ from PIL import Image
 
 from ternvl.tasks import Box, Point, Tasks
 from ternvl.tasks.parsing.actions import actions
-from ternvl.tasks.parsing.boxes import boxes
+from ternvl.tasks.parsing.boxes import boxes, point
 from tests.tasks.scripted import ScriptedBackend, picture, result_of
 
+PLACES = (*range(0, 1000, 3), 1000)
 SHAPES = [(1, 1), (1, 1000), (1000, 1), (3, 7), (448, 448), (641, 479), (3840, 2160)]
 Size = tuple[int, int]
 
@@ -28,10 +29,9 @@ def pixel(fraction: Decimal, length: int) -> int:
 @pytest.mark.parametrize("size", SHAPES)
 def test_every_coordinate_of_a_box(size: Size) -> None:
     width, height = size
-    listed = ", ".join(f"[{x}, {1000 - x}, 1000, 1000]" for x in range(1001))
-    found = result_of("ground", f"<ref>it</ref><box>[{listed}]</box>", size=size)
-    assert len(found) == 1001
-    for x, box in enumerate(found):
+    listed = ", ".join(f"[{x}, {1000 - x}, 1000, 1000]" for x in PLACES)
+    found = boxes(f"<ref>it</ref><box>[{listed}]</box>", size)
+    for x, box in zip(PLACES, found, strict=True):
         assert box.x1 == min(edge(x, width), width - 1)
         assert box.y1 == min(edge(1000 - x, height), height - 1)
         assert (box.x2, box.y2) == size
@@ -39,9 +39,8 @@ def test_every_coordinate_of_a_box(size: Size) -> None:
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_every_second_coordinate_of_a_box(size: Size) -> None:
-    listed = ", ".join(f"[0, 0, {x}, {1000 - x}]" for x in range(4, 1001))
-    found = result_of("ground", f"<box>[{listed}]</box>", size=size)
-    for x, box in enumerate(found, start=4):
+    listed = ", ".join(f"[0, 0, {x}, {1000 - x}]" for x in PLACES[2:])
+    for x, box in zip(PLACES[2:], boxes(f"<box>[{listed}]</box>", size), strict=True):
         assert (box.x1, box.y1) == (0, 0)
         assert box.x2 == max(edge(x, size[0]), 1)
         assert box.y2 == max(edge(1000 - x, size[1]), 1)
@@ -50,12 +49,12 @@ def test_every_second_coordinate_of_a_box(size: Size) -> None:
 @pytest.mark.parametrize("size", SHAPES)
 def test_the_whole_image(size: Size) -> None:
     for text in ("[[0, 0, 1000, 1000]]", "[[0.0, 0.0, 1.0, 1.0]]", "[[-5, -20, 1004, 2000]]", "[0, 0, 1000, 1000]"):
-        assert result_of("ground", text, size=size) == (Box(0, 0, *size, "the red circle"),)
+        assert boxes(text, size, "it") == (Box(0, 0, *size, "it"),)
 
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_a_box_without_an_area_has_one_pixel(size: Size) -> None:
-    for place in range(0, 1001, 7):
+    for place in range(0, 1001, 13):
         (box,) = boxes(f"[[{place}, {place}, {place}, {place}]]", size)
         if place < 1:
             assert box.xyxy == (0, 0, 1, 1)
@@ -66,7 +65,7 @@ def test_a_box_without_an_area_has_one_pixel(size: Size) -> None:
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_every_thousandth_of_a_click(size: Size) -> None:
-    for number in range(1001):
+    for number in PLACES:
         x, y = Decimal(number) / 1000, Decimal(1000 - number) / 1000
         (action,) = actions(f"pyautogui.click(x={x}, y={y})", size)
         assert action.point == Point(pixel(x, size[0]), pixel(y, size[1]))
@@ -94,11 +93,11 @@ def test_clicks_in_pixels_and_beyond_the_image() -> None:
 @pytest.mark.parametrize("size", SHAPES)
 def test_a_point_is_the_pixel_in_the_middle(size: Size) -> None:
     for a, b in ((0, 1000), (100, 301), (998, 1000), (0, 3), (333, 334)):
-        found = result_of("point", f"<box>[[{a}, {a}, {b}, {b}]]</box>", size=size)
+        found = point(f"<box>[[{a}, {a}, {b}, {b}]]</box>", size)
         middle = Decimal(a + b) / 2000
         assert found == Point(pixel(middle, size[0]), pixel(middle, size[1]))
-    assert result_of("point", "[500, 250]", size=size) == Point(size[0] // 2, size[1] // 4)
-    assert result_of("point", "<point>[[0.5, 0.25]]</point>", size=size) == Point(size[0] // 2, size[1] // 4)
+    assert point("[500, 250]", size) == Point(size[0] // 2, size[1] // 4)
+    assert point("<point>[[0.5, 0.25]]</point>", size) == Point(size[0] // 2, size[1] // 4)
 
 
 def test_the_middle_of_a_box() -> None:

@@ -108,6 +108,7 @@ export interface ChatCompletion {
     finish_reason: FinishReason;
   }[];
   usage: Usage;
+  prompt_logprobs?: (Record<string, { logprob: number; rank: number; decoded_token: string }> | null)[];
 }
 
 export interface ToolCallDelta {

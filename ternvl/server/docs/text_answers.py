@@ -178,6 +178,14 @@ class IncompleteDetails(TypedDict):
     reason: Literal["max_output_tokens"]
 
 
+class InputTokensDetails(TypedDict):
+    """Counts of those tokens of a prompt that were cached or belong to images."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+    image_tokens: int
+
+
 class OutputTokensDetails(TypedDict):
     """Counts of the tokens of an answer by their kind."""
 
@@ -220,41 +228,3 @@ class OpenAIResponse(TypedDict):
     usage: ResponseUsage
     user: str | None
     metadata: dict[str, str]
-
-
-class MessageText(TypedDict):
-    """A piece of text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ToolUse(TypedDict):
-    """A call of a tool."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-class MessageUsage(TypedDict):
-    """The numbers of tokens of a message."""
-
-    input_tokens: int
-    cache_creation_input_tokens: int
-    cache_read_input_tokens: int
-    output_tokens: int
-
-
-class AnthropicMessage(TypedDict):
-    """The answer of `POST /v1/messages`."""
-
-    id: str
-    type: Literal["message"]
-    role: Literal["assistant"]
-    model: str
-    content: list[MessageText | ToolUse]
-    stop_reason: Literal["end_turn", "max_tokens", "tool_use", "stop_sequence"]
-    stop_sequence: str | None
-    usage: MessageUsage

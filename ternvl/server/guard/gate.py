@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -64,7 +64,8 @@ class Gate:
 
     def enter(self) -> None:
         """Count the current task as a request until it ends. Raises the errors of `check`."""
-        self.check()
+        with self._asking_to_return():
+            self.check()
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -82,9 +83,19 @@ class Gate:
             message = f"The server already works on {limit} requests, which is its limit."
             raise OverloadedError(message, retry_after=self.returns.next())
 
+    @contextmanager
+    def _asking_to_return(self) -> Iterator[None]:
+        """Note when a client that is refused in this context is asked to return."""
+        try:
+            yield
+        except OverloadedError as error:
+            self.returns.expect(error.retry_after or 1)
+            raise
+
     def begin_work(self) -> None:
         """Count a request whose body has arrived as working. Raises OverloadedError if as many work as may."""
-        self._check_room(self._num_working, self.limits.max_working)
+        with self._asking_to_return():
+            self._check_room(self._num_working, self.limits.max_working)
         self._num_working += 1
 
     def end_work(self) -> None:
@@ -96,7 +107,8 @@ class Gate:
         if self._num_body_bytes + num_bytes > self.limits.max_total_body_bytes:
             limit = self.limits.max_total_body_bytes
             message = f"The bodies of all requests together may have {limit} bytes, and there is no room for this one."
-            raise OverloadedError(message, retry_after=self.returns.next())
+            with self._asking_to_return():
+                raise OverloadedError(message, retry_after=self.returns.next())
         self._num_body_bytes += num_bytes
 
     def let_go(self, num_bytes: int) -> None:
@@ -215,7 +227,6 @@ class _Response:
         """Send a message. Raises ClientGone if the client does not read it within `write_timeout` seconds."""
         if message["type"] == "http.response.start":
             self.has_begun = True
-            self._note_refusal(message)
             if self._gate.draining:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
         try:
@@ -226,12 +237,6 @@ class _Response:
                 raise
             logger.warning("a client did not read its answer for %g seconds", self._gate.limits.write_timeout)
             raise ClientGone from None
-
-    def _note_refusal(self, message: Message) -> None:
-        if message["status"] == 429:
-            seconds = Headers(raw=message["headers"]).get("retry-after", "")
-            if seconds.isdigit():
-                self._gate.returns.expect(int(seconds))
 
 
 async def _discard(receive: Receive) -> None:

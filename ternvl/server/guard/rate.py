@@ -8,7 +8,7 @@ from contextlib import aclosing
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.errors import OverloadedError, UnavailableError
 from ternvl.server.errors import HTTPError
 from ternvl.server.guard.caller import Caller, current

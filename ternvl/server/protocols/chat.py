@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.answering import answer, new_id

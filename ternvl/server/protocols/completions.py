@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.output.detokenizer import Detokenizer
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.answering import answer, new_id

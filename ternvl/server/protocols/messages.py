@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.server.answering import InFlightAnswer, answer, new_id, prompt_of, split_calls
 from ternvl.server.endpoint import read, send, serving_of

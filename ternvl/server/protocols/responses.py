@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ternvl.answer.choice import Delta
+from ternvl.answer.delta import Delta
 from ternvl.output.json_string import StringMember
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.server.answering import InFlightAnswer, answer, new_id, prompt_of, split_calls
@@ -169,6 +169,7 @@ class ResponseAnswer:
             "input_tokens": prompt.num_tokens,
             "input_tokens_details": {
                 "cached_tokens": self.num_cached_tokens,
+                "cache_write_tokens": 0,  # clients require it; the server caches every prompt and bills none
                 "image_tokens": prompt.num_image_tokens,
             },
             "output_tokens": self.num_tokens,

@@ -16,23 +16,23 @@ from tests.server.guard.keyed import bearer, status, write
 
 def test_the_api_key() -> None:
     with serving(tiny_llm(), api_key="sécret", allowed_origins=("https://app.example",)) as url:
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
         for key in (None, "wrong", "sécre"):
             headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
-            response = httpx.post(url + CHAT, json=BRIEF, headers=headers)
+            response = httpx.post(url + CHAT, json=BRIEF, headers=headers, timeout=60)
             assert response.status_code == 401
             assert error_of(response)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"
         good = {"Authorization": "Bearer sécret".encode(), "Origin": "https://app.example"}
-        answer = httpx.post(url + CHAT, json=BRIEF, headers=good)
+        answer = httpx.post(url + CHAT, json=BRIEF, headers=good, timeout=60)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-        assert httpx.options(url + CHAT, headers=asked).status_code == 200
+        assert httpx.options(url + CHAT, headers=asked, timeout=60).status_code == 200
 
 
 def test_ready_and_the_open_paths() -> None:
-    with serving(scripted_llm("ok"), api_key="secret") as url, httpx.Client(base_url=url) as http:
+    with serving(scripted_llm("ok"), api_key="secret") as url, httpx.Client(base_url=url, timeout=60) as http:
         assert (http.get("/ready").status_code, http.get("/ready").json()) == (200, {"status": "ready"})
         assert http.get("/health").status_code == 200
         assert http.get("/metrics").status_code == 401
@@ -51,7 +51,7 @@ def test_roles(tmp_path: Path) -> None:
     )
     text = path.read_text().replace("'2020-01-01'", "2020-01-01")
     path.write_text(text)
-    with serving(scripted_llm("ok"), api_key_file=path) as url, httpx.Client(base_url=url) as http:
+    with serving(scripted_llm("ok"), api_key_file=path) as url, httpx.Client(base_url=url, timeout=60) as http:
         load = {"lora_name": "a", "lora_path": "/none"}
         seen = {
             name: (
@@ -77,8 +77,8 @@ def test_roles(tmp_path: Path) -> None:
 
 def test_metrics_may_be_open() -> None:
     with serving(scripted_llm("ok"), api_key="secret", metrics_access="open") as url:
-        assert httpx.get(f"{url}/metrics").status_code == 200
-        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert httpx.get(f"{url}/metrics", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
 
 
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +100,7 @@ def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_web_pages_may_not_call_the_server_by_default(url: str) -> None:
     headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-    for answer in (httpx.get(f"{url}/v1/models", headers=headers), httpx.options(url + CHAT, headers=headers)):
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+        answers = [http.get("/v1/models"), http.options(CHAT)]
+    for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control")]

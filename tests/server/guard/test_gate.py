@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ternvl.config import ServerConfig
+from ternvl.errors import OverloadedError
 from ternvl.llm import LLM
 from ternvl.server import bind, create_app
 from ternvl.server.guard import gate as gate_module
@@ -77,6 +78,25 @@ def test_the_gate_has_a_limit_and_counts_work_alone() -> None:
         working.cancel()
         assert await gate.wait_until_empty(5)
         looking.cancel()
+
+    asyncio.run(main())
+
+
+def test_those_who_are_refused_are_asked_to_return_one_after_another() -> None:
+    async def main() -> None:
+        gate = Gate(GateLimits(1), retry_after=lambda places: 10 * places)
+        app = Gated(forever, gate)
+        working, _ = visit(app)
+        await asyncio.sleep(0)
+        told = []
+        for _ in range(3):
+            with pytest.raises(OverloadedError):
+                gate.check()  # as the probe of readiness does, whom nobody asks to return
+            refused, answer = visit(app)
+            await refused
+            told.append(dict(answer[0]["headers"])[b"retry-after"])
+        assert told == [b"10", b"20", b"30"]
+        working.cancel()
 
     asyncio.run(main())
 

@@ -56,6 +56,17 @@ def test_every_field() -> None:
     assert first.digest.hex() not in repr(first)
 
 
+def test_the_documented_file() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/security.md").read_text(encoding="utf-8")
+    keys = parse(page.partition("```toml\n")[2].partition("```")[0], "docs/security.md")
+    assert [(key.name, sorted(key.roles)) for key in keys] == [
+        ("team-a", ["use"]),
+        ("prometheus", ["metrics"]),
+        ("operator", ["admin"]),
+    ]
+    assert Keys(keys).find(b"a third long random text") is keys[1]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

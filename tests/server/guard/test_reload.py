@@ -81,7 +81,7 @@ def test_a_stream_goes_on_after_its_key_is_gone(tmp_path: Path) -> None:
             pieces = response.iter_bytes()
             next(pieces)
             write(path, {"name": "comes"})
-            with httpx.Client(base_url=url) as other:
+            with httpx.Client(base_url=url, timeout=60) as other:
                 until(lambda: status(other, "goes") == 401)
             llm.engine.endless = False  # type: ignore[union-attr]
             assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
@@ -94,7 +94,7 @@ def test_a_link_that_is_turned_is_a_change(tmp_path: Path) -> None:
         (tmp_path / name / "keys.toml").write_text(keys({"name": name}))
     (tmp_path / "data").symlink_to("old")
     path = tmp_path / "data" / "keys.toml"
-    with serving(scripted_llm("ok"), api_key_file=path) as url, httpx.Client(base_url=url) as http:
+    with serving(scripted_llm("ok"), api_key_file=path) as url, httpx.Client(base_url=url, timeout=60) as http:
         assert status(http, "old") == 200
         (tmp_path / "next").symlink_to("new")
         (tmp_path / "next").rename(tmp_path / "data")

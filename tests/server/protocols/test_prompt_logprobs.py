@@ -67,6 +67,9 @@ def check_listed(choice: dict[str, Any], ids: list[int], num_top: int, hidden: t
         assert top[token] == value
         assert next(iter(top)) == token
         assert len(top) in (num_top, num_top + 1)
+    pairs = zip(listed["token_logprobs"][1 : len(ids)], listed["top_logprobs"][1 : len(ids)], strict=True)
+    if num_top:  # lm-eval calls a token greedy if no other one is likelier
+        assert [value == max(top.values()) for value, top in pairs] == [each.rank == 1 for each in values[1:] if each]
     text, offsets = choice["text"], listed["text_offset"]
     assert offsets == sorted(offsets)
     assert all(

@@ -1,7 +1,8 @@
-"""What the server says it also takes: random answers of each endpoint are sent back as they are, and none is refused.
+"""What the server says it also takes: random answers of each endpoint are sent back, and none is refused.
 
-The server refuses unknown fields, so nothing of an answer is ignored either. `TERNVL_REPLAYS` sets the number of
-answers for each endpoint and each kind of engine.
+They are sent back as they are, and as the endpoint's own client sends them. The server refuses unknown fields, so
+nothing of an answer is ignored either. `TERNVL_REPLAYS` sets the number of answers for each endpoint and each kind of
+engine.
 """
 
 from __future__ import annotations
@@ -16,41 +17,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import pytest
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 from ternvl.config import EngineConfig
 from ternvl.engine.request import Request
 from ternvl.types import FinishReason, TokenOutput
+from tests.server.endpoints import ENDPOINTS, HI, request_of
 from tests.server.fakes import ScriptedEngine, serving, tiny_llm
 
 ROOT = Path(__file__).resolve().parents[3]
 REPLAYS = int(os.environ.get("TERNVL_REPLAYS", "20"))
-ENDPOINTS = ("chat/completions", "responses", "messages")
-HI = {"role": "user", "content": "hi"}
 ON = {"role": "user", "content": "Go on."}
-
-
-def function(tool: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": {"type": "object"}, **tool["function"]}
-
-
-def request_of(endpoint: str, chat: dict[str, Any]) -> dict[str, Any]:
-    """A request of Chat Completions, with its tools in the form of `endpoint`."""
-    shared = {name: chat[name] for name in ("temperature", "seed") if name in chat}
-    if endpoint == "chat/completions":
-        return {**chat, "messages": [HI]}
-    choice = chat.get("tool_choice", "auto")
-    name = None if isinstance(choice, str) else choice["function"]["name"]
-    if endpoint == "responses":
-        tools = [{"type": "function", **function(tool)} for tool in chat["tools"]]
-        shared["tool_choice"] = {"type": "function", "name": name} if name else choice
-        return {**shared, "input": [HI], "tools": tools, "max_output_tokens": chat["max_tokens"]}
-    tools = [{"name": (each := function(tool))["name"], "input_schema": each["parameters"]} for tool in chat["tools"]]
-    shared["tool_choice"] = (
-        {"type": {"required": "any", "auto": "auto"}[choice]} if not name else {"type": "tool", "name": name}
-    )
-    return {**shared, "messages": [HI], "tools": tools, "max_tokens": chat["max_tokens"]}
 
 
 def reply_to(endpoint: str, asked: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +43,8 @@ def reply_to(endpoint: str, asked: dict[str, Any], answer: dict[str, Any]) -> di
         results = [{"role": "tool", "tool_call_id": call["id"], "content": "42"} for call in calls]
         return {**brief, "max_tokens": 1, "messages": [HI, message, *results, ON]}
     if endpoint == "responses":
-        calls = [item for item in answer["output"] if item["type"] == "function_call"]
-        outputs = [{"type": "function_call_output", "call_id": call["call_id"], "output": "42"} for call in calls]
+        calls = [item for item in answer["output"] if item["type"] != "message"]
+        outputs = [{"type": f"{call['type']}_output", "call_id": call["call_id"], "output": "42"} for call in calls]
         return {**brief, "max_output_tokens": 1, "input": [HI, *answer["output"], *outputs, ON]}
     calls = [block for block in answer["content"] if block["type"] == "tool_use"]
     blocks: list[Any] = [{"type": "tool_result", "tool_use_id": call["id"], "content": "42"} for call in calls]
@@ -72,15 +53,25 @@ def reply_to(endpoint: str, asked: dict[str, Any], answer: dict[str, Any]) -> di
     return {**brief, "max_tokens": 1, "messages": turns}
 
 
+def through_the_client(endpoint: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer as the endpoint's own client reads it and sends it back, with a null for all that it lacks."""
+    kind: Any = {"chat/completions": ChatCompletion, "responses": Response, "messages": anthropic.types.Message}[
+        endpoint
+    ]
+    sent: dict[str, Any] = kind.model_validate(answer).model_dump(mode="json", by_alias=True)
+    return sent
+
+
 def replay(client: httpx.Client, endpoint: str, chat: dict[str, Any]) -> bool:
     """Ask, send the answer back, and return whether the answer had a call."""
     asked = request_of(endpoint, chat)
     answer = client.post(f"/v1/{endpoint}", json=asked)
     assert answer.status_code == 200, (answer.text, asked)
-    reply = reply_to(endpoint, asked, answer.json())
-    again = client.post(f"/v1/{endpoint}", json=reply)
-    assert again.status_code == 200, (again.text, reply)
-    return any(word in str(again.request.content) for word in ("tool_call_id", "function_call_output", "tool_result"))
+    for whole in (answer.json(), through_the_client(endpoint, answer.json())):
+        reply = reply_to(endpoint, asked, whole)
+        again = client.post(f"/v1/{endpoint}", json=reply)
+        assert again.status_code == 200, (again.text, reply)
+    return any(word in str(again.request.content) for word in ("tool_call_id", "call_output", "tool_result"))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +95,27 @@ def test_random_answers_of_random_weights(benchmark: Any, endpoint: str) -> None
     ):
         had_calls = list(pool.map(lambda body: replay(client, endpoint, body), bodies))
     assert any(had_calls)
+
+
+def test_completions_are_continued() -> None:
+    """The text of a completion is the next prompt's end, and so are its tokens."""
+    rng = random.Random(5)
+    with (
+        serving(tiny_llm(max_model_len=1024), strict=True) as url,
+        httpx.Client(base_url=url, timeout=110) as client,
+    ):
+        for _ in range(REPLAYS):
+            prompt = "".join(rng.choices("ab the é日<|im_start|><tool_call>\n", k=rng.randrange(1, 12)))
+            asked = {"prompt": prompt, "max_tokens": rng.randrange(1, 30), "temperature": 2, "seed": rng.randrange(99)}
+            asked |= {"echo": rng.choice([True, None]), "stop": rng.choice([None, ["a"]]), "n": rng.choice([1, 3])}
+            answer = client.post("/v1/completions", json=asked).raise_for_status().json()
+            for choice in answer["choices"]:
+                text = choice["text"] if asked["echo"] else prompt + choice["text"]
+                tokens = client.post("/tokenize", json={"prompt": text}).raise_for_status().json()["tokens"]
+                for further in (text, tokens):
+                    again = client.post("/v1/completions", json={"prompt": further, "max_tokens": 1})
+                    assert again.status_code == 200, (again.text, further)
+                    assert again.json()["usage"]["prompt_tokens"] == len(tokens)
 
 
 class FastEngine(ScriptedEngine):
