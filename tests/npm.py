@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,21 @@ FOLDER = Path(__file__).resolve().parent / "clients" / "node"
 
 
 def install(folder: Path) -> None:
-    """Once for each content of the lock file. Skips the test where there is no npm."""
+    """Once for each content of the lock file, also if several processes ask. Skips the test where there is no npm."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed; it brings the Node packages of this test")
+    with _alone(folder):
+        _install(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "package-lock.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _install(folder: Path) -> None:
     stamp = folder / "node_modules" / ".ternvl"
     content = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == content:

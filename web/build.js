@@ -1,8 +1,7 @@
 // Builds the playground.
 //
 //   node build.js [FOLDER]     the page's files, into FOLDER or ternvl/server/playground/
-//   node build.js --tests      the tests of its parts, into build/tests/, for node --test
-//   node build.js --tiling     a program that prints the grids of the sizes that it reads, into build/
+//   node build.js --tests      the tests of its parts, and a program that prints grids, into build/
 
 import { copyFile, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
@@ -43,16 +42,12 @@ async function licenses() {
   return texts.join(`\n${"-".repeat(80)}\n\n`);
 }
 
-async function programs(entryPoints, outdir) {
+async function tests() {
+  const entryPoints = ["all.ts", "tiling.ts"].map((name) => join(HERE, "test", name));
+  const outdir = join(HERE, "build");
   await build({ entryPoints, outdir, bundle: true, platform: "node", format: "esm", logLevel: "warning" });
 }
 
 const [argument] = process.argv.slice(2);
-if (argument === "--tests") {
-  const tests = (await readdir(join(HERE, "test"))).filter((name) => name.endsWith(".test.ts"));
-  await programs(tests.map((name) => join(HERE, "test", name)), join(HERE, "build", "tests"));
-} else if (argument === "--tiling") {
-  await programs([join(HERE, "test", "tiling.ts")], join(HERE, "build"));
-} else {
-  await page(argument ? resolve(argument) : OUTPUT);
-}
+if (argument === "--tests") await tests();
+else await page(argument ? resolve(argument) : OUTPUT);

@@ -178,7 +178,8 @@ def test_the_interpreter_ends_silently_with_an_answer_under_way(monkeypatch: pyt
     result = subprocess.run(
         [sys.executable, "-X", "dev", "-c", LAST_WORDS], cwd=root, capture_output=True, text=True, timeout=100
     )
-    assert result.stderr == ""
+    # In its debug mode asyncio names what took long, which a busy machine decides.
+    assert [line for line in result.stderr.splitlines() if not line.startswith("Executing ")] == []
     assert result.stdout == "chat.completion.chunk\n"
     assert result.returncode == 0
 

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,12 @@ _WEIGHTS = "needs the weights of InternVL3-1B"
 _INSTALLS = "installs packages; tests/scripts/test_install.py tests the script"
 _CHECKOUT = "tests/e2e/test_readme.py runs it"
 _HOURS = "takes hours"
+_SERVICE = "asks a service of advisories"
+_RELEASE = "needs the files of a release"
+_DATA = "needs files of the reader's own"
+ELSEWHERE = ("docs/start.md:", "docs/tasks.md:", "docs/evaluation.md:")
+"""Pages whose programs other tests run: tests/e2e/test_readme.py, and tests/docs/test_tasks_page.py, where the blocks
+of a page follow one another."""
 NOT_RUN = {
     "pip install 'ternvl[finetune]'": _INSTALLS,
     "pip install --constraint constraints.txt torch": _INSTALLS,
@@ -61,6 +68,29 @@ NOT_RUN = {
     " --repeats-of ternvl-none=1": _HOURS,
     "ternvl bench peers --render benchmarks/results/peers-DATE.json": "needs the result of the benchmark",
     javascript.INSTALL: "tests/docs/javascript.py runs it before every program",
+    "ternvl eval docvqa/ --benchmark docvqa --output results/docvqa --model OpenGVLab/InternVL3-1B": _WEIGHTS,
+    "ternvl eval docvqa/ --benchmark docvqa --output results/docvqa --url http://127.0.0.1:8000/v1"
+    " --concurrency 16": _DATA,
+    'ternvl eval my-data/ --metric anls --prompt "{question} Answer briefly." --max-tiles 12 --max-tokens 50'
+    " --output results/mine": _DATA,
+    'ternvl task inspect part.jpg "Is the label straight?" --reference good.jpg --output json': _DATA,
+    'ternvl task read invoice.png schema.json --model OpenGVLab/InternVL3-1B --question "Read the invoice."': _WEIGHTS,
+    'ternvl task video clip.mp4 "What happens?" --frames 16 --max-tiles 1': _DATA,
+    'ternvl task agent-step screen.png "send the mail" --platform mobile --history "mobile.home()"': _DATA,
+    "pip install --require-hashes --requirement requirements-torch.txt": _INSTALLS,
+    "pip install --require-hashes --requirement requirements-serve.txt": _INSTALLS,
+    "pip install --no-deps ternvl-0.1.0-py3-none-any.whl": _INSTALLS,
+    "python -m venv tools && tools/bin/pip install pip-audit": _INSTALLS,
+    "tools/bin/pip-audit --disable-pip --requirement requirements-serve.txt": _SERVICE,
+    "tools/bin/pip-audit --disable-pip --requirement requirements-torch.txt": _SERVICE,
+    "ssh-keygen -Y verify -f allowed_signers -I releases -n ternvl-release -s SHA256SUMS.sig < SHA256SUMS": _RELEASE,
+    "sha256sum --check SHA256SUMS": _RELEASE,
+    "ternvl verify --lock ternvl-nano-0.1.lock": "tests/lts/test_replay.py runs it",
+    "ternvl lock MODEL -o model.lock --quantization int8 --lora support=adapters/support": _DATA,
+    "ternvl serve MODEL --locked model.lock --quantization int8 --lora support=adapters/support": _DATA,
+    "ternvl verify MODEL --lock model.lock --lora support=adapters/support": _DATA,
+    "ternvl serve OpenGVLab/InternVL3-1B --host 0.0.0.0 --api-key-file /etc/ternvl/keys.toml"
+    " --ssl-certfile /etc/ternvl/server.pem --ssl-keyfile /etc/ternvl/server.key --metrics-port 9000": _WEIGHTS,
 }
 """Commands that are not run here, without their comments, and the reason."""
 
@@ -83,14 +113,15 @@ def blocks() -> Iterator[Block]:
             yield Block(place, found[1], found[2], found[3] or "")
 
 
-BLOCKS = [block for block in blocks() if not block.place.startswith("docs/start.md:")]
+BLOCKS = [block for block in blocks() if block.language != "python" or not block.place.startswith(ELSEWHERE)]
+BLOCKS = [block for block in BLOCKS if not block.place.startswith("docs/start.md:")]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "sh")]
 REQUESTS = [block for block in SHELL if block.code.startswith("curl ")]
 COMMANDS = {
     line.partition(" #")[0].strip(): block.place
     for block in SHELL
     if block not in REQUESTS
-    for line in block.code.splitlines()
+    for line in re.sub(r" *\\\n *", " ", block.code).splitlines()
 }
 
 
@@ -158,11 +189,15 @@ def test_request(block: Block, clone: Path, address: str) -> None:
 
 
 @pytest.mark.parametrize("line", [each for each in COMMANDS if each not in NOT_RUN], ids=lambda each: each[:40])
-def test_command(line: str, clone: Path) -> None:
-    """Each is a server so far, which listens and is then interrupted."""
-    assert line.startswith("ternvl serve ")
-    command = [sys.executable, "-m", *line.split(), "--port", "0"]
+def test_command(line: str, clone: Path, address: str) -> None:
+    """A server listens and is then interrupted; other commands print something and end well."""
+    command = [sys.executable, "-m", *shlex.split(pasted(line, address))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if not line.startswith("ternvl serve "):
+        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
+        return
+    command += ["--port", "0"]
     process = subprocess.Popen(command, cwd=clone, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
     assert process.stdout
     try:
@@ -174,7 +209,7 @@ def test_command(line: str, clone: Path) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    assert {block.language for block in BLOCKS} <= {"bash", "sh", "python", "js", "json", "text", ""}
+    assert {block.language for block in BLOCKS} <= {"bash", "sh", "python", "js", "json", "toml", "text", ""}
     unmarked = [block for block in BLOCKS if not block.language]
     pasteable = re.compile(
         r"^(?:\$ |[A-Z_]+=\S+ )?(?:(?:ternvl|pip|npm|python|curl|import|from) |scripts/\w)", re.MULTILINE

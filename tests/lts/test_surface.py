@@ -52,7 +52,7 @@ def test_nothing_was_removed_or_changed(surface: ModuleType) -> None:
         "config SamplingParams.stop: tuple[str, ...] = ()",
         "python ternvl.LLM.chat(adapter: 'str | Sequence[str | None] | None' = None)",
         "python ternvl.LLM.load_adapter(): requires name, path",
-        "python ternvl.errors.ImageError: is a RequestError",
+        "python ternvl.errors.MediaError: is a RequestError",
     ],
 )
 def test_each_kind_of_promise_is_there_and_its_change_is_noticed(surface: ModuleType, line: str) -> None:

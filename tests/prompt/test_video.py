@@ -265,6 +265,12 @@ def test_a_worker_that_breaks_is_a_damaged_video(
     assert "its data is damaged" in str(error_of(b"\0" * 99))
 
 
+def test_a_worker_that_cannot_work_is_not_the_videos_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(tmp_path, monkeypatch, "sys.exit(3)")
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        sample(b"\0" * 99)
+
+
 def test_an_unknown_word_of_the_worker_is_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, monkeypatch, "print(json.dumps({'refused': 'secret'}))")
     assert "secret" not in str(error_of(b"\0" * 99))

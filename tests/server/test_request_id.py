@@ -8,6 +8,7 @@ import re
 import httpx
 import pytest
 
+from ternvl.server.guard import deprecation, rate
 from ternvl.server.request_id import in_words
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import scripted_llm, serving
@@ -54,4 +55,5 @@ def test_refusals_of_the_middleware_have_an_id_and_web_pages_may_read_it() -> No
         "x-ternvl-unchecked-schema",
         "x-request-id",
         "retry-after",
+        *(name.lower() for name in (*deprecation.HEADERS, *rate.HEADERS)),
     }

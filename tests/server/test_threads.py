@@ -68,7 +68,7 @@ class Blocker:
     def __init__(self) -> None:
         self.started, self.released = threading.Event(), threading.Event()
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, *_: Any, **__: Any) -> None:
         self.started.set()
         assert self.released.wait(30)
 

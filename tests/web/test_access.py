@@ -76,7 +76,8 @@ def test_axe_finds_nothing_anywhere(look: Playground, axe: str) -> None:
     page.ask("Call it")
     see("call")
     page.feign(
-        '# Title\n\n1. [a](https://a.example)\n\n> b\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```json\n{"a": [1, true]}\n```'
+        "# Title\n\n1. [a](https://a.example)\n\n> b\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        '```json\n{"a": [1, true]}\n```'
     )
     page.last.locator("textarea").fill("7")
     page.button("Send the result").click()
@@ -166,5 +167,5 @@ def test_the_tab_key_goes_through_the_page_and_comes_back_from_dialogs(page: Pla
     page.tab.keyboard.press("Enter")
     page.tab.get_by_role("dialog").wait_for()
     page.tab.keyboard.press("Escape")
-    page.tab.get_by_role("dialog").wait_for(state="detached")
+    page.tab.locator("dialog").wait_for(state="detached")
     assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Add a picture by its address"

@@ -156,7 +156,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Playground) -> None:
     page.tab.keyboard.press("Alt+c")
     page.tab.get_by_role("dialog").wait_for()
     page.tab.keyboard.press("Escape")
-    page.tab.get_by_role("dialog").wait_for(state="detached")
+    page.tab.locator("dialog").wait_for(state="detached")
     page.tab.keyboard.press("Alt+n")
     page.tab.get_by_text("Show it a picture.").wait_for()
     page.message.and_(page.tab.locator(":focus")).wait_for()

@@ -98,7 +98,7 @@ def test_a_full_server_is_told_with_its_wait_and_asked_again(opened: Opened) -> 
             assert "The server is full." in text
             assert "which is its limit" in text
             assert "The server asks to wait for" in text
-        assert page.log.get_by_text("What is it?").is_visible()
+        assert page.log.get_by_role("article", name="You").get_by_text("What is it?").is_visible()
         assert page.log.locator(".user img").is_visible()
         llm.engine.endless = False  # type: ignore[union-attr]
         page.button("Try again").click()

@@ -46,8 +46,9 @@ ANSWERS = [
 
 _INSPECT = """() => {
     const found = [];
-    const allowed = new Set(("ARTICLE DIV P BR HR EM STRONG DEL CODE PRE BLOCKQUOTE UL OL LI H1 H2 H3 H4 H5 H6 A SPAN TABLE "
-        + "THEAD TBODY TR TH TD BUTTON SVG PATH DETAILS SUMMARY FIGURE G RECT POLYGON POLYLINE IMG SECTION").split(" "));
+    const allowed = new Set(("ARTICLE DIV P BR HR EM STRONG DEL CODE PRE BLOCKQUOTE UL OL LI H1 H2 H3 H4 H5 H6 A SPAN "
+        + "TABLE CAPTION THEAD TBODY TR TH TD BUTTON SVG PATH DETAILS SUMMARY FIGURE G RECT POLYGON POLYLINE IMG "
+        + "SECTION").split(" "));
     for (const element of document.querySelector("[role=log]").querySelectorAll("*")) {
         if (!allowed.has(element.tagName.toUpperCase())) found.push(element.tagName);
         for (const {name, value} of element.attributes) {

@@ -177,7 +177,7 @@ def test_a_damaged_picture_is_refused_by_the_server_and_nothing_is_lost(page: Pl
     problem = page.last.locator(".problem")
     assert "The server refused the request." in problem.inner_text()
     assert "messages[0].content[0].image_url.url" in problem.inner_text()
-    assert page.log.get_by_text(QUESTION).is_visible()
+    assert page.log.get_by_role("article", name="You").get_by_text(QUESTION).is_visible()
 
 
 SIZES = [(112, 112), (113, 111), (448, 448), (448, 224), (100, 300), (500, 100), (640, 480), (30, 400), (300, 200)]

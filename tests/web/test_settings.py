@@ -128,7 +128,7 @@ def test_a_tool_is_added_called_and_answered(page: Playground) -> None:
     page.tab.get_by_text("A name has 1 to 64 letters, digits, _ or -.").wait_for()
     page.tab.get_by_text("A JSON Schema is an object: {...}").wait_for()
     add_tool(page, "get_weather", "Get the weather of a city.", json.dumps(WEATHER))
-    page.tab.get_by_role("dialog").wait_for(state="detached")
+    page.tab.locator("dialog").wait_for(state="detached")
 
     card = page.ask("What is the weather in Porto?").get_by_role("region", name="Call of get_weather")
     assert json.loads(card.locator("pre").inner_text()) == {"city": "Porto"}
@@ -151,7 +151,7 @@ def test_which_tool_is_called_can_be_required(page: Playground) -> None:
     for name in ("call", "search"):
         page.button("Add a tool", panel).click()
         add_tool(page, name, "", json.dumps(WEATHER))
-        page.tab.get_by_role("dialog").wait_for(state="detached")
+        page.tab.locator("dialog").wait_for(state="detached")
     panel.get_by_label("Calls").select_option("function:search")
     page.ask("Hello").get_by_role("region", name="Call of search").wait_for()
     assert page.body()["tool_choice"] == {"type": "function", "function": {"name": "search"}}

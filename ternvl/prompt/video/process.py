@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from tempfile import TemporaryFile
 from threading import Event, Timer
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from PIL import Image
 
@@ -56,7 +56,7 @@ def sample(
     """Return what `cut` makes of each sampled frame of a video, an RGB image. Only one frame is held at a time.
 
     `sampling` has a number of frames. `name` is what errors call the video. Raises VideoError for a video that is over
-    a limit, cannot be decoded or takes too long.
+    a limit, cannot be decoded or takes too long, and RuntimeError if the worker fails for a reason of its own.
     """
     if source == b"":
         raise VideoError(f"{name} is empty (0 bytes).")
@@ -69,26 +69,10 @@ def sample(
         MAX_MEMORY,
         limits.video_decode_timeout,
     )
-    with _open(source, name) as file, _running(job, file) as (output, is_late):
-        try:
-            indices = _indices(output, job)
-            made = {index: cut(_frame(output, job, name)) for index in sorted(set(indices))}
-        except _RefusalError as refusal:
-            raise _error(refusal.values, job, name) from None
-        except (ValueError, KeyError, TypeError, OSError):
-            if is_late.is_set():
-                seconds = f"{limits.video_decode_timeout:g} seconds"
-                raise VideoError(f"{name} could not be decoded: it took longer than {seconds}.") from None
-            raise _error({"refused": "damaged"}, job, name) from None
+    with _open(source, name) as file, _Worker(file, job, name) as worker:
+        indices = worker.indices()
+        made = {index: cut(worker.frame()) for index in sorted(set(indices))}
     return [made[index] for index in indices]
-
-
-class _RefusalError(Exception):
-    """The worker refuses the video."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__(values)
-        self.values = values
 
 
 def _open(source: bytes | Path, name: str) -> IO[bytes]:
@@ -105,65 +89,102 @@ def _open(source: bytes | Path, name: str) -> IO[bytes]:
     return file
 
 
-@contextmanager
-def _running(job: Job, file: IO[bytes]) -> Iterator[tuple[IO[bytes], Event]]:
-    """Run the worker. Yield its output, and an event that is set if it was ended because its time was over."""
-    paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-P", "-m", "ternvl.prompt.video.worker", json.dumps(asdict(job))]
-    is_late = Event()
+class _Refusal(Exception):
+    """A line in which the worker says why it refuses the video."""
 
-    def end() -> None:
-        is_late.set()
-        process.kill()
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.values = values
 
-    # A session of its own keeps Ctrl-C in a terminal, which lets a server finish its requests, away from the worker.
-    with Popen(
-        command,
-        stdin=file,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths},
-        start_new_session=True,
-    ) as process:
-        timer = Timer(job.max_seconds, end)
-        timer.start()
-        assert process.stdout is not None
+
+class _Worker:
+    """The process that samples one video. It is killed when its time is over, and at the end of the `with` block."""
+
+    def __init__(self, file: IO[bytes], job: Job, name: str) -> None:
+        self._job, self._name = job, name
+        paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # A session of its own keeps Ctrl-C in a terminal, which lets a server finish its requests, away from it.
+        self._process = Popen(
+            [sys.executable, "-P", "-m", "ternvl.prompt.video.worker", json.dumps(asdict(job))],
+            stdin=file,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,
+        )
+        self._is_late = Event()
+        self._timer = Timer(job.max_seconds, self._end)
+        self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._process.kill()
+        with self._process:
+            pass  # closes its output and waits for it
+
+    def _end(self) -> None:
+        self._is_late.set()
+        self._process.kill()
+
+    def indices(self) -> list[int]:
+        """Return the sampled frames, in their order. Raises what `sample` raises."""
+        with self._explained():
+            indices = self._line()["indices"]
+            if not 1 <= len(indices) <= self._job.num_frames or not all(isinstance(index, int) for index in indices):
+                raise ValueError("not a list of frames")
+            return list(indices)
+
+    def frame(self) -> Image.Image:
+        """Return the next different frame. Raises what `sample` raises."""
+        with self._explained():
+            header = self._line()
+            size, mode = (int(header["width"]), int(header["height"])), str(header["mode"])
+            if min(size) < 1 or size[0] * size[1] > self._job.max_pixels or mode not in ("RGB", "RGBA"):
+                raise ValueError("not a frame")
+            turn = _TURNS.get(int(header["rotation"]) % 360)
+            frame = Image.frombytes(mode, size, self._output.read(size[0] * size[1] * len(mode)))
+        frame = to_rgb(frame, self._name)
+        return frame if turn is None else frame.transpose(turn)
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _line(self) -> dict[str, Any]:
+        values = json.loads(self._output.readline(10_000))
+        if "refused" in values:
+            raise _Refusal(values)
+        return dict(values)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn refusals, and output that is not as agreed, into errors for the user."""
         try:
-            yield process.stdout, is_late
-        finally:
-            timer.cancel()
-            process.kill()
+            yield
+        except _Refusal as refusal:
+            raise self._error(refusal.values) from None
+        except (ValueError, KeyError, TypeError):
+            if self._is_late.is_set():
+                took = f"it took longer than {self._job.max_seconds:g} seconds"
+                raise VideoError(f"{self._name} could not be decoded: {took}.") from None
+            if (status := self._status()) > 0:  # not a signal, by which a decoder crashes
+                raise RuntimeError(f"The process that decodes videos ended with status {status}.") from None
+            raise self._error({"refused": "damaged"}) from None
 
+    def _status(self) -> int:
+        """Return the exit status of a process that has closed its output; 0 if it still runs."""
+        try:
+            return self._process.wait(1)
+        except TimeoutExpired:
+            return 0
 
-def _indices(output: IO[bytes], job: Job) -> list[int]:
-    indices = _line(output)["indices"]
-    if not 1 <= len(indices) <= job.num_frames or not all(isinstance(index, int) for index in indices):
-        raise ValueError("not a list of frames")
-    return list(indices)
-
-
-def _frame(output: IO[bytes], job: Job, name: str) -> Image.Image:
-    header = _line(output)
-    size, mode = (int(header["width"]), int(header["height"])), str(header["mode"])
-    if min(size) < 1 or size[0] * size[1] > job.max_pixels or mode not in ("RGB", "RGBA"):
-        raise ValueError("not a frame")
-    data = output.read(size[0] * size[1] * len(mode))
-    turn = _TURNS.get(int(header["rotation"]) % 360)
-    frame = to_rgb(Image.frombytes(mode, size, data), name)
-    return frame if turn is None else frame.transpose(turn)
-
-
-def _line(output: IO[bytes]) -> dict[str, Any]:
-    """Return the next line of JSON. Raises _RefusalError for one that says why the video is refused."""
-    values = json.loads(output.readline(10_000))
-    if "refused" in values:
-        raise _RefusalError(values)
-    return dict(values)
-
-
-def _error(values: dict[str, Any], job: Job, name: str) -> VideoError:
-    kind = str(values["refused"])
-    reason = REASONS.get(kind, REASONS["damaged"]).format_map(asdict(job) | values)
-    if kind in ("pixels", "frames"):
-        return VideoError(f"{name} {reason}.", code="video_too_large", too_large=True)
-    return VideoError(f"{name} {reason}.", code=_CODES.get(kind))
+    def _error(self, values: dict[str, Any]) -> VideoError:
+        kind = str(values["refused"])
+        message = f"{self._name} {REASONS.get(kind, REASONS['damaged']).format_map(asdict(self._job) | values)}."
+        if kind in ("pixels", "frames"):
+            return VideoError(message, code="video_too_large", too_large=True)
+        return VideoError(message, code=_CODES.get(kind))

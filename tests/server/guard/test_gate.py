@@ -18,12 +18,14 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ternvl.config import ServerConfig
+from ternvl.config import EngineConfig, ServerConfig
+from ternvl.engine.stats import Pace
 from ternvl.errors import OverloadedError
 from ternvl.llm import LLM
 from ternvl.server import bind, create_app
 from ternvl.server.guard import gate as gate_module
 from ternvl.server.guard.gate import Gate, Gated, GateLimits
+from tests.engine.test_stats import Clock
 from tests.server.calling import BRIEF, CHAT
 from tests.server.fakes import scripted_llm, serving
 
@@ -39,6 +41,43 @@ def test_too_many_requests_at_once() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_full_server_says_when_it_is_likely_to_have_room() -> None:
+    llm = scripted_llm("abc", endless=True)
+    clock = Clock()
+    llm.service._loop._pace = pace = Pace(clock)
+    pace.resume()
+    for _ in range(10):
+        clock.now += 7
+        pace.count()
+    with (
+        serving(llm, max_concurrent_requests=1) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+        http.stream("POST", CHAT, json={**BRIEF, "stream": True}) as response,
+    ):
+        stream = response.iter_bytes()
+        next(stream)
+        told = [http.post(path, json=BRIEF).headers["retry-after"] for path in (CHAT, "/v1/messages", CHAT)]
+    assert told == ["7", "14", "21"], "one after another"
+
+
+def test_a_request_that_would_wait_too_long_is_refused_with_its_status() -> None:
+    config = EngineConfig(max_model_len=1024, max_num_seqs=1, max_queue_wait=0.0)
+    llm = scripted_llm("abc", config=config)
+    with serving(llm) as url, httpx.Client(base_url=url, timeout=60) as http:
+        assert http.post(CHAT, json=BRIEF).status_code == 200
+        llm.engine.endless = True  # type: ignore[union-attr]
+        with http.stream("POST", CHAT, json={**BRIEF, "max_tokens": 800, "stream": True}) as response:
+            stream = response.iter_bytes()
+            next(stream)
+            assert http.get("/ready").status_code == 503
+            refused = http.post(CHAT, json={**BRIEF, "stream": True})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert "--max-queue-wait" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        while http.get("/ready").status_code != 200:
+            time.sleep(0.01)
 
 
 def visit(app: Any, *, method: str = "POST") -> tuple[asyncio.Task[None], list[Message]]:

@@ -6,6 +6,7 @@ const JAVASCRIPT: Literals = {
   null: "null",
   true: "true",
   false: "false",
+  indent: "  ",
   file: ({ type, name }) => `await dataUrl(${JSON.stringify(name)}, ${JSON.stringify(type)})`,
   name: (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : JSON.stringify(name)),
 };

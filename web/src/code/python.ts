@@ -10,11 +10,13 @@ const PYTHON: Literals = {
   null: "None",
   true: "True",
   false: "False",
+  indent: "    ",
   file: ({ type, name }) => `data_url(${JSON.stringify(name)}, ${JSON.stringify(type)})`,
   name: (name) => JSON.stringify(name),
 };
 
 const DATA_URL = `
+
 def data_url(path, media_type):
     data = base64.b64encode(pathlib.Path(path).read_bytes()).decode()
     return f"data:{media_type};base64,{data}"

@@ -53,6 +53,8 @@ export interface Literals {
   true: string;
   false: string;
   file: (file: FileOf) => string;
+  /** The white space of a level. */
+  indent: string;
   /** How the name of a field is written. */
   name: (name: string) => string;
 }
@@ -66,7 +68,7 @@ export function literal(value: Json, language: Literals, indent = ""): string {
   if (value === null) return language.null;
   if (typeof value === "boolean") return value ? language.true : language.false;
   if (typeof value !== "object") return JSON.stringify(value);
-  const inner = indent + "  ";
+  const inner = indent + language.indent;
   const items = Array.isArray(value)
     ? value.map((each) => literal(each, language, inner))
     : Object.entries(value).map(([name, each]) => `${language.name(name)}: ${literal(each, language, inner)}`);

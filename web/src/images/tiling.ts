@@ -20,9 +20,20 @@ export interface Tiles {
 /** The most tiles that a request may ask for. */
 export const MOST_TILES = 40;
 
-/** The grids [cols, rows] of `least` to `most` tiles, the smallest first. */
-function candidates(least: number, most: number): [number, number][] {
-  const grids: [number, number][] = [];
+type Grid = [cols: number, rows: number];
+
+const known = new Map<string, Grid[]>();
+
+/** The grids of `least` to `most` tiles, the smallest first. */
+function candidates(least: number, most: number): Grid[] {
+  const name = `${least} ${most}`;
+  const grids = known.get(name) ?? allGrids(least, most);
+  known.set(name, grids);
+  return grids;
+}
+
+function allGrids(least: number, most: number): Grid[] {
+  const grids: Grid[] = [];
   for (let cols = 1; cols <= most; cols++) {
     for (let rows = 1; rows <= Math.floor(most / cols); rows++) {
       if (cols * rows >= least) grids.push([cols, rows]);
@@ -32,12 +43,12 @@ function candidates(least: number, most: number): [number, number][] {
 }
 
 /**
- * The grid [cols, rows] whose shape is closest to the image's. On an exact tie, a later and larger grid is taken if the
+ * The grid whose shape is closest to the image's. On an exact tie, a later and larger grid is taken if the
  * image has more than half of its pixels.
  */
-export function grid(width: number, height: number, least: number, most: number, side: number): [number, number] {
+export function grid(width: number, height: number, least: number, most: number, side: number): Grid {
   const aspect = width / height;
-  let best: [number, number] = [1, 1];
+  let best: Grid = [1, 1];
   let bestDistance = Infinity;
   for (const [cols, rows] of candidates(least, most)) {
     const distance = Math.abs(aspect - cols / rows);

@@ -1,6 +1,7 @@
 /** Icons, drawn in the colour of the text beside them. Buttons have a name of their own. */
 
 const PATHS = {
+  view: "M5 9V5h4M15 5h4v4M19 15v4h-4M9 19H5v-4M12 11a1 1 0 1 0 0 2 1 1 0 0 0 0-2",
   list: "M4 6h16M4 12h16M4 18h10",
   plus: "M12 5v14M5 12h14",
   settings: "M4 7h10M18 7h2M4 17h2M10 17h10M14 5v4M8 15v4",

@@ -15,7 +15,10 @@ export function List() {
   return (
     <nav class="list" id="conversations" aria-label="Conversations">
       <header class="list-head">
-        <span class="brand">ternvl</span>
+        <span class="brand">
+          <Icon name="view" />
+          ternvl
+        </span>
         <IconButton icon="close" name="Close the conversations" class="only-phone" onClick={() => (listOpen.value = false)} />
       </header>
       <button type="button" class="button new" onClick={() => opened(begin)}>

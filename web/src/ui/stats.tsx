@@ -28,9 +28,12 @@ function statsOf(turn: AnswerTurn): { text: string; meaning: string }[] {
   return given.flatMap(([text, meaning]) => (text ? [{ text, meaning }] : []));
 }
 
+/** Milliseconds below which the pieces of an answer arrive together, so that their times say nothing. */
+const TOGETHER = 50;
+
 function speed({ counts, first, last }: AnswerTurn): string | false {
   const after = (counts?.answer ?? 0) - 1;
-  if (first === null || last === null || last <= first || after < 1) return false;
+  if (first === null || last === null || last - first < TOGETHER || after < 1) return false;
   const rate = after / ((last - first) / 1000);
   return `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens/s`;
 }
