@@ -19,7 +19,7 @@ from ternvl.kernels import build, loader
 pytestmark = pytest.mark.timeout(900)  # a busy machine compiles for minutes
 
 DRIVER = Path(__file__).parent / "sanitizer" / "driver.cpp"
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g1", "-w")
+FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-w")
 SHORT = (
     *("linear.x", "stage.int8_panels", "stage.int4_panels", "stage.y", "attention.out", "attention_int8.cache"),
     *("tile_attention.qkv", "decode.cache", "lora.a", "lora.scales", "rotate.x", "rms_norm.weight"),

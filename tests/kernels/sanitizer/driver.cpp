@@ -134,7 +134,7 @@ void products() {
         }
   for (Format format : {FLOAT32, BFLOAT16, INT8, INT4}) stage(34, 1025, format, LAYER_NORM, SWIGLU, true, 2);
   for (Format format : {INT8, INT4})  // more rows than the sums of which wait at a time
-    run(Made(34, 300, format, NO_NORM, SWIGLU, true, 2).stage, 500, 2);
+    run(Made(17, 40, format, NO_NORM, NOTHING, true, 1).stage, 250, 1);
 }
 
 // Two sequences: one of `length` positions with `queries` queries, and one of a single position.
