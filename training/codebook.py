@@ -21,7 +21,9 @@ from training.scenes import CHARACTERS, COLORS, SHAPES, Scene
 GRID = 4
 NUM_CELLS = GRID * GRID
 SLOTS = 4
-SHAPE_INDEX = {name: i + 1 for i, name in enumerate(SHAPES)}
+OTHER_KINDS = ("button", "field", "checkbox", "menu", "hole", "scratch", "missing hole", "stain")
+"""What else a cell may hold: the widgets of screens, and the holes and defects of parts."""
+SHAPE_INDEX = {name: i + 1 for i, name in enumerate((*SHAPES, *OTHER_KINDS))}
 COLOR_INDEX = {name: i + 1 for i, name in enumerate(COLORS)}
 CHAR_INDEX = {char: i + 1 for i, char in enumerate(CHARACTERS)}
 EDGE_FEATURES = 4 * 7
@@ -39,6 +41,10 @@ class Labels:
     """[M, 4] int64: one index per patch of the cell, row-major."""
     edges: Tensor
     """[M, 28] float32: zero if no item's centre is in the cell."""
+
+    def to(self, device: torch.device) -> Labels:
+        """Return the labels on a device."""
+        return Labels(*(each.to(device) for each in (self.shape, self.color, self.chars, self.edges)))
 
 
 def labels_of(scene: Scene) -> Labels:
@@ -73,17 +79,23 @@ class Codebook:
             return torch.randn(*shape, hidden_size, generator=generator) * scale
 
         self.position = vectors(NUM_CELLS, scale=1.0)
-        self.shape = vectors(len(SHAPES) + 1)
+        shapes = vectors(len(SHAPES) + 1)
         self.color = vectors(len(COLORS) + 1)
         in_slot = vectors(SLOTS, len(CHARACTERS) + 1)
         self.edges = vectors(EDGE_FEATURES, scale=0.6)
         in_any_slot = vectors(len(CHARACTERS) + 1)  # the part of a character that is the same in every slot
         self.chars = 0.6 * in_slot + 0.8 * in_any_slot
         self.chars[:, 0] = 0.0  # an empty slot adds nothing
+        self.shape = torch.cat([shapes, vectors(len(OTHER_KINDS))])  # drawn last: all other vectors stay as they were
+
+    def to(self, device: torch.device) -> None:
+        """Move all vectors to a device."""
+        for name, vectors in vars(self).items():
+            setattr(self, name, vectors.to(device))
 
     def tokens(self, labels: Labels) -> Tensor:
         """Return the targets [M, C] of one tile. Batched labels [..., M] give [..., M, C]."""
-        slots = torch.arange(SLOTS)
+        slots = torch.arange(SLOTS, device=labels.chars.device)
         chars = self.chars[slots, labels.chars].sum(-2)
         content = self.shape[labels.shape] + self.color[labels.color] + chars + labels.edges @ self.edges
         return 0.5 * (self.position + content)

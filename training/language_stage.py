@@ -33,9 +33,9 @@ TEXT_SHARE = 0.3
 """Share of conversations without an image."""
 
 
-def random_question_scene(rng: random.Random, *, single_tile: bool = True) -> Scene:
-    """Generate a scene to ask about: mostly a few shapes, sometimes text."""
-    if rng.random() < 0.42:
+def random_question_scene(rng: random.Random, *, single_tile: bool = True, text_share: float = 0.42) -> Scene:
+    """Generate a scene to ask about: mostly a few shapes, with a share of `text_share` text."""
+    if rng.random() < text_share:
         text = tasks.string_to_draw(rng)
         return random_scene(rng, rng.choice((0, 0, 0, 1)), text=text, single_tile=single_tile)
     return random_scene(rng, rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)), single_tile=single_tile)
@@ -53,7 +53,7 @@ class OracleData:
         """Generate a conversation about a scene with its image tokens [tiles * M, C], or one without an image."""
         if self.rng.random() < TEXT_SHARE:
             messages, tools = text_conversation(self.rng)
-            return self.encoder.encode(messages, tools, 0), None
+            return self.encoder.encode(messages, tools, []), None
         scene = random_question_scene(self.rng)
         turns = tasks.scene_turns(self.rng, scene, self.rng.choice((1, 1, 2, 3, 4, 6)))
         tiles = [self.codebook.tokens(labels_of(scene))]
@@ -62,7 +62,7 @@ class OracleData:
             tiles = self.rng.choices(self.recent, k=self.rng.choice((2, 3, 4))) + tiles
         tokens = torch.cat(tiles)
         tokens = tokens + 0.1 * torch.randn(tokens.shape, generator=self.generator)
-        return self.encoder.encode(image_conversation(turns, self.rng), [], len(tiles)), tokens
+        return self.encoder.encode(image_conversation(turns, self.rng), [], [len(tiles)]), tokens
 
     def batch(self, size: int) -> tuple[list[Example], list[Tensor | None]]:
         """Generate `size` examples and their image tokens."""
@@ -101,9 +101,9 @@ def all_right(
     messages = image_conversation(turns, rng)
     if tokens is None:
         messages = [Message(message.role, message.text) for message in messages if message.role != "system"]
-    example = encoder.encode(messages, tools, 0 if tokens is None else 1)
+    example = encoder.encode(messages, tools, [] if tokens is None else [1])
     example.weights = [weight if weight > QUESTION_WEIGHT else 0.0 for weight in example.weights]
-    return float(answer_loss(model, [example], [tokens])[1] == 1.0)
+    return float(answer_loss(model, [example], [tokens])[1].item() == 1.0)
 
 
 def main() -> None:
@@ -142,7 +142,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
         average_gradients(optimizers.params)
         optimizers.step(step, progress)
         if rank == 0 and step % 25 == 24:
-            print(f"{progress:.1%} step {step} loss {loss:.3f} right {right:.3f}", flush=True)
+            print(f"{progress:.1%} step {step} loss {loss:.3f} right {right.mean():.3f}", flush=True)
         if rank == 0 and step % 150 == 149:
             marks = task_accuracy(model, encoder, codebook, random.Random(99))
             print("    " + " ".join(f"{task} {mark:.2f}" for task, mark in marks.items()), flush=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -22,6 +24,17 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.transpose(1, 2) if matrices.shape[1] > matrices.shape[2] else x
+
+
+def orthogonalize_together(matrices: Tensor) -> Tensor:
+    """Do the work of `orthogonalize` for matrices that all processes hold: each of them computes its share."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return orthogonalize(matrices)
+    own = slice(dist.get_rank(), None, dist.get_world_size())
+    updates = torch.zeros_like(matrices)
+    updates[own] = orthogonalize(matrices[own])
+    dist.all_reduce(updates)
+    return updates
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
             buffer.lerp_(param.grad, 1 - momentum)
             directions.append(param.grad.lerp(buffer, momentum))
-        updates = orthogonalize(torch.stack(directions)) * (0.2 * math.sqrt(max(shape)))
+        updates = orthogonalize_together(torch.stack(directions)) * (0.2 * math.sqrt(max(shape)))
         for param, update in zip(params, updates, strict=True):
             param.mul_(1 - lr * group["decay"]).add_(update, alpha=-lr)
 
@@ -82,3 +95,12 @@ class Optimizers:
                 group["lr"] = self.rate(step, progress)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def state_dicts(self) -> list[dict[str, Any]]:
+        """Return the states of both optimisers."""
+        return [optimizer.state_dict() for optimizer in self.both]
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Restore what `state_dicts` returned."""
+        for optimizer, state in zip(self.both, states, strict=True):
+            optimizer.load_state_dict(state)

@@ -150,12 +150,12 @@ def _place(
         w, h = side * min(1, 1 / aspect), side * min(1, aspect)  # square in pixels
         x1, y1 = rng.uniform(region[0], region[2] - w), rng.uniform(region[1], region[3] - h)
         item = Item(rng.choice(SHAPES), rng.choice(colors), (x1, y1, x1 + w, y1 + h))
-        if all(_are_distinct(item, other) for other in others):
+        if all(are_distinct(item, other) for other in others):
             return item
     return None
 
 
-def _are_distinct(a: Item, b: Item) -> bool:
+def are_distinct(a: Item, b: Item) -> bool:
     """Return whether boxes do not touch, centres are in different cells of the 4x4 grid, and the items differ."""
     gap = 0.02
     separate = (
@@ -198,19 +198,29 @@ def draw(scene: Scene) -> Image.Image:
         image = _gradient(image, rng)
     canvas = ImageDraw.Draw(image)
     for item in scene.items:
-        _draw_item(canvas, item, _shade(item.color, rng), scene)
+        _draw_item(canvas, item, shade(item.color, rng), scene)
     for line in scene.lines:
-        face = font(line.font, max(8, round(line.size * scene.height)))
-        fill = _shade(line.color, rng)
-        for char, (x, y) in zip(line.string, line.centers, strict=True):
-            canvas.text((x * scene.width, y * scene.height), char, fill=fill, font=face, anchor="mm")
-    if rng.random() < 0.4:
-        noise = np.random.default_rng(scene.seed).normal(0, rng.uniform(1, 8), (scene.height, scene.width, 3))
-        image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
-    return image
+        draw_line(canvas, line, shade(line.color, rng), scene)
+    return with_noise(image, rng, scene.seed)
 
 
-def _shade(color: str, rng: random.Random) -> tuple[int, ...]:
+def draw_line(canvas: ImageDraw.ImageDraw, line: TextLine, fill: tuple[int, ...], scene: Scene) -> None:
+    """Draw the characters of a line around their centres."""
+    face = font(line.font, max(8, round(line.size * scene.height)))
+    for char, (x, y) in zip(line.string, line.centers, strict=True):
+        canvas.text((x * scene.width, y * scene.height), char, fill=fill, font=face, anchor="mm")
+
+
+def with_noise(image: Image.Image, rng: random.Random, seed: int) -> Image.Image:
+    """Add noise to two pictures in five, of a strength that `rng` draws."""
+    if rng.random() >= 0.4:
+        return image
+    noise = np.random.default_rng(seed).normal(0, rng.uniform(1, 8), (image.height, image.width, 3))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def shade(color: str, rng: random.Random) -> tuple[int, ...]:
+    """Return one of a colour's shades, slightly varied."""
     base = rng.choice(COLORS[color])
     return tuple(min(255, max(0, channel + rng.randint(-10, 10))) for channel in base)
 

@@ -234,17 +234,19 @@ def read(rng: random.Random, scene: Scene) -> Turn:
     return Turn("read", rng.choice(forms), scene.lines[0].string)
 
 
-SHAPE_TASKS: tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], ...] = (
+ShapeTasks = tuple[tuple[Callable[[random.Random, Scene], Turn | None], float], ...]
+"""Questions about shapes, and how often each is asked."""
+SHAPE_TASKS: ShapeTasks = (
     (describe, 0.2), (count, 0.12), (count_kind, 0.08), (color_of, 0.08), (shape_of, 0.05), (exists, 0.1),
     (relation, 0.1), (place, 0.18), (box, 0.09),
 )  # fmt: skip
 
 
-def scene_turns(rng: random.Random, scene: Scene, num_turns: int) -> list[Turn]:
+def scene_turns(rng: random.Random, scene: Scene, num_turns: int, shape_tasks: ShapeTasks = SHAPE_TASKS) -> list[Turn]:
     """Generate different questions about one scene. A text gets one question, as a second answer would be a copy."""
     turns: dict[str, Turn] = {}
     num_turns = 1 if scene.lines else num_turns
-    tasks, weights = zip(*SHAPE_TASKS, strict=True)
+    tasks, weights = zip(*shape_tasks, strict=True)
     for _ in range(40):
         if len(turns) >= num_turns:
             break

@@ -73,12 +73,13 @@ def train_tokenizer(seed: int = 3) -> str:
 
 @dataclass(slots=True)
 class Example:
-    """One conversation as token ids, with the weights of its tokens and the position of its image tokens."""
+    """One conversation as token ids, with the weights of its tokens and the positions of its image tokens."""
 
     ids: list[int]
     weights: list[float]
     """Weight of predicting `ids[i]`: high for answers, low for questions, 0 for other tokens."""
-    image_start: int | None
+    image_positions: list[int]
+    """Positions of the image tokens of all tiles of all images."""
     num_tiles: int
 
 
@@ -91,14 +92,14 @@ class Encoder:
         self.question_header = tokenizer.encode_text("user\n")
         self.start_id, self.end_id = tokenizer.control_id("<|im_start|>"), tokenizer.control_id("<|im_end|>")
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: int) -> Example:
-        """Encode a conversation whose image has `num_tiles` tiles, 0 without an image.
+    def encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], num_tiles: Sequence[int]) -> Example:
+        """Encode a conversation whose image i has `num_tiles[i]` tiles.
 
         An answer of n tokens has a total weight of sqrt(n), so that long answers do not dominate. Questions have a
         small weight, because they name objects of the image and so teach the model to look at it.
         """
         pieces = render(messages, system_message=nano.SYSTEM_MESSAGE, tools=tools, add_generation_prompt=False)
-        ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * num_tiles])
+        ids = self.tokenizer.encode(pieces, [nano.CONFIG.tokens_per_tile * count for count in num_tiles])
         weights = [0.0] * len(ids)
         context = self.tokenizer.context_id
         for i in (i for i, token in enumerate(ids) if token == self.start_id):
@@ -108,7 +109,7 @@ class Encoder:
                     begin = i + 1 + len(header)
                     weight = (end - begin) ** -0.5 if is_answer else QUESTION_WEIGHT
                     weights[begin:end] = [weight * (token != context) for token in ids[begin:end]]
-        return Example(ids, weights, ids.index(context) if num_tiles else None, num_tiles)
+        return Example(ids, weights, [i for i, token in enumerate(ids) if token == context], sum(num_tiles))
 
 
 def image_conversation(turns: Sequence[tasks.Turn], rng: random.Random) -> list[Message]:

@@ -20,13 +20,12 @@ from torch.nn import functional as F
 
 from ternvl.model.internvl import InternVL
 from training import nano
-from training.codebook import SLOTS, Codebook, Labels, labels_of
+from training.codebook import SHAPE_INDEX, SLOTS, Codebook, Labels, labels_of
 from training.optimizer import Optimizers
 from training.scenes import (
     BACKGROUNDS,
     CHARACTERS,
     COLORS,
-    SHAPES,
     Scene,
     TextLine,
     draw,
@@ -39,12 +38,16 @@ from training.scenes import (
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-def pixels(image: Image.Image, side: int) -> Tensor:
-    """Convert one tile to [3, S, S], like the server."""
+def raw_pixels(image: Image.Image, side: int) -> Tensor:
+    """Convert one tile to [S, S, 3] uint8."""
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
-    return ((values.float() / 255 - MEAN) / STD).permute(2, 0, 1)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3)
+
+
+def normalized(values: Tensor) -> Tensor:
+    """Convert tiles [N, S, S, 3] uint8 to [N, 3, S, S], like the server."""
+    return ((values.float() / 255 - MEAN.to(values.device)) / STD.to(values.device)).permute(0, 3, 1, 2)
 
 
 def page_of_text(rng: random.Random) -> Scene:
@@ -77,7 +80,7 @@ class Heads(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.shape = nn.Linear(hidden_size, len(SHAPES) + 1)
+        self.shape = nn.Linear(hidden_size, len(SHAPE_INDEX) + 1)
         self.color = nn.Linear(hidden_size, len(COLORS) + 1)
         self.chars = nn.Linear(hidden_size, SLOTS * (len(CHARACTERS) + 1))
 
@@ -86,7 +89,7 @@ class Heads(nn.Module):
         total = tokens.new_zeros(())
         for head, target in ((self.shape, labels.shape), (self.color, labels.color), (self.chars, labels.chars)):
             num_classes = head.out_features if target is not labels.chars else head.out_features // SLOTS
-            weight = torch.ones(num_classes)
+            weight = torch.ones(num_classes, device=tokens.device)
             weight[0] = 0.15
             total = total + F.cross_entropy(head(tokens).reshape(-1, num_classes), target.reshape(-1), weight=weight)
         return total
@@ -117,8 +120,8 @@ def perception_loss(tokens: Tensor, labels: Labels, heads: Heads, codebook: Code
 def batch(rng: random.Random, size: int) -> tuple[Tensor, Labels]:
     """Generate tiles [B, 3, S, S] and their labels."""
     scenes = [random_training_scene(rng) for _ in range(size)]
-    tiles = torch.stack([pixels(draw(scene), nano.CONFIG.tile_size) for scene in scenes])
-    return tiles, stack([labels_of(scene) for scene in scenes])
+    tiles = torch.stack([raw_pixels(draw(scene), nano.CONFIG.tile_size) for scene in scenes])
+    return normalized(tiles), stack([labels_of(scene) for scene in scenes])
 
 
 def main() -> None:
