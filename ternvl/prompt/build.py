@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
 from ternvl.config import ImageLimits, ModelConfig, VideoLimits
 from ternvl.errors import ContextLengthError, RequestError
-from ternvl.prompt.images import check_limits, to_pixel_values
-from ternvl.prompt.media import MediaLoader, NamedMedia, Tiles, TileSettings, in_range
+from ternvl.prompt.decoding.pool import DecoderPool
+from ternvl.prompt.images import Tiles, check_limits, digest, to_pixel_values
+from ternvl.prompt.media import MediaLoader, NamedMedia, in_range
 from ternvl.prompt.messages import Message
 from ternvl.prompt.parts import ImageInput, Sampling, VideoInput
 from ternvl.prompt.template import PLACEHOLDERS, ImageSlot, Piece, render
+from ternvl.prompt.tiling import TileSettings
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from ternvl.types import ImageSpan, Prompt
 
@@ -39,8 +41,25 @@ class PromptBuilder:
         self.limits = limits or ImageLimits()
         self.videos = videos or VideoLimits()
         check_limits(self.limits, self.videos)
-        self._media = MediaLoader(config, self.limits, self.videos)
+        self._media = MediaLoader(self.limits, self.videos)
+        self._keeps_pixels = True
         self.max_dynamic_patch = in_range(config.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch)
+
+    def decoding_in(self, pool: DecoderPool) -> PromptBuilder:
+        """Return a builder of the same prompts whose images are decoded by a pool's processes instead of this one."""
+        builder = copy(self)
+        builder._media = MediaLoader(self.limits, self.videos, pool)
+        return builder
+
+    def close(self) -> None:
+        """Give up the images and videos that wait for their turn, and end the processes that decode images."""
+        self._media.close()
+
+    def counting(self) -> PromptBuilder:
+        """Return a builder of prompts whose tokens are only counted: they have no pixels, which would take memory."""
+        builder = copy(self)
+        builder._keeps_pixels = False
+        return builder
 
     def build(
         self,
@@ -55,6 +74,7 @@ class PromptBuilder:
         sampling: Sampling | None = None,
         path: str = "messages",
         max_tokens: int | None = None,
+        client: str = "",
     ) -> Prompt:
         """Return the conversation as the model takes it.
 
@@ -62,8 +82,9 @@ class PromptBuilder:
         others `min_dynamic_patch` to `max_dynamic_patch` (by default the checkpoint's and the builder's) and, with
         `use_thumbnail` (by default as the checkpoint says), a thumbnail. An image may have limits of its own. A frame
         of a video is one tile, unless the video says otherwise; `sampling` is for videos that have none of their own.
-        `path` is what the request calls the conversation. Raises RequestError for a conversation that cannot be
-        written, MediaError for an image or a video that cannot be fetched or decoded or that is over a limit, and
+        `path` is what the request calls the conversation, `client` who asks, so that none waits for all images of
+        another. Raises RequestError for a conversation that cannot be written, MediaError for an image or a video that
+        cannot be fetched or decoded or that is over a limit, OverloadedError if others are handled first for long, and
         ContextLengthError as soon as the prompt is known to have more than `max_tokens` tokens: for its text and the
         least tiles of its media, that is before any of them is fetched.
         """
@@ -80,19 +101,32 @@ class PromptBuilder:
             continue_final_message=continue_final_message,
         )
         encoded = self._encode(write(frames=_least_frames(media)), max_tokens, path)
-        loaded = self._media.load(media, settings)
+        loaded = self._media.load(media, settings, client, self._most_tiles(max_tokens))
         frames = [len(group) for named, group in zip(media, loaded, strict=True) if isinstance(named.media, VideoInput)]
         if frames != _least_frames(media):
             encoded = self._encode(write(frames=frames), max_tokens, path)
-        return self._place(encoded, [cut for group in loaded for cut in group])
+        return self._place(encoded, [cut for group in loaded for cut in group], max_tokens, path)
 
-    def _place(self, encoded: Sequence[list[int] | ImageSlot], loaded: Sequence[Tiles]) -> Prompt:
+    def _most_tiles(self, max_tokens: int | None) -> int | None:
+        """Return the most tiles that a prompt may keep; None if all."""
+        if not self._keeps_pixels:
+            return 0
+        return None if max_tokens is None else max_tokens // self.config.tokens_per_tile
+
+    def _place(
+        self, encoded: Sequence[list[int] | ImageSlot], loaded: Sequence[Tiles], max_tokens: int | None, path: str
+    ) -> Prompt:
         """Return the prompt. Slots that stand at placeholders need not be in the order of their indices."""
         tiled = [loaded[part.index] for part in encoded if isinstance(part, ImageSlot)]
         counts = [len(cut) * self.config.tokens_per_tile for cut in tiled]
         token_ids = self.tokenizer.place_images(encoded, counts)
-        if not tiled:
-            return Prompt(tuple(token_ids))
+        if not tiled or not self._keeps_pixels:
+            return Prompt(tuple(token_ids), self._spans(token_ids, tiled))
+        if max_tokens is not None and len(token_ids) > max_tokens:  # some tiles were not kept
+            num_text, num_image = len(token_ids) - sum(counts), sum(counts)
+            raise ContextLengthError(
+                num_text_tokens=num_text, num_image_tokens=num_image, max_model_len=max_tokens, param=path
+            )
         pixel_values = to_pixel_values([tile for cut in tiled for tile in cut])
         return Prompt(tuple(token_ids), self._spans(token_ids, tiled), pixel_values)
 
@@ -103,7 +137,8 @@ class PromptBuilder:
             message = f"min_dynamic_patch is {least}, more than the {max_num} of max_dynamic_patch."
             raise RequestError(message, param="mm_processor_kwargs.min_dynamic_patch")
         min_num = min(self.config.min_dynamic_patch, max_num) if least is None else in_range(least, "min_dynamic_patch")
-        return TileSettings(min_num, max_num, self.config.use_thumbnail if thumbnail is None else thumbnail)
+        thumbnail = self.config.use_thumbnail if thumbnail is None else thumbnail
+        return TileSettings(min_num, max_num, thumbnail, self.config.tile_size)
 
     def _encode(self, pieces: Sequence[Piece], max_tokens: int | None, path: str) -> list[list[int] | ImageSlot]:
         """Return the ids of pieces. Raises ContextLengthError if they are too many with one tile for each slot."""
@@ -163,7 +198,7 @@ class PromptBuilder:
         first_tile = 0
         for start, cut in zip(begins, tiled, strict=True):
             num_tokens = len(cut) * self.config.tokens_per_tile
-            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), _digest(cut)))
+            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), digest(cut)))
             first_tile += len(cut)
         return tuple(spans)
 
@@ -176,14 +211,6 @@ def _too_long(error: TextTooLongError, max_tokens: int | None, path: str) -> Con
 
 def _path(message: Message, index: int) -> str:
     return message.path or f"messages[{index}]"
-
-
-def _digest(cut: Tiles) -> bytes:
-    """SHA-256 over the number of tiles and their pixels."""
-    digest = hashlib.sha256(len(cut).to_bytes(8, "big"))
-    for tile in cut:
-        digest.update(tile.tobytes())
-    return digest.digest()
 
 
 def _least_frames(media: Sequence[NamedMedia]) -> list[int]:

@@ -25,6 +25,7 @@ from ternvl.config import ImageLimits
 from ternvl.errors import MediaError
 from ternvl.prompt.addresses import may_connect
 from ternvl.prompt.medium import Medium
+from ternvl.workers.threads import started
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "ternvl", "Connection": "close"}
@@ -183,7 +184,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[str]:
         except (OSError, UnicodeError):
             answers.put([])
 
-    Thread(target=resolve, name="resolve", daemon=True).start()
+    started(Thread(target=resolve, name="resolve", daemon=True))
     try:
         return answers.get(timeout=timeout)
     except Empty:

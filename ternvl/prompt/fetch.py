@@ -6,6 +6,7 @@ import base64
 import binascii
 import errno
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,24 +17,38 @@ from ternvl.files import read_regular
 from ternvl.prompt import urls
 from ternvl.prompt.download import Download
 from ternvl.prompt.medium import Medium, image_medium
+from ternvl.prompt.timing.timeline import stage
 
 _BASE64 = re.compile(r";\s*base64\s*", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
 
 
-def fetch(url: str, limits: ImageLimits, name: str, medium: Medium | None = None) -> bytes:
+def fetch(
+    url: str,
+    limits: ImageLimits,
+    name: str,
+    medium: Medium | None = None,
+    visit: Callable[[str], None] = lambda host: None,
+) -> bytes:
     """Return the encoded bytes of an image or, as `medium` says, of a video, whose limits are then the medium's.
 
-    A download blocks for at most `fetch_timeout` seconds. `name` is what errors call the image or video. Raises
-    MediaError if the URL is malformed or not allowed, if there are too many bytes, and if it cannot be fetched.
+    `visit` is called with each host and port before it is connected to, and may wait; after that a download takes at
+    most `fetch_timeout` seconds. `name` is what errors call the image or video. Raises MediaError if the URL is
+    malformed or not allowed, if there are too many bytes, and if it cannot be fetched.
     """
     medium = medium or image_medium(limits)
-    url = url.lstrip()
+    with stage("fetch", kind=medium.kind) as facts:
+        data = _fetch(url.lstrip(), limits, name, medium, visit)
+        facts["bytes"] = len(data)
+    return data
+
+
+def _fetch(url: str, limits: ImageLimits, name: str, medium: Medium, visit: Callable[[str], None]) -> bytes:
     match url[:8].partition(":")[0].lower():
         case "data":
             return _from_data(url, medium, name)
         case "http" | "https":
-            return _from_network(url, limits, medium, name)
+            return _from_network(url, limits, medium, name, visit)
         case "file":
             return _from_file(url, limits, medium, name)
     raise medium.invalid_url(name, "has a URL that does not begin with data:, http:, https: or file:")
@@ -56,10 +71,12 @@ def _from_data(url: str, medium: Medium, name: str) -> bytes:
         raise medium.invalid_url(name, "contains data that is not base64") from None
 
 
-def _from_network(url: str, limits: ImageLimits, medium: Medium, name: str) -> bytes:
-    download = Download(limits, medium, name)
+def _from_network(url: str, limits: ImageLimits, medium: Medium, name: str, visit: Callable[[str], None]) -> bytes:
     target = _check_url(url, limits, medium, name)
+    download = None
     for _ in range(limits.max_redirects + 1):
+        visit(f"{_host(target)}:{target.port or target.scheme}")
+        download = download or Download(limits, medium, name)
         answer = download.get(target)
         if isinstance(answer, bytes):
             return answer
@@ -73,14 +90,18 @@ def _check_url(text: str, limits: ImageLimits, medium: Medium, name: str) -> htt
         url = urls.normalise(text)
     except urls.URLError as error:
         raise medium.invalid_url(name, f"has a URL that {error}") from None
-    host, domains = url.raw_host.decode("ascii").lower(), limits.allowed_media_domains
+    host, domains = _host(url), limits.allowed_media_domains
     if domains and not any(_is_in_domain(host, domain) for domain in domains):
         raise medium.not_allowed(name, f"could not be fetched: {medium.kind}s from {host} are not allowed")
     return url
 
 
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii").lower().removesuffix(".")
+
+
 def _is_in_domain(host: str, domain: str) -> bool:
-    host, domain = host.removesuffix("."), domain.lower().strip(".")
+    domain = domain.lower().strip(".")
     return host == domain or host.endswith("." + domain)
 
 

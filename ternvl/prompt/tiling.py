@@ -6,9 +6,20 @@ Source: `dynamic_preprocess` of the InternVL repository.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class TileSettings:
+    """How an image is cut: into `min_num` to `max_num` tiles, of `side` x `side` pixels, and a thumbnail or none."""
+
+    min_num: int
+    max_num: int
+    thumbnail: bool
+    side: int
 
 
 @lru_cache(maxsize=64)
@@ -52,3 +63,12 @@ def tiles(
     if thumbnail and len(cut) > 1:
         cut.append(image.resize((side, side), Image.Resampling.BICUBIC))
     return cut
+
+
+def scaled_pixels(width: int, height: int, settings: TileSettings) -> int:
+    """Return how many pixels an image has between the two passes in which `tiles` scales it.
+
+    The first pass changes the width alone, so a narrow, high image becomes very large.
+    """
+    cols, _ = grid(width, height, min_num=settings.min_num, max_num=settings.max_num, side=settings.side)
+    return settings.side * cols * height

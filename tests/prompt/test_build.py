@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from ternvl.config import ImageLimits, LanguageConfig, ModelConfig, VisionConfig
-from ternvl.errors import ImageError, RequestError
+from ternvl.errors import ContextLengthError, ImageError, RequestError
 from ternvl.prompt import media
 from ternvl.prompt.build import PromptBuilder
-from ternvl.prompt.images import to_pixel_values
+from ternvl.prompt.images import Tiles, decode_tiles, to_pixel_values
 from ternvl.prompt.messages import ImageInput, Message, ToolCall, parse_messages
 from ternvl.prompt.tiling import tiles
 from ternvl.types import Prompt
@@ -269,7 +269,7 @@ def test_ids_are_those_of_the_whole_text_as_the_official_code_encodes_it() -> No
 def test_concurrent_requests_decode_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, running, most = threading.Lock(), 0, 0
 
-    def decode(*_: Any) -> Image.Image:
+    def decode(*_: Any) -> Tiles:
         nonlocal running, most
         with lock:
             running += 1
@@ -277,11 +277,63 @@ def test_concurrent_requests_decode_few_images_at_once(monkeypatch: pytest.Monke
         time.sleep(0.005)
         with lock:
             running -= 1
-        return noise(4, 4)
+        return [np.asarray(noise(SIDE, SIDE))]
 
-    monkeypatch.setattr(media, "decode", decode)
-    turn = [Message("user", "", (ImageInput(data_uri(noise(4, 4))),) * 8)]
+    monkeypatch.setattr(media, "decode_tiles", decode)
+    turn = [Message("user", "", tuple(ImageInput(data_uri(noise(4, 4, seed))) for seed in range(8)))]
     with ThreadPoolExecutor(4) as pool:
         prompts = list(pool.map(lambda _: BUILDER.build(turn), range(4)))
     assert [len(prompt.images) for prompt in prompts] == [8] * 4
     assert most <= 4
+
+
+def test_tiles_beyond_the_context_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def keep(room: media.Room, tiles: Tiles) -> Tiles:
+        made = original(room, tiles)
+        kept.append(sum(tile.size > 0 for tile in made))
+        return made
+
+    original = media.Room.keep
+    monkeypatch.setattr(media.Room, "keep", keep)
+    images, most = [noise(120, 90, seed) for seed in range(6)], {"min_dynamic_patch": 30, "max_dynamic_patch": 40}
+    whole = ask(*images, **most)
+    num_tiles = kept[0]
+    assert kept == [num_tiles] * 6
+    with pytest.raises(ContextLengthError) as caught:
+        ask(*images, **most, max_tokens=whole.num_tokens - 1)
+    text = whole.num_tokens - whole.num_image_tokens
+    assert f"it has {whole.num_tokens} tokens ({text} of text, {whole.num_image_tokens} of images)" in str(caught.value)
+    kept.clear()
+    with pytest.raises(ContextLengthError):
+        ask(*images, **most, max_tokens=text + 6)
+    assert sum(kept) == (text + 6) // num_tiles * num_tiles < 6 * num_tiles
+    assert ask(*images, **most, max_tokens=whole.num_tokens).pixel_values is not None
+
+
+def test_a_counting_builder_counts_the_same_tokens_and_keeps_no_pixels() -> None:
+    turn = [Message("user", "What?", (ImageInput(noise(120, 90)), ImageInput(noise(30, 30, 1))))]
+    whole = BUILDER.build(turn)
+    counted = BUILDER.counting().build(turn, max_tokens=whole.num_tokens - 1)
+    assert counted.token_ids == whole.token_ids
+    assert counted.num_image_tokens == whole.num_image_tokens
+    assert counted.pixel_values is None
+
+
+def test_equal_images_of_a_prompt_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+
+    def decode(data: bytes, *rest: Any) -> Tiles:
+        decoded.append(data)
+        return decode_tiles(data, *rest)
+
+    monkeypatch.setattr(media, "decode_tiles", decode)
+    one, two = data_uri(noise(60, 30, 1)), data_uri(noise(30, 60, 2))
+    prompt = ask(one, two, one, one)
+    assert len(decoded) == 2
+    assert [span.digest for span in prompt.images] == [ask(url).images[0].digest for url in (one, two, one, one)]
+    decoded.clear()
+    low = BUILDER.build([Message("user", "", (ImageInput(one), ImageInput(one, "low"), ImageInput(one, "low")))])
+    assert [span.num_tiles for span in low.images] == [3, 1, 1]
+    assert len(decoded) == 2

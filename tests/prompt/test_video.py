@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from ternvl.prompt.parts import Sampling
 from ternvl.prompt.video import process, worker
 from ternvl.prompt.video.clips import Job, Pixels, RefusedError, frame_indices
 from ternvl.prompt.video.recording import Recording
+from ternvl.workers import start as processes
 from tests.prompt.videos import animation, number_of, official_indices, picture, sound, video
 
 LIMITS = VideoLimits()
@@ -239,7 +243,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None
     def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen([command[0], str(path)], **options)
 
-    monkeypatch.setattr(process, "Popen", popen)
+    monkeypatch.setattr(processes, "Popen", popen)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +278,26 @@ def test_a_worker_that_cannot_work_is_not_the_videos_fault(tmp_path: Path, monke
 def test_an_unknown_word_of_the_worker_is_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, monkeypatch, "print(json.dumps({'refused': 'secret'}))")
     assert "secret" not in str(error_of(b"\0" * 99))
+
+
+@pytest.mark.parametrize("kind", ["MP4", "GIF", "WEBP"])
+def test_the_worker_can_open_neither_files_nor_connections(kind: str, tmp_path: Path) -> None:
+    """The worker's own `main`, with a reader that tries to, after its imports."""
+    path = tmp_path / "video"
+    path.write_bytes(video(9) if kind == "MP4" else animation([picture(number) for number in range(9)], kind))
+    code = (
+        "import dataclasses, os, socket, sys\nfrom ternvl.prompt.video import worker\n"
+        "def sample(file, job, read=worker.sample):\n"
+        "    for use in (socket.socket, os.pipe, lambda: open('/etc/passwd'), lambda: open('new', 'w')):\n"
+        "        try:\n            use()\n            print('opened', file=sys.stderr)\n"
+        "        except OSError as error:\n            print(error.errno, file=sys.stderr)\n"
+        "    return read(file, job)\n"
+        "worker.sample = sample\nworker.main()"
+    )
+    job = json.dumps(asdict(JOB))
+    with path.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", code, job], stdin=file, capture_output=True, timeout=60, check=True
+        )
+    assert done.stderr.split() == [str(errno.EMFILE).encode()] * 4
+    assert b"indices" in done.stdout.splitlines()[0]

@@ -6,13 +6,11 @@ What the worker sends is not trusted: a file that takes it over can send wrong p
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import TimeoutExpired
 from tempfile import TemporaryFile
 from threading import Event, Timer
 from typing import IO, Any, Self, TypeVar
@@ -20,10 +18,12 @@ from typing import IO, Any, Self, TypeVar
 from PIL import Image
 
 from ternvl.config import VideoLimits
-from ternvl.errors import VideoError
+from ternvl.errors import UnavailableError, VideoError
 from ternvl.prompt.images import to_rgb
 from ternvl.prompt.parts import Sampling
 from ternvl.prompt.video.clips import Job
+from ternvl.workers.start import start
+from ternvl.workers.threads import started
 
 REASONS = {
     "codec": "could not be decoded: its codec {codec} is not supported",
@@ -42,8 +42,6 @@ REASONS = {
 MAX_MEMORY = 2 * 1024**3
 """The most bytes of address space that the worker may have."""
 
-_ROOT = Path(__file__).parents[3]
-"""The folder of the package."""
 _CODES = {"not_installed": "video_not_supported", "unsupported": "unsupported_video", "codec": "unsupported_video"}
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -102,19 +100,14 @@ class _Worker:
 
     def __init__(self, file: IO[bytes], job: Job, name: str) -> None:
         self._job, self._name = job, name
-        paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # A session of its own keeps Ctrl-C in a terminal, which lets a server finish its requests, away from it.
-        self._process = Popen(
-            [sys.executable, "-P", "-m", "ternvl.prompt.video.worker", json.dumps(asdict(job))],
-            stdin=file,
-            stdout=PIPE,
-            stderr=DEVNULL,
-            env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,
-        )
+        self._process = start("ternvl.prompt.video.worker", job, file)
         self._is_late = Event()
-        self._timer = Timer(job.max_seconds, self._end)
-        self._timer.start()
+        try:
+            self._timer = started(Timer(job.max_seconds, self._end))
+        except UnavailableError:
+            with self._process:
+                self._process.kill()
+            raise
 
     def __enter__(self) -> Self:
         return self

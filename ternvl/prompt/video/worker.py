@@ -13,9 +13,12 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any, BinaryIO
 
 from ternvl.prompt.video.clips import Clip, Job, Pixels, RefusedError, frame_indices
+from ternvl.workers.confine import confine
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 """The first boxes of MP4 and QuickTime files."""
@@ -46,7 +49,7 @@ def _open(file: BinaryIO, job: Job) -> Clip:
     """Choose the reader by the first bytes, and never let FFmpeg guess: it also knows formats that open other files."""
     head = file.read(16)
     file.seek(0)
-    if head[:6] in (b"GIF87a", b"GIF89a") or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if _is_animation(head):
         from ternvl.prompt.video.animation import Animation
 
         return Animation(file, job)
@@ -57,6 +60,10 @@ def _open(file: BinaryIO, job: Job) -> Clip:
     return Recording(file, demuxer, job)
 
 
+def _is_animation(head: bytes) -> bool:
+    return head[:6] in (b"GIF87a", b"GIF89a") or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
 def _demuxer(head: bytes) -> str | None:
     if head[4:8] in _BOXES:
         return "mov"
@@ -65,15 +72,26 @@ def _demuxer(head: bytes) -> str | None:
     return "avi" if head[:4] == b"RIFF" and head[8:12] == b"AVI " else None
 
 
-def _limit(job: Job) -> None:
-    """Limit the memory and the time of this process, where the system can."""
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (job.max_memory, job.max_memory))
-    seconds = math.ceil(job.max_seconds) * 2 + 1  # two threads; the caller's clock comes first
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+def prepare(file: BinaryIO) -> None:
+    """Import what reads the file, and what that imports late, before no file can be opened any more."""
+    head = file.read(16)
+    file.seek(0)
+    if _is_animation(head):
+        import_module("ternvl.prompt.video.animation")
+        import_module("PIL.ImagePalette")
+    elif _demuxer(head) is not None:
+        import_module("ternvl.prompt.video.recording")
+        try:
+            _import_all("av")
+        except ImportError:
+            sys.modules["av"] = None  # type: ignore[assignment]  # `Recording` says so, and does not look for it again
+
+
+def _import_all(package: str) -> None:
+    """Import all modules of a package."""
+    for module in walk_packages(import_module(package).__path__, package + "."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -83,7 +101,8 @@ def _line(value: dict[str, Any]) -> bytes:
 def main() -> None:
     """Answer the job of the command line."""
     job = Job(**json.loads(sys.argv[1]))
-    _limit(job)
+    prepare(sys.stdin.buffer)
+    confine(job.max_memory, cpu_seconds=math.ceil(job.max_seconds) * 2 + 1)  # two threads; the caller's clock is first
     out = sys.stdout.buffer
     try:
         for each in sample(sys.stdin.buffer, job):

@@ -1,0 +1,1 @@
+"""When the stages of a request began and ended."""
