@@ -9,25 +9,28 @@ Shapes: R rows, V vocabulary, W = ceil(V / 32) words of a bitmask.
 
 from __future__ import annotations
 
-import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from ternvl.errors import RequestError
 from ternvl.params import Grammar
 from ternvl.sampling.sources import parts, source
+from ternvl.sampling.trial.compiling import ALLOWS_NOTHING, Vocabulary, matcher_of, reason_of
+from ternvl.sampling.trial.trials import GrammarTrials, is_small
 
 _MAX_CACHED = 64
-_LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
-_ALLOWS_NOTHING = "it allows nothing at all"
-_WHERE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
-_UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
+_SEARCH_SECONDS = 2.0
+"""Seconds for finding which tool or form of a grammar is the reason that the whole is not served."""
+
+Trial = Callable[[str, str], str]
+"""Takes a grammar in llguidance's language and the name of its field, and returns why it cannot be served, or ""."""
 
 
 class GrammarError(RuntimeError):
@@ -71,11 +74,11 @@ class Matcher:
         Returns the reason if no token is left, else an empty string.
         """
         if self.state.is_error():
-            return _reason(self.state)
+            return reason_of(self.state)
         bits &= self._banned
         continuing = bits & self._no_ends
         if not bool(continuing.any()):
-            return "" if self.state.is_accepting() else _ALLOWS_NOTHING
+            return "" if self.state.is_accepting() else ALLOWS_NOTHING
         if self._ignore_eos:
             bits.copy_(continuing)
         return ""
@@ -127,34 +130,37 @@ class GrammarCompiler:
         """Return llguidance's tokenizer. The first call reads the vocabulary, up to two seconds for a large one."""
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = LLTokenizer(
-                    TokenizerWrapper(self._vocabulary()),
-                    n_vocab=self.vocab_size,
-                    eos_token=list(self.stop_ids),
+                vocabulary = Vocabulary(
+                    self._tokens(), self._encode, hidden_ids=self._hidden_ids, eos_id=self.stop_ids[0]
                 )
+                self._tokenizer = vocabulary.tokenizer(self.stop_ids)
             return self._tokenizer
 
-    def _vocabulary(self) -> _Vocabulary:
-        return _Vocabulary(
-            self._token_bytes,
-            self._encode,
-            vocab_size=self.vocab_size,
-            hidden_ids=self._hidden_ids,
-            eos_id=self.stop_ids[0],
-        )
+    def trials(self) -> GrammarTrials:
+        """Return worker processes that try grammars for this vocabulary; none is started yet."""
+        return GrammarTrials(self._tokens, hidden_ids=sorted(self._hidden_ids), stop_ids=self.stop_ids)
 
-    def compile(self, grammar: Grammar, *, salt: str = "") -> CompiledGrammar:
+    def _tokens(self) -> list[bytes]:
+        return [self._token_bytes(token_id) for token_id in range(self.vocab_size)]
+
+    def is_quick(self, grammar: Grammar, *, salt: str = "") -> bool:
+        """Return whether `compile` is quick in any case, without a trial."""
+        with self._lock:
+            return (salt, grammar) in self._recent or is_small(grammar)
+
+    def compile(self, grammar: Grammar, *, salt: str = "", trial: Trial | None = None) -> CompiledGrammar:
         """Compile a grammar, which may take a second, or return it from the cache, if it was compiled for this `salt`.
 
-        Raises RequestError, which names the field and the rule, if the grammar is invalid, too large, uses features
-        that are not supported, or allows no text.
+        With a `trial`, one that is not small is tried first. Raises RequestError, which names the field and the rule,
+        if the grammar is invalid, too large, uses features that are not supported, or allows no text; and the errors
+        of the trial.
         """
         with self._lock:
             cached = self._recent.get((salt, grammar))
             if cached is not None:
                 self._recent.move_to_end((salt, grammar))
                 return cached
-        compiled = self._compile(grammar)
+        compiled = self._compile(grammar, trial)
         with self._lock:
             self._recent[salt, grammar] = compiled
             self._recent.move_to_end((salt, grammar))
@@ -162,49 +168,32 @@ class GrammarCompiler:
                 self._recent.popitem(last=False)
         return compiled
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+    def _compile(self, grammar: Grammar, trial: Trial | None) -> CompiledGrammar:
         written = source(grammar)
-        matcher = LLMatcher(self.prepare(), written.text, log_level=0, limits=_LIMITS)
-        bits = torch.empty(len(self.banned), dtype=torch.int32)
-        reason = _reason(matcher)
+        reason = trial(written.text, grammar.param) if trial is not None and not is_small(grammar) else ""
         if not reason:
-            first = Matcher(matcher.deep_copy(), self)
-            first.state.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
-            reason = first.trim(bits)
+            matcher = matcher_of(self.prepare(), written.text)
+            reason = reason_of(matcher) or self._first_reason(matcher)
         if reason:
-            for part in parts(grammar):
-                self._compile(part)  # raises an error that names this part, if it is the cause
+            self._compile_parts(grammar, trial)
             raise RequestError(
                 f"{grammar.param} cannot be served: {reason}.", param=grammar.param, code="unsupported_schema"
             )
         return CompiledGrammar(matcher, self, written.unenforced)
 
+    def _first_reason(self, matcher: LLMatcher) -> str:
+        """Return why an answer cannot begin, or an empty string."""
+        bits = torch.empty(len(self.banned), dtype=torch.int32)
+        first = Matcher(matcher.deep_copy(), self)
+        first.state.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
+        return first.trim(bits)
 
-class _Vocabulary:
-    """The vocabulary in the form that llguidance reads. It accepts text only, so that llguidance passes text to it."""
-
-    def __init__(
-        self,
-        token_bytes: Callable[[int], bytes],
-        encode: Callable[[str], list[int]],
-        *,
-        vocab_size: int,
-        hidden_ids: Collection[int],
-        eos_id: int,
-    ) -> None:
-        self.eos_token_id = eos_id
-        self.bos_token_id = None
-        self.tokens = [token_bytes(token_id) for token_id in range(vocab_size)]
-        self.special_token_ids = sorted(hidden_ids)
-        self._encode = encode
-        self._of_byte = {token: i for i, token in enumerate(self.tokens) if len(token) == 1 and i not in hidden_ids}
-
-    def __call__(self, text: str) -> list[int]:
-        data = text.encode()
-        ids = self._encode(text)
-        if b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == data:
-            return ids
-        return [self._of_byte[bytes([byte])] for byte in data]  # the tokenizer would normalise the text
+    def _compile_parts(self, grammar: Grammar, trial: Trial | None) -> None:
+        """Raise an error that names the part of a grammar that is the cause, if one is and is found in time."""
+        end = time.monotonic() + _SEARCH_SECONDS
+        for part in parts(grammar):
+            if time.monotonic() < end:
+                self._compile(part, trial)
 
 
 def fill_masks(matchers: Sequence[Matcher], vocab_size: int) -> Tensor:
@@ -232,18 +221,3 @@ def clear(bits: Tensor, token_id: int) -> None:
     """Clear the bit of a token in a bitmask [W], in place."""
     word = 1 << token_id % 32
     bits[token_id // 32] &= ~(word - 2**32 if word >= 2**31 else word)
-
-
-def _reason(matcher: LLMatcher) -> str:
-    """Return in one line why a matcher failed, or an empty string if it did not."""
-    if not matcher.is_error():
-        return ""
-    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
-    found = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    found = _WHERE.sub("", found)
-    if found.startswith("NoExtension"):
-        return _ALLOWS_NOTHING
-    if found.startswith("oneOf constraints"):
-        return 'it uses "oneOf" with branches that may overlap, which is not supported'
-    keys = _UNSUPPORTED.fullmatch(found)
-    return f"it uses {keys[1]}, which is not supported" if keys else found.rstrip(".")[:300]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
 from decimal import Decimal
@@ -17,9 +16,10 @@ from ternvl.exact_json import RawFloat
 from ternvl.params import Grammar
 from ternvl.sampling.grammar import GrammarCompiler
 from ternvl.sampling.tools import Tools
+from tests.counts import count
 from tests.sampling.walking import accepts, make_compiler, walk
 
-NUM_SCHEMAS = int(os.environ.get("TERNVL_EXACT_SCHEMAS", "60"))
+NUM_SCHEMAS = count("TERNVL_EXACT_SCHEMAS")
 BIG, NEAR = 2**53 + 1, 2**53
 EMPTY = ("no value fulfils", "nothing", "nsatisfiable", "minimum")
 """What the errors say of a schema that allows nothing."""

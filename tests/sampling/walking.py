@@ -45,7 +45,11 @@ def walk(compiler: GrammarCompiler, grammar: Grammar, rng: random.Random, *, max
 
 
 def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
-    """Whether a grammar allows exactly this text."""
+    """Whether a grammar allows exactly this text. A mask now and then, as the engine computes them, renews the fuel."""
     matcher = compiler.compile(grammar).matcher().state
     ids = tiny_tokenizer().encode_text(text)
-    return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
+    for start in range(0, len(ids), 500):
+        matcher.compute_bitmask()
+        if not matcher.consume_tokens(ids[start : start + 500]):
+            return False
+    return bool(matcher.is_accepting())
