@@ -8,6 +8,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.score import NonFiniteScoresError
+from ternvl.errors import EngineError, RequestError, UnavailableError, lacks_memory
 from ternvl.sampling.grammar import GrammarError, Matcher, fill_masks
 from ternvl.sampling.sampler import Draw, Drawn, NonFiniteLogitsError, sample
+
+logger = logging.getLogger(__name__)
 
 
 def draw(chunks: Sequence[Chunk], logits: Tensor, masks: Iterable[Tensor]) -> list[list[Drawn]]:
@@ -98,3 +102,19 @@ def affected(schedule: Schedule, error: BaseException) -> list[Chunk]:
         constrained = [chunk for chunk in schedule.sampling if chunk.sequence.matcher]
         return [constrained[row] for row in error.rows]
     return list(schedule.chunks)
+
+
+def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
+    """Return the error of requests that are dropped because of `error`, which is logged unless a grammar caused it.
+
+    Without enough memory they are refused; a client may send them again.
+    """
+    if isinstance(error, GrammarError):
+        cause = RequestError(str(error), code="grammar_limit")
+        return EngineError(str(error), request_ids=request_ids, cause=cause)
+    if lacks_memory(error):
+        logger.error("A step had too little memory; %d requests are dropped.", len(request_ids))
+        refusal = UnavailableError("The engine had too little memory for this request.")
+        return EngineError(str(refusal), request_ids=request_ids, cause=refusal)
+    logger.error("A step failed; %d requests are dropped.", len(request_ids), exc_info=error)
+    return EngineError("The engine failed while it worked on this request.", request_ids=request_ids)

@@ -10,47 +10,41 @@ an exception: the last bits of its results vary, because BLAS changes the order 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from ternvl.config import EngineConfig
 from ternvl.engine import batch
+from ternvl.engine.admission.backlog import Backlog, backlog
 from ternvl.engine.cache.block_keys import with_own_images
 from ternvl.engine.cache.block_pool import BlockPool
 from ternvl.engine.cache.images import ImageCache
-from ternvl.engine.draw import affected, draw
+from ternvl.engine.contention import Contention
+from ternvl.engine.draw import affected, draw, failure
 from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.runner import Runner
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.score import score
 from ternvl.engine.sequence import Sequence as EngineSequence
+from ternvl.engine.sequence import adapter_names
 from ternvl.engine.settings import cache_dtype, resolve
-from ternvl.engine.stats import EngineStats
-from ternvl.errors import EngineError, OverloadedError, RequestError
+from ternvl.engine.stats import EngineStats, SequenceState
+from ternvl.errors import EngineError, OverloadedError
 from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import block_bytes
-from ternvl.sampling.grammar import GrammarError, fill_masks
+from ternvl.sampling.grammar import fill_masks
 from ternvl.sampling.sampler import Drawn, derive_seed
 from ternvl.types import FinishReason, PromptLogprobs, TokenOutput
-
-logger = logging.getLogger(__name__)
+from ternvl.workers.threads import LastingThreads
 
 
 class Engine:
     """Runs requests with continuous batching over a paged KV cache. All methods except `stats` belong to one thread."""
 
-    def __init__(
-        self,
-        model: InternVL,
-        config: EngineConfig,
-        *,
-        stop_ids: Sequence[int],
-    ) -> None:
+    def __init__(self, model: InternVL, config: EngineConfig, *, stop_ids: Sequence[int]) -> None:
         """`stop_ids` end an answer unless its request ignores them. Raises ConfigError for invalid settings."""
         self.model = model.eval()
         language = model.config.language
@@ -68,7 +62,8 @@ class Engine:
         self._block_bytes = block_bytes(language, config.block_size, dtype)
         num_blocks = self.config.kv_cache_memory // self._block_bytes
         self.stop_ids = frozenset(stop_ids)
-        self._masking = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._contention = Contention()
+        self._masking = LastingThreads(1, "masks")
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size, cache_dtype=dtype)
         tile_bytes = model.config.tokens_per_tile * language.hidden_size * model.dtype.itemsize
         images = ImageCache(config.image_cache_memory, tile_bytes)
@@ -143,7 +138,8 @@ class Engine:
         """
         schedule = self.scheduler.schedule()
         try:
-            drawn, scores = self._run(schedule)
+            with self._contention.step():
+                drawn, scores = self._run(schedule)
         except BaseException as error:
             self.scheduler.fail(schedule)
             if not isinstance(error, Exception):
@@ -160,7 +156,8 @@ class Engine:
         masks = (
             self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
         )  # runs beside the model
-        self.runner.encode(schedule.tiles)
+        with schedule.encoding():
+            self.runner.encode(schedule.tiles)
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         hidden = self.runner.run(inputs)
         scores = [score(chunk, row, hidden, self.runner) for chunk, row in inputs.scored]
@@ -170,7 +167,7 @@ class Engine:
     def _count(self, schedule: Schedule) -> None:
         self._num_steps += 1
         self._num_encoded_tiles += sum(work.count for work in schedule.tiles)
-        self._num_prefill_tokens += sum(chunk.num_own_tokens for chunk in schedule.chunks if not _decodes(chunk))
+        self._num_prefill_tokens += sum(chunk.num_own_tokens for chunk in schedule.chunks if not chunk.decodes)
 
     def _output(self, chunk: Chunk, drawn: list[Drawn]) -> TokenOutput:
         sequence = chunk.sequence
@@ -188,6 +185,7 @@ class Engine:
             num_cached_tokens=sequence.num_cached_tokens or 0,
             stop=(stop.token_id, stop.logprobs) if stop is not None and stop.logprobs is not None else None,
             prompt_logprobs=sequence.take_scores(),
+            first_token=sequence.timing.take(),
         )
 
     def _forget(self, sequence: EngineSequence) -> None:
@@ -221,7 +219,18 @@ class Engine:
             num_image_hits=images.num_hits,
             num_encoded_tiles=self._num_encoded_tiles,
             num_preemptions=self.scheduler.num_preemptions,
+            num_drafts=self.scheduler.num_drafts,
+            running_adapters=adapter_names(self.scheduler.running),
+            waiting_adapters=adapter_names(self.scheduler.waiting),
         )
+
+    def backlog(self, *, has_images: bool) -> Backlog:
+        """Return the work that is before a further request. Any thread may call it."""
+        return backlog(self.scheduler, has_images=has_images)
+
+    def sequences(self) -> list[SequenceState]:
+        """Return what runs and then what waits. Any thread may call it."""
+        return [SequenceState.of(each) for each in (*self.scheduler.running, *self.scheduler.waiting)]
 
     def check_integrity(self) -> None:
         """Assert the invariants that hold between steps."""
@@ -229,17 +238,3 @@ class Engine:
         alive = {sequence.id for sequence in self.scheduler.waiting + self.scheduler.running}
         assert alive == self._sequences.keys()
         assert self.runner.image_digests <= self.scheduler.images.digests
-
-
-def failure(error: Exception, request_ids: tuple[str, ...]) -> EngineError:
-    """Return the error of requests that are dropped because of `error`, which is logged unless a grammar caused it."""
-    if isinstance(error, GrammarError):
-        cause = RequestError(str(error), code="grammar_limit")
-        return EngineError(str(error), request_ids=request_ids, cause=cause)
-    logger.error("A step failed; %d requests are dropped.", len(request_ids), exc_info=error)
-    return EngineError("The engine failed while it worked on this request.", request_ids=request_ids)
-
-
-def _decodes(chunk: Chunk) -> bool:
-    """Return whether a chunk computes only the token that was drawn last."""
-    return chunk.num_own_tokens == 1 and chunk.start >= chunk.sequence.request.prompt.num_tokens

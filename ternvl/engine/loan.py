@@ -1,7 +1,7 @@
 """Lends a service's engine to a thread that waits for its outputs.
 
-A step costs less on the thread that reads its outputs: nothing is handed over. OpenMP has a pool of threads for each
-thread that computes, and lets them wait only briefly once there are more of them than processors.
+A step costs less on the thread that reads its outputs: nothing is handed over. OpenMP has a team of threads for each
+thread that computes; whoever gives the engine up ends its own (`release_team` in `ternvl/kernels/loader.py` says why).
 """
 
 from __future__ import annotations

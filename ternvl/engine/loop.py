@@ -6,6 +6,8 @@ Any thread may give orders. They are carried out by the one thread that runs the
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import ceil
@@ -13,6 +15,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ternvl.config import EngineConfig
+from ternvl.engine.admission.backlog import Backlog
+from ternvl.engine.admission.forecast import Forecast
 from ternvl.engine.request import Request, RequestGroup
 from ternvl.engine.stats import MAX_SECONDS, EngineStats, Pace, StatsLog
 from ternvl.errors import EngineError, OverloadedError, RequestError, TernvlError
@@ -38,23 +42,45 @@ class StepEngine(Protocol):
     def stats(self) -> EngineStats:
         """Return the engine's current counters."""
 
+    def backlog(self, *, has_images: bool) -> Backlog:
+        """Return the work that is before a further request, which has images or not."""
+
 
 class Loop:
     """One engine, the orders for it, and the groups whose requests it has."""
 
-    def __init__(self, engine: StepEngine, log_interval: float) -> None:
-        """The engine's activity is logged every `log_interval` seconds while there is work."""
-        self.engine = engine
+    def __init__(self, engine: StepEngine, log_interval: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """The engine's activity is logged every `log_interval` seconds while there is work. `clock` is in seconds."""
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None: close
         self._groups: dict[str, RequestGroup] = {}  # by request id
-        self._log = StatsLog(engine.stats, log_interval)
-        self._pace = Pace()
-        self._num_left_waiting = 0  # after the latest step
+        self._num_tokens: Counter[str] = Counter()  # of answers, by request id
+        self._clock = clock
+        self._log = StatsLog(lambda: self.engine.stats(), log_interval)
+        self._pace = Pace(clock)
+        self._began: float | None = None
+        self.engine = engine
+
+    @property
+    def engine(self) -> StepEngine:
+        """The engine. Another one may take its place while it has no work; its steps are then predicted anew."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: StepEngine) -> None:
+        self._engine = engine
+        self._forecast = None if engine.config.max_queue_wait is None else Forecast()
+        self._stats = engine.stats()  # after the latest step, if there is a forecast
 
     @property
     def is_idle(self) -> bool:
         """Whether the engine has no requests. It may have got one by an order that is not carried out yet."""
         return not self._groups
+
+    @property
+    def seconds_in_step(self) -> float:
+        """For how long the present step runs; 0 between two steps. For any thread."""
+        began = self._began
+        return 0.0 if began is None else self._clock() - began
 
     def order(self, action: Callable[[], None]) -> None:
         """Have `action` called between two steps. Any thread may call this."""
@@ -80,31 +106,31 @@ class Loop:
         """Order one request to be aborted: its last output has the finish reason ABORT. Any thread may call this."""
         self.order(partial(self._abort, request_id))
 
-    def check_queue(self, num_requests: int) -> None:
-        """Raise RequestError or OverloadedError if the queue cannot hold so many more requests. For any thread."""
+    def check_queue(self, num_requests: int, *, has_images: bool = False) -> None:
+        """Raise RequestError or OverloadedError if the queue cannot hold so many more requests. For any thread.
+
+        Raises OverloadedError also if the first of them is likely to wait for longer than `max_queue_wait`.
+        """
         stats = self.engine.stats()
         room, num_waiting = self.engine.config.max_queue, stats.num_waiting
         if num_requests > room:
             raise RequestError(f"n is {num_requests}, but the queue holds only {room} answers.", param="n")
-        self._check_wait(stats, num_requests)
+        self._check_wait(has_images=has_images)
         if num_waiting + num_requests > room:
             raise OverloadedError(
                 f"{num_waiting} of the {room} places in the queue are taken; {num_requests} more do not fit.",
                 retry_after=self.retry_after(num_waiting + num_requests - room),
             )
 
-    def _check_wait(self, stats: EngineStats, num_requests: int) -> None:
-        """Raise OverloadedError if more requests are likely to wait for longer than `max_queue_wait`."""
+    def _check_wait(self, *, has_images: bool) -> None:
         longest = self.engine.config.max_queue_wait
-        if longest is None or not self._pace.is_known:
+        if longest is None or self._forecast is None:
             return
-        # If the latest step left a sequence waiting, the KV cache is full even if fewer than `max_num_seqs` run.
-        is_full = stats.num_waiting and self._num_left_waiting
-        free = 0 if is_full else self.engine.config.max_num_seqs - stats.num_running
-        wait = self._pace.wait_for(max(0, stats.num_waiting + num_requests - free))
-        if wait > longest:
+        wait = self._forecast.wait(self.engine.backlog(has_images=has_images))
+        if wait is not None and wait > longest:
             raise OverloadedError(
-                f"The request would wait for about {wait:.0f} s, but may wait for {longest:g} s (--max-queue-wait).",
+                f"The request would wait for about {_in_words(wait)} s, but may wait for {longest:g} s "
+                "(--max-queue-wait).",
                 retry_after=min(max(1, ceil(wait - longest)), MAX_SECONDS),
             )
 
@@ -128,10 +154,19 @@ class Loop:
         """Run one step if there is work, and pass its outputs to the groups."""
         if self._groups:
             self._log.begin_step()
-            self._step()
+            self._began = self._clock()
+            try:
+                self._step()
+                self._learn(self._clock() - self._began)
+            finally:
+                self._began = None
             self._log.end_step()
-            self._num_left_waiting = self.engine.stats().num_waiting
         self._log.write()
+
+    def _learn(self, seconds: float) -> None:
+        if self._forecast is not None:
+            before, self._stats = self._stats, self.engine.stats()
+            self._forecast.learn(before, self._stats, seconds)
 
     def _take_order(self, timeout: float | None) -> bool:
         """Wait `timeout` seconds for the next order and carry it out. Return False if it is the order to close."""
@@ -145,7 +180,7 @@ class Loop:
 
     def _add(self, group: RequestGroup) -> None:
         try:
-            self.check_queue(len(group.requests))
+            self.check_queue(len(group.requests), has_images=group.has_images)
             for request in group.requests:
                 self.engine.add(request)
                 self._groups[request.id] = group
@@ -171,6 +206,8 @@ class Loop:
 
     def _forget(self, request_id: str) -> RequestGroup:
         self._pace.count()
+        if self._forecast is not None:
+            self._forecast.end(self._num_tokens.pop(request_id, 0))
         group = self._groups.pop(request_id)
         if not self._groups:
             self._pace.pause()
@@ -195,6 +232,8 @@ class Loop:
         group = self._groups.get(output.request_id)
         if group is None:
             return  # an earlier output of this step was refused, so the group was dropped
+        if self._forecast is not None:
+            self._num_tokens[output.request_id] += len(output.token_ids)
         if not group.put(output):
             self._drop(group)
         elif output.finish_reason is not None:
@@ -203,3 +242,7 @@ class Loop:
     def _fail(self, request_ids: Iterable[str], error: TernvlError) -> None:
         for group in {self._groups[request_id] for request_id in request_ids}:
             self._drop(group, error)
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 1 else f"{seconds:.1g}"

@@ -12,7 +12,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from ternvl.config import EngineConfig
-from ternvl.engine.engine import failure
+from ternvl.engine.admission.backlog import Backlog
+from ternvl.engine.draw import failure
 from ternvl.engine.request import Request, check_params, check_prompt
 from ternvl.engine.score import score_prompt
 from ternvl.engine.settings import check_config
@@ -176,3 +177,9 @@ class ReferenceEngine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
         )
+
+    def backlog(self, *, has_images: bool) -> Backlog:  # a prompt is computed again with each token
+        """Return the work that is before a further request: the answers, one after another."""
+        most = self.config.max_model_len
+        num_waiting = max(0, len(self._answers) - 1)
+        return Backlog(((0, most),) * min(1, len(self._answers)), (most,) * num_waiting, num_slots=1)

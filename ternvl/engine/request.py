@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ternvl.config import ModelConfig
-from ternvl.errors import ContextLengthError, RequestError, TernvlError
+from ternvl.errors import (
+    ContextLengthError,
+    RequestError,
+    TernvlError,
+)
 from ternvl.params import SamplingParams
 from ternvl.types import Prompt, TokenOutput
 
@@ -58,6 +62,10 @@ class RequestGroup:
     requests: tuple[Request, ...]
     put: Callable[[Item], bool]
     """Takes an item; any thread may call it. It returns False if the item will never be read."""
+
+    @property
+    def has_images(self) -> bool:
+        return any(request.prompt.images for request in self.requests)
 
 
 def check_params(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ternvl.engine.cache.images import ImageCache
@@ -50,6 +53,11 @@ class Chunk:
     @property
     def stop(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the chunk computes only the token that was drawn last."""
+        return self.num_own_tokens == 1 and self.start >= self.sequence.request.prompt.num_tokens
 
     @property
     def num_own_tokens(self) -> int:
@@ -108,6 +116,17 @@ class Schedule:
     def scoring(self) -> list[Chunk]:
         """The chunks that score tokens of their prompts, in order."""
         return [chunk for chunk in self.chunks if chunk.scored]
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Time the encoding of the step's tiles in this context, for all sequences that wait for one of them."""
+        began = time.perf_counter()
+        yield
+        ended = time.perf_counter()
+        digests = {work.image.digest for work in self.tiles}
+        for chunk in self.chunks if digests else ():
+            if not digests.isdisjoint(image.digest for image in chunk.sequence.images_after(chunk.start)):
+                chunk.sequence.timing.encoded(began, ended)
 
 
 class Plan:

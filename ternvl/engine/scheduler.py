@@ -6,6 +6,7 @@ failed, `fail` applies only what the step may have done to the device's memory.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
@@ -33,7 +34,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_prompt_tokens = self.num_prefix_hit_tokens = 0
-        self.num_draft_tokens = self.num_accepted_tokens = 0
+        self.num_drafts = self.num_draft_tokens = self.num_accepted_tokens = 0
+        self._planned = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -48,10 +50,13 @@ class Scheduler:
         """Queue a sequence. Raises OverloadedError if the queue is full."""
         if self.is_full:
             raise OverloadedError(f"The queue is full: {len(self.waiting)} requests are waiting already.")
+        if self.config.max_queue_wait is not None:
+            sequence.num_found = self._reuse(sequence, self.pool.draft()).num_tokens
         insort(self.waiting, sequence, key=_by_order)
 
     def schedule(self) -> Schedule:
         """Plan the next step. Sequences that get a token come first, so that no long prompt delays running answers."""
+        self._planned = time.perf_counter()
         draft = self.pool.draft()
         growth, preempted = self._make_room(draft)
         tokens, tiles = self.config.max_num_batched_tokens, self.config.max_num_batched_tiles
@@ -149,6 +154,8 @@ class Scheduler:
         for chunk in tokens:
             if chunk.sequence.finish_reason:
                 self.finish(chunk.sequence)
+        if self.pool.events is not None:
+            self.pool.events.flush()
 
     def fail(self, schedule: Schedule) -> None:
         """Apply what remains of a step that failed.
@@ -160,6 +167,8 @@ class Scheduler:
             self._preempt(sequence)
         for chunk in schedule.chunks:
             self.pool.forget(chunk.new_blocks)
+        if self.pool.events is not None:
+            self.pool.events.flush()
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
@@ -180,10 +189,11 @@ class Scheduler:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_by_order)
         sequence.status = Status.RUNNING
-        if sequence.sibling is None:
-            self.num_prompt_tokens += sequence.num_tokens
-            self.num_prefix_hit_tokens += start
         if sequence.num_cached_tokens is None:
+            sequence.timing.started = self._planned
+            if sequence.sibling is None:
+                self.num_prompt_tokens += sequence.num_tokens
+                self.num_prefix_hit_tokens += start
             sequence.num_cached_tokens = sequence.sibling.num_cached_tokens if sequence.sibling else start
         for image in sequence.images_after(start):
             self.images.acquire(image)
@@ -202,6 +212,7 @@ class Scheduler:
     def _settle_draft(self, chunk: Chunk, num_accepted: int) -> None:
         """Record the outcome of a draft, and free the blocks of its rejected tokens."""
         sequence, draft = chunk.sequence, chunk.draft
+        self.num_drafts += 1
         self.num_draft_tokens += len(draft)
         self.num_accepted_tokens += num_accepted
         draft.record(num_accepted, sequence.num_output_tokens)
@@ -214,8 +225,10 @@ class Scheduler:
         if self.config.enable_prefix_caching:
             num_full = sequence.num_computed // self.pool.block_size
             keys = sequence.block_keys.first(num_full, sequence.token_ids)
-            for block, key in zip(sequence.block_table[first:num_full], keys[first:], strict=True):
-                self.pool.register(block, key)
+            blocks = enumerate(zip(sequence.block_table[first:num_full], keys[first:], strict=True), first)
+            new = [index for index, (block, key) in blocks if self.pool.register(block, key)]
+            if new and self.pool.events is not None:
+                self.pool.events.stored(sequence.block_keys, sequence.token_ids, new)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.status is Status.RUNNING:

@@ -6,14 +6,16 @@ long gap is prefill, a gap of one is decoding, and preemption sets `num_computed
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ternvl.engine.cache.block_keys import BlockKeys
 from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
-from ternvl.types import FinishReason, ImageSpan, PromptLogprobs, TokenLogprobs
+from ternvl.types import FinishReason, FirstToken, ImageSpan, PromptLogprobs, TokenLogprobs
 
 if TYPE_CHECKING:
     from ternvl.sampling.grammar import Matcher
@@ -30,6 +32,26 @@ class Status(Enum):
     FINISHED = auto()
 
 
+@dataclass(slots=True)
+class Timing:
+    """When a sequence was added and first ran, in seconds of `perf_counter`."""
+
+    added: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    """The beginning of its first step. None before, and once the timing is taken."""
+    encoding: tuple[float, float] | None = None
+    """From the first to the last of its image tiles, as far as they were encoded for it."""
+
+    def encoded(self, began: float, ended: float) -> None:
+        """Note that tiles were encoded."""
+        self.encoding = (began if self.encoding is None else self.encoding[0], ended)
+
+    def take(self) -> FirstToken | None:
+        """Return the times up to the first token, which is drawn now, the first time; None after that."""
+        started, self.started = self.started, None
+        return None if started is None else FirstToken(self.added, started, time.perf_counter(), self.encoding)
+
+
 class Sequence:
     """The state of one request. Once it is added to the scheduler, only the scheduler changes it, except that the
     engine takes the scores."""
@@ -44,6 +66,7 @@ class Sequence:
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed",
+        "num_found",
         "request",
         "scores",
         "seed",
@@ -51,6 +74,7 @@ class Sequence:
         "speculator",
         "status",
         "stop_ids",
+        "timing",
         "token_ids",
     )
 
@@ -73,8 +97,8 @@ class Sequence:
         """
         params = request.params
         self.request = request
-        self.arrival = arrival
-        self.seed = seed
+        self.arrival, self.seed = arrival, seed
+        self.timing = Timing()
         ignores_eos = params.ignore_eos and matcher is None  # a matcher allows these tokens only where the grammar ends
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if ignores_eos else stop_ids)
         self.matcher = matcher
@@ -84,7 +108,7 @@ class Sequence:
         limit = longest if params.max_tokens is None else params.max_tokens
         self.max_num_tokens = min(longest, num_prompt_tokens + limit)
         self.token_ids = list(request.prompt.token_ids)
-        self.num_computed = 0
+        self.num_computed = self.num_found = 0  # found: in the cache when the sequence was queued, if it was looked up
         self.num_cached_tokens: int | None = None
         """The number of tokens that were in the cache when the sequence first ran; None before."""
         self.block_table: list[int] = []
@@ -190,3 +214,9 @@ class Sequence:
             self.finish_reason = FinishReason.STOP
         elif self.num_tokens >= self.max_num_tokens:
             self.finish_reason = FinishReason.LENGTH
+
+
+def adapter_names(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    """Return the names of the adapters of sequences, in alphabetical order. Any thread may call it."""
+    adapters = (sequence.request.adapter for sequence in tuple(sequences))
+    return tuple(sorted({adapter.name for adapter in adapters if adapter is not None}))

@@ -18,6 +18,7 @@ from ternvl.engine.loan import Loan
 from ternvl.engine.loop import Loop, StepEngine
 from ternvl.engine.request import Item, Request, RequestGroup
 from ternvl.errors import EngineError, RequestTimeoutError, TernvlError, UnavailableError
+from ternvl.kernels.loader import release_team, start_team
 from ternvl.types import TokenOutput
 
 __all__ = ["Item", "RequestGroup", "Service", "StepEngine"]
@@ -64,6 +65,7 @@ class Service:
             self._join()
             self._closing = False
             self._loop.reopen()
+            release_team()  # this thread may have loaded the model; another one computes now
             self._thread = threading.Thread(target=self._work, name="ternvl-engine", daemon=True)
             self._thread.start()
 
@@ -99,11 +101,16 @@ class Service:
             if any(map(concerns, group.requests)):
                 self._abort_group(group, error)
 
-    def check_room(self, num_requests: int) -> None:
+    def check_room(self, num_requests: int, *, has_images: bool = False) -> None:
         """Raise the error that `open` would raise now for so many requests. It needs no prompts, so it can be early."""
         if self._closing or not self.is_running:
             raise UnavailableError("The engine is not running and takes no requests.")
-        self._loop.check_queue(num_requests)
+        self._loop.check_queue(num_requests, has_images=has_images)
+
+    @property
+    def seconds_in_step(self) -> float:
+        """For how long the present step runs; 0 between two steps."""
+        return self._loop.seconds_in_step
 
     def retry_after(self, num_requests: int) -> int:
         """Estimate the seconds until the queue has room for `num_requests` more; at least 1."""
@@ -117,8 +124,8 @@ class Service:
         `Engine.add`, EngineError if the engine fails, RequestError if a grammar exceeds its limits, and
         UnavailableError on `abort_all`.
         """
-        self.check_room(len(requests))
         group = RequestGroup(requests, put)
+        self.check_room(len(requests), has_images=group.has_images)
         self._open.add(group)
         self._loop.add(group)
         return group
@@ -174,6 +181,8 @@ class Service:
                     pass
             yield loan
         finally:
+            if loan.is_mine:
+                release_team()  # whoever computes next
             if self._loan is loan:
                 self._loan = None  # now, so that this thread's next call finds the engine free
             loan.end()
@@ -181,6 +190,7 @@ class Service:
     def _lend(self, loan: Loan) -> None:
         if self._loan is None and self._loop.is_idle:
             self._loan = loan
+            release_team()  # the borrower computes now
             loan.grant()
             self._loan = None
         else:
@@ -205,6 +215,7 @@ class Service:
         self._loop.drop(group)
 
     def _work(self) -> None:
+        start_team()
         while self._loop.take_orders(may_wait=True):
             self._loop.run_step()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ternvl.cgroup import Cgroup
 from ternvl.config import LORA_DTYPES, EngineConfig, LanguageConfig
 from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import BLOCK
@@ -168,9 +169,14 @@ def _kv_cache_memory(
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the number of free bytes on a device."""
+    """Return the number of free bytes on a device; on a CPU, also within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    limited = Cgroup().free_memory()
+    return _free_host_memory() if limited is None else min(limited, _free_host_memory())
+
+
+def _free_host_memory() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())

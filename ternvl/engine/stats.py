@@ -1,4 +1,4 @@
-"""The engine's counters, the pace at which requests end, and a line about both in the log."""
+"""The engine's counters, what its sequences do, the pace at which requests end, and a line about both in the log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ternvl.engine.sequence import Sequence
 
 MAX_SECONDS = 60
 """Longest estimate in seconds; later ends cannot be predicted."""
@@ -31,7 +35,7 @@ class EngineStats:
     """Images whose features a running request needs."""
     num_steps: int = 0
     num_prompt_tokens: int = 0
-    """Tokens of prompts, counted each time that a sequence begins to run."""
+    """Tokens of prompts, counted when a sequence first runs, and once for several answers to one prompt."""
     num_prefix_hit_tokens: int = 0
     """Those of them that were found in the prefix cache."""
     num_prefill_tokens: int = 0
@@ -45,6 +49,58 @@ class EngineStats:
     num_image_hits: int = 0
     num_encoded_tiles: int = 0
     num_preemptions: int = 0
+    num_drafts: int = 0
+    running_adapters: tuple[str, ...] = ()
+    """The names of the adapters of sequences that run, and below of those that wait, in alphabetical order."""
+    waiting_adapters: tuple[str, ...] = ()
+
+    @property
+    def kv_cache_use(self) -> float:
+        """The share of the blocks that sequences use, from 0 to 1. Blocks that only the prefix cache holds are free."""
+        return 1 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """What a sequence does at one moment, in numbers and names."""
+
+    id: str
+    status: str
+    """waiting or running; finished if it has just ended."""
+    age_seconds: float
+    prompt_tokens: int
+    output_tokens: int
+    computed_tokens: int
+    """Tokens whose keys and values are in the KV cache."""
+    cached_tokens: int | None
+    """Tokens of the prompt that were in the cache when it first ran; None before."""
+    max_tokens: int
+    """The most tokens that the answer may have."""
+    blocks: int
+    images: int
+    adapter: str | None
+    priority: int
+    has_grammar: bool
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> SequenceState:
+        """Return the state of a sequence. Any thread may call it."""
+        request, num_prompt = sequence.request, sequence.request.prompt.num_tokens
+        return cls(
+            id=sequence.id,
+            status=sequence.status.name.lower(),
+            age_seconds=round(time.perf_counter() - sequence.timing.added, 4),
+            prompt_tokens=num_prompt,
+            output_tokens=sequence.num_output_tokens,
+            computed_tokens=sequence.num_computed,
+            cached_tokens=sequence.num_cached_tokens,
+            max_tokens=sequence.max_num_tokens - num_prompt,
+            blocks=len(sequence.block_table),
+            images=len(request.prompt.images),
+            adapter=None if request.adapter is None else request.adapter.name,
+            priority=request.priority,
+            has_grammar=sequence.matcher is not None,
+        )
 
 
 class Pace:

@@ -110,6 +110,28 @@ def test_images_are_told_apart_and_computed_once(model: InternVL) -> None:
     assert run(engine, [Request("d", first, GREEDY)]) != run(engine, [Request("d", other, GREEDY)])
 
 
+def test_all_who_wait_for_an_image_know_when_it_was_encoded(model: InternVL) -> None:
+    engine = make_engine(model, max_num_batched_tiles=1)
+    shared, plain = image_prompt(random.Random(5), [3]), text_prompt(random.Random(6), 4)
+    for name, prompt in (("a", shared), ("b", shared), ("c", plain)):
+        engine.add(Request(name, prompt, replace(GREEDY, max_tokens=1)))
+    outputs = {}
+    while engine.has_work:
+        outputs |= {output.request_id: output.first_token for output in engine.step()}
+    one, two, none = (outputs[name] for name in "abc")
+    assert one is not None
+    assert two is not None
+    assert none is not None
+    assert one.encoding is not None
+    assert one.started <= one.encoding[0] < one.encoding[1] <= one.drawn
+    assert one.encoding == two.encoding
+    assert none.encoding is None
+    engine.add(Request("d", shared, replace(GREEDY, max_tokens=1)))
+    (output,) = engine.step()
+    assert output.first_token is not None
+    assert output.first_token.encoding is None, "it is cached"
+
+
 def test_an_image_in_flight_is_encoded_once(model: InternVL) -> None:
     engine = make_engine(model, max_num_batched_tiles=1)
     rng = random.Random(8)

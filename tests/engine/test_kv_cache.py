@@ -15,7 +15,7 @@ from ternvl.model.internvl import InternVL
 from ternvl.model.kv_cache import PagedAttention, make_cache
 from ternvl.model.language import Decoder, rotary_table
 from ternvl.params import SamplingParams
-from ternvl.quant.guard import quantize
+from ternvl.quant.conversion import quantize
 from ternvl.quant.tries import relative_error
 from tests.engine import tiny
 

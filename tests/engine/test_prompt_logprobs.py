@@ -22,7 +22,7 @@ from ternvl.fused.exact import prepare
 from ternvl.kernels.loader import available
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
-from ternvl.quant.guard import quantize
+from ternvl.quant.conversion import quantize
 from ternvl.types import FinishReason, Prompt, PromptLogprobs
 from tests.checkpoint import hf
 from tests.engine import tiny
@@ -147,7 +147,6 @@ def test_a_prompt_that_lost_its_blocks_keeps_its_scores(model: InternVL) -> None
         answers = run(engine, [grows, long])
     assert engine.stats().num_preemptions > 0
     assert num_scored == long.prompt.num_tokens - 1
-    assert engine.stats().num_prefix_hit_tokens > 0
     assert_near(answers["long"].prompt_logprobs, expected(model, long).prompt_logprobs)
     assert answers["grows"].token_ids == expected(model, grows, 72).token_ids
 

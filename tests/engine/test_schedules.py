@@ -7,7 +7,6 @@ position before it must hold its prefix; images must be encoded before their tok
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +22,11 @@ from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.params import SamplingParams
 from ternvl.types import ImageSpan, Prompt, PromptLogprobs, TokenLogprobs
+from tests.counts import count
 
 STOP = 99
 TOKENS_PER_TILE = 3
-NUM_EXAMPLES = int(os.environ.get("TERNVL_SCHEDULES", "2000"))
+NUM_EXAMPLES = count("TERNVL_SCHEDULES")
 
 
 @dataclass

@@ -91,7 +91,7 @@ def answers_of(llm: LLM, requests: list[Request], seed: int, **options: Any) -> 
 
 @pytest.mark.skipif(not available(), reason="plain torch is exact to the last bits only")
 def test_no_token_and_no_bit_is_another(llm: LLM) -> None:
-    requests = varied(llm, 200, seed=5)
+    requests = varied(llm, 50, seed=5)
     plain, off = answers_of(llm, requests, 1, speculation="off")
     assert off.stats().num_draft_tokens == 0
     longest = max(request.prompt.num_tokens for request in requests) + 64
@@ -101,7 +101,7 @@ def test_no_token_and_no_bit_is_another(llm: LLM) -> None:
         answers, engine = answers_of(llm, requests, 2, **options)
         assert answers == plain
         stats = engine.stats()
-        assert 100 < stats.num_accepted_tokens < stats.num_draft_tokens
+        assert 10 < stats.num_accepted_tokens < stats.num_draft_tokens
         assert (stats.num_preemptions > 0) == bool(options)
 
 

@@ -12,9 +12,13 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ternvl.engine.request import Request
-from ternvl.types import ImageSpan
+from ternvl.types import ImageSpan, Prompt
+
+if TYPE_CHECKING:
+    from ternvl.lora.adapter import Adapter
 
 
 class BlockKeys:
@@ -22,6 +26,7 @@ class BlockKeys:
 
     def __init__(self, request: Request, block_size: int) -> None:
         """`block_size` is in tokens."""
+        self.request = request
         self._images = request.prompt.images
         self._block_size = block_size
         adapter = (
@@ -39,28 +44,45 @@ class BlockKeys:
             self._keys.append(self._key(start, tokens))
         return self._keys[:count]
 
+    def images_in(self, start: int, stop: int) -> list[ImageSpan]:
+        """Return the images with tokens in a range of the sequence."""
+        return [image for image in self._images if image.start < stop and image.stop > start]
+
     def _key(self, start: int, tokens: Sequence[int]) -> bytes:
-        stop = start + len(tokens)
         digest = hashlib.sha256(self._keys[-1] if self._keys else self._root)
         digest.update(array("q", tokens).tobytes())
-        for image in self._images:
-            if image.start < stop and image.stop > start:
-                digest.update(_identity(image, start))
+        for image in self.images_in(start, start + len(tokens)):
+            digest.update(_identity(image, start))
         return digest.digest()
 
 
 def with_own_images(request: Request) -> Request:
     """Return the request with image digests that include its cache salt, and its adapter if that changes features."""
-    adapter = request.adapter if request.adapter is not None and request.adapter.touches_images else None
-    if (adapter is None and not request.cache_salt) or not request.prompt.images:
+    images = own_images(request.prompt, request.adapter, request.cache_salt)
+    if images is request.prompt.images:
         return request
-    own = hashlib.sha256(b"ternvl image" + (b"\0" if adapter is None else b"\1" + adapter.digest))
-    own.update(request.cache_salt.encode())
-    prefix = own.digest()
-    images = tuple(
-        replace(image, digest=hashlib.sha256(prefix + image.digest).digest()) for image in request.prompt.images
-    )
     return replace(request, prompt=replace(request.prompt, images=images))
+
+
+def own_images(prompt: Prompt, adapter: Adapter | None, salt: str) -> tuple[ImageSpan, ...]:
+    """Return a prompt's images with the digests that they have in the caches for an adapter and a salt."""
+    changing = adapter if adapter is not None and adapter.touches_images else None
+    if changing is None and not salt:
+        return prompt.images
+    own = hashlib.sha256(b"ternvl image" + (b"\0" if changing is None else b"\1" + changing.digest))
+    own.update(salt.encode())
+    prefix = own.digest()
+    return tuple(replace(image, digest=hashlib.sha256(prefix + image.digest).digest()) for image in prompt.images)
+
+
+def salt_id(salt: str) -> str | None:
+    """Return what stands for a salt outside the engine, from which nobody learns the salt; None without a salt."""
+    return hashlib.sha256(b"ternvl salt id" + salt.encode()).hexdigest()[:32] if salt else None
+
+
+def adapter_id(adapter: Adapter | None) -> int | None:
+    """Return a number, below 2^63, of an adapter's content; None without an adapter."""
+    return None if adapter is None else int.from_bytes(adapter.digest[:8], "big") >> 1
 
 
 def _identity(image: ImageSpan, start: int) -> bytes:

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ternvl.engine.cache.events import EventRecorder
 
 
 class BlockPool:
@@ -25,6 +29,8 @@ class BlockPool:
         self._cached: dict[int, None] = {}
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
+        self.events: EventRecorder | None = None
+        """Takes what is stored and removed, if anybody wants to know."""
 
     @property
     def num_free(self) -> int:
@@ -51,20 +57,29 @@ class BlockPool:
         """Return the block with the content that the key names, or None."""
         return self._block_of.get(key)
 
-    def register(self, block: int, key: bytes) -> None:
-        """Give a block in use a key, unless another block has the same key already."""
+    def register(self, block: int, key: bytes) -> bool:
+        """Give a block in use a key, unless another block has the same key already. Return whether it got one now."""
         assert self._references[block] > 0, f"block {block} gets a key while it is free"
-        if key not in self._block_of and block not in self._key_of:
+        is_new = key not in self._block_of and block not in self._key_of
+        if is_new:
             self._block_of[key] = block
             self._key_of[block] = key
+        return is_new
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Remove the keys of free blocks that may have been overwritten."""
         for block in blocks:
             if block in self._key_of:
                 assert self._references[block] == 0, f"block {block} loses its key while it is in use"
-                del self._cached[block], self._block_of[self._key_of.pop(block)]
+                self._drop_key(block)
                 self._empty[block] = None
+
+    def _drop_key(self, block: int) -> None:
+        """Remove the key of a free block."""
+        key = self._key_of.pop(block)
+        del self._cached[block], self._block_of[key]
+        if self.events is not None:
+            self.events.removed(key)
 
     def share(self, blocks: Iterable[int]) -> None:
         """Add one reference to each block, to use its content."""
@@ -77,7 +92,7 @@ class BlockPool:
         for block in blocks:
             assert self._references[block] == 0, f"block {block} is taken while it is in use"
             if block in self._key_of:
-                del self._cached[block], self._block_of[self._key_of.pop(block)]
+                self._drop_key(block)
             else:
                 del self._empty[block]
             self._references[block] = 1

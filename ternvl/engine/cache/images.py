@@ -35,6 +35,11 @@ class ImageCache:
         """Number of images in use. It is a counter of its own because other threads read it while images change."""
 
     @property
+    def num_cached(self) -> int:
+        """The number of images that have features, or will have them. Any thread may ask."""
+        return len(self._images)
+
+    @property
     def digests(self) -> set[bytes]:
         """Digests of the images in the cache."""
         return set(self._images)

@@ -1,0 +1,81 @@
+"""The work that is before a further request: prompts and tiles to compute, and answers that must end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ternvl.engine.scheduler import Scheduler
+from ternvl.engine.sequence import Sequence
+from ternvl.types import ImageSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The work that an engine has before a further request, at one moment."""
+
+    running: tuple[tuple[int, int], ...]
+    """Of each answer that runs, the tokens that it has and the most that it may have."""
+    waiting: tuple[int, ...]
+    """The most tokens of each answer that waits, in order."""
+    num_slots: int
+    """The answers that can run at a time: fewer than `max_num_seqs` if the KV cache has no room for the next one."""
+    num_tokens: int = 0
+    """Tokens of prompts that are computed before, without those that were in the prefix cache when they were added."""
+    num_tiles: int = 0
+    """Tiles that are encoded before. Tiles of an image that several requests have count once."""
+    num_steps: int = 0
+    """The fewest whole steps that these tokens and tiles take."""
+
+
+def backlog(scheduler: Scheduler, *, has_images: bool) -> Backlog:
+    """Return the work before a further request, which has images or not. Any thread may call it."""
+    running, waiting = tuple(scheduler.running), tuple(scheduler.waiting)
+    config, sequences = scheduler.config, running + waiting
+    most_tokens, most_tiles = config.max_num_batched_tokens or 1, config.max_num_batched_tiles or 1
+    num_slots = len(running) if _is_full(scheduler, waiting) else config.max_num_seqs
+    tiles = sum(_num_tiles(scheduler, sequences))
+    if len(sequences) < num_slots and not has_images:  # a text runs beside images whose tiles are not encoded yet
+        ready = [each for each in sequences if not any(_num_tiles(scheduler, [each]))]
+        num_steps = sum(map(_num_prompt_tokens, ready)) // most_tokens
+        tokens, tiles = num_steps * most_tokens, min(tiles, num_steps * most_tiles)
+    else:
+        tokens = sum(map(_num_prompt_tokens, sequences))
+        num_steps = max(tokens // most_tokens, tiles // most_tiles)
+    answers = tuple((each.num_output_tokens, _most(each)) for each in running)
+    return Backlog(answers, tuple(map(_most, waiting)), num_slots, tokens, tiles, num_steps)
+
+
+def _most(sequence: Sequence) -> int:
+    return sequence.max_num_tokens - sequence.request.prompt.num_tokens
+
+
+def _is_full(scheduler: Scheduler, waiting: tuple[Sequence, ...]) -> bool:
+    """Return whether the KV cache has no room for the sequence that is next."""
+    return bool(waiting) and scheduler.pool.num_free < scheduler.pool.num_blocks_for(
+        waiting[0].num_tokens - waiting[0].num_found
+    )
+
+
+def _start(sequence: Sequence) -> int:
+    """Return the number of tokens that are computed, or will be found in the cache."""
+    return max(sequence.num_computed, sequence.num_found)
+
+
+def _num_prompt_tokens(sequence: Sequence) -> int:
+    """Return how many tokens must be computed before the sequence draws; a sibling's prompt is computed once."""
+    rest = sequence.num_tokens - _start(sequence)
+    return rest if rest > 1 and sequence.sibling is None else 0
+
+
+def _num_tiles(scheduler: Scheduler, sequences: Iterable[Sequence]) -> Iterator[int]:
+    seen: set[bytes] = set()
+    for image in _images(sequences):
+        if image.digest not in seen:
+            seen.add(image.digest)
+            yield image.num_tiles - scheduler.images.num_encoded(image.digest)
+
+
+def _images(sequences: Iterable[Sequence]) -> Iterator[ImageSpan]:
+    for sequence in sequences:
+        yield from sequence.images_after(_start(sequence))
