@@ -8,6 +8,7 @@ HF, newer     `model.vision_tower.*`, `model.multi_modal_projector.*`, `model.la
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -44,6 +45,16 @@ _RENAMES = tuple(
 _QKV = re.compile(_LAYER + r"attention\.([qkv])_proj\.(weight|bias)$")
 # Constants that some exports hold beside the weights. The model computes or does not need them.
 _HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.position_ids|\.embeddings\.mask_token)$")
+
+
+def layout_of(names: Iterable[str]) -> str:
+    """Return the layout that the names of a checkpoint's tensors have: original, HF-native or HF-native, older."""
+    for name in names:
+        if name.startswith("model.vision_tower."):
+            return "HF-native"
+        if name.startswith("vision_tower."):
+            return "HF-native, older"
+    return "original"
 
 
 def remap(name: str) -> Destination | None:

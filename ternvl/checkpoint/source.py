@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ternvl import embedded
 from ternvl.checkpoint import config_json
@@ -16,7 +19,8 @@ EMBEDDED = embedded.MODEL
 """The folder of the model that comes with the package."""
 
 # Pickles are never downloaded, because loading one runs the code in it.
-PATTERNS = ["*.json", "*.safetensors", "*.txt"]
+PATTERNS = ("*.json", "*.safetensors", "*.txt")
+CONFIG_PATTERNS = ("config.json", "generation_config.json", "*.index.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_NAMES = {
     f"{owner}internvl3-{size}{kind}".lower(): f"OpenGVLab/InternVL3-{size}{kind}"
@@ -36,6 +40,28 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
     completed.
     Raises CheckpointError if the model is not found or cannot be downloaded.
     """
+    found = _located(model, revision)
+    return found if isinstance(found, Path) else _download(found, revision)
+
+
+def peek(model: str | Path | None, scratch: Path, *, revision: str | None = None) -> Path:
+    """Return the folder of a model as `resolve` does, but download no weights.
+
+    Of a hub's model that is not on this machine, the configuration is downloaded into `scratch`, which is returned.
+    Raises what `resolve` raises.
+    """
+    found = _located(model, revision)
+    if isinstance(found, Path):
+        return found
+    with suppress(CheckpointError):
+        folder = _download(found, revision, local_files_only=True)
+        if any(folder.glob("*.safetensors")):
+            return folder
+    return _download(found, revision, patterns=CONFIG_PATTERNS, local_dir=scratch)
+
+
+def _located(model: str | Path | None, revision: str | None) -> Path | str:
+    """Return the folder of a model, or its name on the hub. Raises CheckpointError for anything else."""
     folder = EMBEDDED if model is None else _path(model)
     if model == EMBEDDED.name and not folder.exists():
         folder = EMBEDDED
@@ -53,7 +79,7 @@ def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
             f"{model} is neither an existing folder nor a model name such as OpenGVLab/InternVL3-1B-Instruct or "
             f"{EMBEDDED.name}."
         )
-    return _download(name, revision)
+    return name
 
 
 def _path(model: str | Path) -> Path:
@@ -66,7 +92,8 @@ def _path(model: str | Path) -> Path:
     return folder
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, patterns: Sequence[str] = PATTERNS, **options: Any) -> Path:
+    """Return the folder of a download; `options` are those of `snapshot_download`. Raises CheckpointError."""
     # Importing the library takes half a second, which a local model does not need.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -77,23 +104,27 @@ def _download(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns], **options))
     except GatedRepoError as error:
         reason = "access to it must be granted on its page there, and HF_TOKEN must hold your token"
         raise CheckpointError(f"The model {name} is gated on the hub: {reason}.") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"There is no model {name} on the hub, or it is private and HF_TOKEN does not give access to it."
+            f"There is no model {name} on the hub, or it is private and HF_TOKEN does not give access to it; `ternvl "
+            "models` lists names."
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"The model {name} has no revision {revision!r} on the hub.") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"The model {name} is not completely on this machine, and the hub cannot be reached to download it."
+            f"The model {name} is not completely on this machine, and the hub cannot be reached to download it; check "
+            "the connection, or name a folder."
         ) from error
     except Exception as error:  # network, disk and protocol errors of several libraries
         what = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"The download of the model {name} failed: {what}") from error
+        raise CheckpointError(
+            f"The download of the model {name} failed: {what.rstrip('.')}. The same command continues it."
+        ) from error
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -80,6 +80,15 @@ def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Pro
     return model.requires_grad_(False).eval()
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names of all tensors of a checkpoint, from the headers of its files.
+
+    Raises CheckpointError if files are absent or broken.
+    """
+    with ExitStack() as files:
+        return [name for path in _paths(folder) for name in _open(path, files).keys()]  # noqa: SIM118, no mapping
+
+
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():

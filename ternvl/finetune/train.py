@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from ternvl.checkpoint import source, weights
 from ternvl.config import ImageLimits
@@ -29,6 +29,7 @@ from ternvl.loading import resolve_device
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.tokenizer import Tokenizer
+from ternvl.terminal import is_watched, progress_bar, with_progress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,8 +75,10 @@ def train(run: Run, console: Console, stopping: Stopping | None = None) -> dict[
     config = source.load_config(folder)
     limits = ImageLimits(max_images=1024, allow_local_media=run.images)
     builder = PromptBuilder(config, Tokenizer.from_folder(folder), limits, run.max_dynamic_patch)
-    learned, held_out = _datasets(run, builder, console)
-    model = weights.load(folder, config, dtype=_dtype(run.training.dtype, device)).to(device)
+    learned, held_out = _datasets(run, builder)
+    dtype = _dtype(run.training.dtype, device)
+    load = partial(weights.load, folder, config, dtype=dtype)
+    model = with_progress("Loading weights", lambda show: load(progress=show), is_wanted=is_watched()).to(device)
     trainer = _trainer(run, model, str(run.model or folder.name), learned, held_out)
     _write_settings(run, folder.name, trainer, learned, held_out)
     for warning in warnings(len(learned), trainer.num_steps):
@@ -103,9 +106,9 @@ def _check_output(run: Run) -> None:
         )
 
 
-def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Dataset, Dataset | None]:
+def _datasets(run: Run, builder: PromptBuilder) -> tuple[Dataset, Dataset | None]:
     """Return the examples to learn, and those that are held out for evaluation."""
-    with _bar("Checking data", console) as progress:
+    with progress_bar("Checking data", is_wanted=is_watched()) as progress:
         learned = dataset.read(DataFile(run.data, run.images), builder, run.training.max_length, progress)
         if run.eval_data is not None:
             file = DataFile(run.eval_data, run.images)
@@ -115,14 +118,6 @@ def _datasets(run: Run, builder: PromptBuilder, console: Console) -> tuple[Datas
             raise ConfigError("patience is given, but eval-share is 0, so no data is held out for evaluation.")
         return learned, None
     return learned.split(run.training.eval_share, run.training.seed)
-
-
-@contextlib.contextmanager
-def _bar(title: str, console: Console) -> Any:
-    """Show a progress bar; yield a `ternvl.types.Progress` that updates it."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _write_settings(run: Run, base: str, trainer: Trainer, learned: Dataset, held_out: Dataset | None) -> None:

@@ -21,18 +21,6 @@ from ternvl.kernels.stage_types import Format
 from ternvl.model.internvl import InternVL
 
 
-def fuse(model: InternVL) -> None:
-    """Replace the layers of a plain model on the CPU by stages with the same weights, in place."""
-    fuse_language(model)
-    vision, config = model.vision_model, model.config.vision
-    patches = FusedPatches.from_conv(config, vision.embeddings.patch_embedding)
-    vision.embeddings.patch_embedding = patches  # type: ignore[assignment]
-    for i, layer in enumerate(vision.encoder.layers):
-        vision.encoder.layers[i] = FusedVisionLayer.from_layer(config, layer)  # type: ignore[arg-type]
-    model.mlp1 = FusedProjector.from_sequential(model.mlp1)  # type: ignore[assignment]
-    _rest_to_float32(model)
-
-
 def fuse_language(model: InternVL) -> None:
     """Replace the decoder's layers, the output head and the embedding, in place."""
     language, config = model.language_model, model.config.language
@@ -97,7 +85,7 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, Stage) and module.format in (Format.INT8, Format.INT4) for module in model.modules())
 
 
-def _rest_to_float32(model: nn.Module) -> None:
+def rest_to_float32(model: nn.Module) -> None:
     """Convert a model's parameters outside stages and embeddings to float32."""
     for module in model.modules():
         if not isinstance(module, WideEmbedding):

@@ -1,8 +1,8 @@
-"""Compiles the kernels: `python -m ternvl.kernels.build [--all] [--quiet]`.
+"""Compiles the kernels: `python -m ternvl.kernels.build [--here | --all] [--quiet]`.
 
-There is one library for each instruction set. By default only the one that this CPU uses is compiled; `--all` compiles
-every one, for wheels and for tests. A library's name holds a digest of all that it is made from, so a library of other
-sources is never loaded by mistake. No torch is needed here.
+There is one library for each instruction set. By default only the one that this CPU uses is compiled; `--here` compiles
+every one that it has, for tests, and `--all` those of other CPUs, too, for wheels. A library's name holds a digest of
+all that it is made from, so a library of other sources is never loaded by mistake. No torch is needed here.
 """
 
 from __future__ import annotations
@@ -104,6 +104,12 @@ def best_isa() -> str:
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+def isas_here() -> list[str]:
+    """Return the instruction sets that this CPU has, the least capable one first. Raises BuildError."""
+    names = list(FLAGS)
+    return names[: names.index(best_isa()) + 1]
 
 
 def build(*isas: str) -> list[str]:
@@ -298,7 +304,15 @@ def main(isas: Sequence[str] = (), quiet: bool = False) -> None:
         _say(f"native kernels are {text}.")
 
 
+def _wanted(args: Sequence[str]) -> Sequence[str]:
+    if "--all" in args:
+        return tuple(FLAGS)
+    with suppress(BuildError):  # the build meets it again, and reports it
+        return isas_here() if "--here" in args else ()
+    return ()
+
+
 atexit.register(stop)
 
 if __name__ == "__main__":
-    main(tuple(FLAGS) if "--all" in sys.argv[1:] else (), quiet="--quiet" in sys.argv[1:])
+    main(_wanted(sys.argv[1:]), quiet="--quiet" in sys.argv[1:])

@@ -1,5 +1,7 @@
 """Finds, loads and checks the compiled kernels: `library()` is None where torch has to compute instead.
 
+It also starts and ends teams of OpenMP threads, which the kernels share with torch.
+
 The environment variable `TERNVL_KERNELS` chooses: `auto` (the default) takes the best instruction set that the CPU has,
 `torch` takes none, and `portable`, `avx2`, `avx512` or `avx512vnni` take that one.
 """
@@ -9,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -25,6 +29,8 @@ VARIABLE = build.VARIABLE
 CHOICES = ("auto", "torch", *build.X86_FLAGS)
 
 Pointer, Int, Int64, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_GRAIN = 2**16  # numbers for which torch takes another thread, and as many again
+_SOFT = 1  # keeps what can be kept: `omp_pause_soft`
 PACK_LINEAR = (Pointer, Int, Int64, Int64, Pointer, Int)
 LINEAR = (Pointer, Int64, Int64, Int64, Pointer, Int, Int64, Pointer, Pointer, Int)
 """The arguments of the two functions that `load` checks a library with."""
@@ -56,6 +62,11 @@ def available() -> bool:
     return library() is not None
 
 
+def is_loaded() -> bool:
+    """Return whether the native kernels are in use already. Unlike `available`, it builds and loads nothing."""
+    return bool(load.cache_info().currsize) and available()
+
+
 def library() -> Library | None:
     """Return the library that `TERNVL_KERNELS` chooses, or None if torch is chosen or no library can be used.
 
@@ -84,6 +95,41 @@ def load(choice: str) -> Library | None:
         log.warning("The native kernels cannot be used (%s); torch computes instead, slower.", error)
         return None
     return loaded
+
+
+def release_team() -> None:
+    """End the OpenMP threads that wait for work of the calling thread; they start again when it has some.
+
+    Every thread that computes has a team of its own. libgomp lets waiting threads spin for milliseconds, which hands
+    work over without delay, but only for an instant if the process has more OpenMP threads than processors. So a thread
+    that will not compute for a while gives its team up to the thread that will. It takes less than 0.1 ms; without
+    kernels, or with an OpenMP library that cannot do it, nothing happens.
+    """
+    if is_loaded():
+        with suppress(AttributeError):
+            ctypes.CDLL(None).omp_pause_resource_all(_SOFT)
+
+
+def start_team() -> None:
+    """Start the OpenMP threads of the calling thread. libgomp would end the process if it failed to later."""
+    torch.zeros(torch.get_num_threads() * _GRAIN).add_(1)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute in the context without a team, for threads that seldom compute: libgomp ends a process that gets none."""
+    before = torch.get_num_threads()
+    set_num_threads(1)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Set the number of OpenMP threads of the calling thread alone; `torch.set_num_threads` sets that of all."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).omp_set_num_threads(num_threads)
 
 
 def _built(isa: str) -> str:

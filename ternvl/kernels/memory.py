@@ -8,12 +8,16 @@ import mmap
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_HUGEPAGE, _COLLAPSE = 14, 25
-"""Advice to Linux's madvise: pages may become huge, and pages become huge now (since Linux 6.1)."""
+_DONTNEED, _HUGEPAGE, _COLLAPSE = 4, 14, 25
+"""Advice to Linux's madvise: pages are not needed, may become huge, and become huge now (since Linux 6.1)."""
 _AT_ONCE = 2**24
 """Bytes whose pages are replaced at a time. A thread that reads them waits until they are replaced."""
 _SETTLED = 2.0
@@ -39,8 +43,7 @@ def make_huge(memory: Tensor) -> None:
     """
     if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise  # unlike the method of `mmap`, it releases the GIL
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    madvise = _madvise()
     start, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
     madvise(start, memory.nbytes, _HUGEPAGE)
     for address in range(-(-start // _AT_ONCE) * _AT_ONCE - _AT_ONCE, end, _AT_ONCE):
@@ -54,6 +57,40 @@ def make_huge_later(memory: Tensor) -> None:
     timer.daemon = True
     timer.start()
     atexit.register(_end, weakref.ref(timer))
+
+
+def give_back(tensors: Iterable[Tensor]) -> None:
+    """Take the pages of tensors in mapped files, and of freed memory, out of this process, for tensors used no more.
+
+    Whoever reads them still finds what the file has. Tensors that are in no file stay as they are.
+    """
+    if sys.platform != "linux":
+        return
+    files, madvise = _files(), _madvise()
+    for tensor in tensors:
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if size > 0 and any(first <= start and start + size <= last for first, last in files):
+            madvise(start, size, _DONTNEED)
+    with suppress(AttributeError):  # a C library other than GNU's, which keeps what was freed
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _files() -> list[tuple[int, int]]:
+    """The first and last addresses of the files that are mapped into this process."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, inode, *path = line.split()
+        if inode != "0" and path and not path[0].startswith("/dev/"):
+            first, last = addresses.split("-")
+            found.append((int(first, 16), int(last, 16)))
+    return found
+
+
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise  # unlike the method of `mmap`, it releases the GIL
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
 
 
 def _end(reference: weakref.ref[threading.Timer]) -> None:

@@ -14,6 +14,9 @@ from ternvl.kernels.panels import PANEL
 from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
+_ROWS = 4096
+"""The outputs whose weights are in float32 at a time: of an output head they would take gigabytes."""
+
 
 def pack(layer: Layer) -> Stage:
     """Keep the weights: bfloat16 stays bfloat16, every other type becomes float32."""
@@ -29,9 +32,8 @@ def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
 
     `smoothing` [K] are factors of the inputs, by which the weights are divided first.
     """
-    weight = _smoothed(layer, smoothing)
-    scales = weight.abs().amax(dim=1) / 127
-    whole = torch.round(weight / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8)
+    pieces = [_whole(_smoothed(piece, smoothing)) for piece in layer.weight.split(_ROWS)]
+    whole, scales = (torch.cat(each) for each in zip(*pieces, strict=True))
     packed, offsets = panels.pack_int8(_in_panels(layer, whole))
     return Stage(
         *(_size(layer), Format.INT8, layer.after, packed),
@@ -56,7 +58,7 @@ def pack_int4(
     Given sample inputs `compensate` [R, K], before smoothing, later weights compensate for the rounding errors of
     earlier ones. `smoothing` [K] is as in `pack_int8`.
     """
-    weight = _smoothed(layer, smoothing)
+    weight = _smoothed(layer.weight, smoothing)
     if compensate is None:
         whole, scales = int4_rounding.nearest(weight, importance)
     else:
@@ -86,8 +88,14 @@ def _size(layer: Layer) -> tuple[int, int]:
     return n, k
 
 
-def _smoothed(layer: Layer, smoothing: Tensor | None) -> Tensor:
-    weight = layer.weight.detach().float()
+def _whole(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weights [N, K] to 8 bits; return them with the scales [N]."""
+    scales = weight.abs().amax(dim=1) / 127
+    return torch.round(weight / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8), scales
+
+
+def _smoothed(weight: Tensor, smoothing: Tensor | None) -> Tensor:
+    weight = weight.detach().float()
     return weight if smoothing is None else weight / smoothing
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ternvl.config import ModelConfig
 from ternvl.errors import AdapterError
 from ternvl.files import read_regular
+from ternvl.kernels.loader import alone
 from ternvl.kernels.lora import Weights, side_by_side
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.names import Matrix, parse_key
@@ -59,7 +60,8 @@ def read(
     _check(pairs, settings, _shapes_of(pairs) if shapes is None else shapes, name, max_rank)
     order = {module: number for number, module in enumerate(shapes or sorted(module for module, _ in pairs))}
     ordered = sorted(pairs, key=lambda key: (order[key[0]], key[1] or 0))
-    packed = side_by_side([_packed(pairs[key], settings, key[1], dtype, device) for key in ordered])
+    with alone():  # torch packs the matrices on this thread
+        packed = side_by_side([_packed(pairs[key], settings, key[1], dtype, device) for key in ordered])
     modules: dict[str, list[Weights]] = {}
     for (module, _), weights in zip(ordered, packed, strict=True):
         modules.setdefault(module, []).append(weights)

@@ -34,6 +34,8 @@ class RegisteredAdapter:
 
     name: str
     folder: Path
+    digest: bytes
+    """`Adapter.digest` of the files when they were loaded."""
     created: int = field(default_factory=lambda: int(time.time()))
     num_users: int = 0
     is_retired: bool = False
@@ -105,10 +107,12 @@ class AdapterPool:
         return self.register(self.read(name, folder), folder)
 
     def register(self, adapter: Adapter, folder: Path) -> RegisteredAdapter:
-        """Register an adapter that was already read from `folder`, where its files stay."""
-        entry = RegisteredAdapter(adapter.name, folder)
+        """Register an adapter that was read from `folder`. An entry for the same files in this folder stays."""
+        entry = RegisteredAdapter(adapter.name, folder, adapter.digest)
         with self._lock:
             before = self._entries.get(adapter.name)
+            if before is not None and (before.folder, before.digest) == (folder, adapter.digest):
+                return before
             if before is not None:
                 self._retire(before)
             self._entries[adapter.name] = entry

@@ -73,3 +73,11 @@ class InternVL(nn.Module):
                 embeddings[image.start : image.stop] = rows.flatten(0, 1)
         positions = torch.arange(prompt.num_tokens, device=device)
         return self.decode(embeddings, positions, attention or CausalAttention())
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Return the number of parameters of a model of these sizes. An output head that is tied counts once."""
+    with torch.device("meta"):
+        model = InternVL(config)
+    head = model.language_model.lm_head.weight.numel() if config.language.tie_word_embeddings else 0
+    return sum(parameter.numel() for parameter in model.parameters()) - head

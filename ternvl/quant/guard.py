@@ -1,43 +1,34 @@
 """Quantisation with a guard: each layer's error is measured, and layers above the bound are left unquantised.
 
-The unquantised model runs over sample prompts, and some rows of each stage's inputs are recorded. Each stage is then
-tried in the requested format without and with smoothing, which moves scale from inputs to weights if some channels are
-far larger than the others (arXiv 2211.10438). In 4 bits it is also tried with weights that compensate for each other's
-errors (`int4_rounding.py`). The best try is used if its error is within the bound. Otherwise the next finer format is
-tried, and if none is within its bound, the stage stays unquantised. The report names each choice with its error.
+The unquantised model runs over sample prompts (`conversion.py`), and some rows of each stage's inputs are recorded.
+Each stage is then tried in the requested format without and with smoothing, which moves scale from inputs to weights if
+some channels are far larger than the others (arXiv 2211.10438). In 4 bits it is also tried with weights that compensate
+for each other's errors (`int4_rounding.py`). The best try is used if its error is within the bound. Otherwise the next
+finer format is tried, and if none is within its bound, the stage stays unquantised. The report names each choice with
+its error.
 
 Shapes: R rows, N outputs, K inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder
-from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_types import Format
-from ternvl.model.attention import Attention
-from ternvl.model.internvl import InternVL
-from ternvl.quant.cache_errors import MeasuredAttention
 from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries
-from ternvl.types import Progress, Prompt
 
 SCHEMES = ("int8", "int4")
 _FEW, _MANY = (64, 256), (256, 1024)
 """The rows of inputs that are recorded from one call and in all. A stage that is tried in 4 bits needs many, because
 the compensation of its weights is fitted to them."""
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +47,7 @@ class StageReport:
     """The relative error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, compensated"."""
 
 
-class _Record:
+class Record:
     """Some rows of a stage's inputs after its norm, and the largest value of each channel over all rows."""
 
     def __init__(self, most: tuple[int, int]) -> None:
@@ -65,38 +56,11 @@ class _Record:
         self._most_a_call, self._most = most
 
     def add(self, rows: Tensor) -> None:
+        """Add the rows [R, K] of one call."""
         largest = rows.abs().amax(dim=0)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if sum(map(len, self.rows)) < self._most:
             self.rows.append(rows[:: max(1, len(rows) // self._most_a_call)][: self._most_a_call].clone())
-
-
-@torch.inference_mode()
-def quantize(
-    model: InternVL, scheme: str, samples: Sequence[Prompt], progress: Progress | None = None
-) -> list[StageReport]:
-    """Quantise a plain model on the CPU in place, and return what was chosen for each stage.
-
-    `samples` should contain images and texts. `progress` is called with the stages done so far and the stages in all.
-    Raises ConfigError for an unknown scheme, or if a logit on the samples is NaN or infinite.
-    """
-    if scheme not in SCHEMES:
-        raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
-    fuse(model)
-    attention = MeasuredAttention(model.config.language)
-    records = record(model, samples, scheme, attention)
-    errors = attention_errors(model, samples)
-    reports: list[StageReport] = []
-    found = list(stages(model))
-    for name, stage in found:
-        chosen, report = choose(name, stage, records.get(name), formats_for(name, scheme))
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, chosen)
-        reports.append(report)
-        if progress is not None:
-            progress(len(reports), len(found))
-    reports += [choose_attention(name, layer, errors.get(name)) for name, layer in vision_layers(model)]
-    return reports + choose_cache(model.language_model.model, attention.errors())
 
 
 def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
@@ -120,59 +84,23 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
     return (Format.INT4, Format.INT8) if scheme == "int4" and is_language else (Format.INT8,)
 
 
-def record(
-    model: InternVL, samples: Sequence[Prompt], scheme: str, attention: Attention | None = None
-) -> dict[str, _Record]:
-    """Run the model over the samples, and record inputs of each stage.
+def record_for(name: str, scheme: str) -> Record:
+    """Return a new record of a stage's inputs, as large as its formats need it."""
+    return Record(_MANY if Format.INT4 in formats_for(name, scheme) else _FEW)
 
-    Raises ConfigError if a logit is NaN or infinite.
+
+def attention_error(layer: FusedVisionLayer, tiles: Iterable[Tensor]) -> float | None:
+    """Return the relative error of 8-bit attention in a vision layer; None without tiles, or if it cannot have 8 bits.
+
+    `tiles` are inputs of the layer, [1, L, C] each.
     """
-    records: dict[str, _Record] = {}
-
-    def add(name: str, stage: Stage, x: Tensor) -> None:
-        if name not in records:
-            records[name] = _Record(_MANY if Format.INT4 in formats_for(name, scheme) else _FEW)
-        records[name].add(stage.inputs(x))
-
-    with _hooks(stages(model), add):
-        for sample in samples:
-            if not model.logits(model.hidden(sample, attention)).isfinite().all():
-                raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
-    return records
-
-
-def attention_errors(model: InternVL, samples: Sequence[Prompt]) -> dict[str, float]:
-    """Return the relative error of 8-bit attention in each vision layer, over the first tile of each sample."""
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name, _ in vision_layers(model)}
-
-    def measure(name: str, layer: FusedVisionLayer, x: Tensor) -> None:
-        qkv = layer.heads(x[:1])
+    sums = torch.zeros(2, dtype=torch.float64)
+    for x in tiles if layer.can_attend_in_int8 else ():
+        qkv = layer.heads(x)
         wanted = exact_attention(qkv).double()
-        sums[name] += torch.stack([(tile_attention(qkv) - wanted).square().sum(), wanted.square().sum()])
-
-    layers = [(name, layer) for name, layer in vision_layers(model) if layer.can_attend_in_int8]
-    with _hooks(layers, measure):
-        for sample in samples:
-            if sample.pixel_values is not None:
-                model.encode_tiles(sample.pixel_values[:1])
-    return {name: float((error / size).sqrt()) for name, (error, size) in sums.items() if size > 0}
-
-
-@contextmanager
-def _hooks(modules: Iterable[tuple[str, M]], call: Callable[[str, M, Tensor], None]) -> Iterator[None]:
-    """Call `call` with a module's name, the module and its input each time before it runs."""
-    handles = []
-    for name, module in modules:
-
-        def hook(module: M, arguments: tuple[Tensor, ...], name: str = name) -> None:
-            call(name, module, arguments[0])
-
-        handles.append(module.register_forward_pre_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        sums += torch.stack([(tile_attention(qkv) - wanted).square().sum(), wanted.square().sum()])
+    error, size = sums
+    return float((error / size).sqrt()) if size > 0 else None
 
 
 def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) -> StageReport:
@@ -185,7 +113,7 @@ def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) ->
     return StageReport(f"{name}.attention", "float32", 0.0, False, tried)
 
 
-def choose(name: str, stage: Stage, seen: _Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
+def choose(name: str, stage: Stage, seen: Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
     """Return the stage in the first format that is within its bound, and the report.
 
     A stage whose inputs were not recorded stays unquantised.

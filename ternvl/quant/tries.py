@@ -21,6 +21,8 @@ _HELD_OUT = 5
 _INPUTS_A_ROW = 4
 """Compensation is only tried with at most this many inputs for each row: with more, it is slow and overfits."""
 _SMOOTHINGS = (0.5, 0.75)
+_ROWS = 32
+"""The rows of products that are in float64 at a time."""
 
 Try = tuple[str, Stage, float]
 """A try: its label, the stage and its error."""
@@ -71,15 +73,18 @@ def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
     `largest` [K] is the largest input of each channel; `strength` from 0 to 1 says how much scale moves to the weights.
     """
     of_inputs = largest.clamp_min(1e-5)
-    of_weights = weight.float().abs().amax(dim=0).clamp_min(1e-5)
+    of_weights = torch.maximum(weight.amax(dim=0), -weight.amin(dim=0)).float().clamp_min(1e-5)
     factor = of_weights.pow(1 - strength) / of_inputs.pow(strength)
     return factor / factor.log().mean().exp()
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     """Return the root-mean-square error relative to the size of `wanted`; infinity if a value is NaN or infinite."""
-    size = wanted.double().square().sum().sqrt()
-    error = (got.double() - wanted.double()).square().sum().sqrt() / size.clamp_min(1e-12)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for some, right in zip(got.split(_ROWS), wanted.split(_ROWS), strict=True):  # an output head has 150,000 outputs
+        exact = right.double()
+        sums += torch.stack([(some.double() - exact).square().sum(), exact.square().sum()])
+    error = sums[0].sqrt() / sums[1].sqrt().clamp_min(1e-12)
     return float(error) if bool(error.isfinite()) else float("inf")
 
 

@@ -30,9 +30,12 @@ FILES = {
 CLIENT = """
 import sys
 from ternvl.errors import CheckpointError
-from ternvl.checkpoint.source import resolve
+from pathlib import Path
+from ternvl.checkpoint.source import peek, resolve
+revision = sys.argv[2] or None
 try:
-    print(resolve(sys.argv[1], revision=sys.argv[2] or None))
+    scratch = [Path(given) for given in sys.argv[3:]]
+    print((peek if scratch else resolve)(sys.argv[1], *scratch, revision=revision))
 except CheckpointError as error:
     print("CheckpointError:", error)
 """
@@ -131,12 +134,12 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def start(endpoint: str, cache: Path, name: str, revision: str = "") -> subprocess.Popen[str]:
+def start(endpoint: str, cache: Path, name: str, revision: str = "", *more: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1"}
     root = str(Path(__file__).resolve().parents[2])
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, name, revision],
+        [sys.executable, "-c", CLIENT, name, revision, *more],
         env=environment | {"PYTHONPATH": root},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -144,9 +147,9 @@ def start(endpoint: str, cache: Path, name: str, revision: str = "") -> subproce
     )
 
 
-def resolve(endpoint: str, cache: Path, name: str, revision: str = "") -> tuple[str, str]:
+def resolve(endpoint: str, cache: Path, name: str, revision: str = "", *more: str) -> tuple[str, str]:
     """The standard output, and the standard error with the progress bar."""
-    client = start(endpoint, cache, name, revision)
+    client = start(endpoint, cache, name, revision, *more)
     out, err = client.communicate(timeout=60)
     assert client.returncode == 0, err
     return out.strip(), err
@@ -164,6 +167,14 @@ def test_a_download_by_short_name_and_again_without_the_hub(hub: Hub, tmp_path: 
     assert "100%" in err
     # Nothing listens on this port, so the local copy is used.
     assert resolve("http://127.0.0.1:9", tmp_path, NAME)[0] == out
+
+
+def test_a_look_at_a_model_downloads_no_weights(hub: Hub, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    assert resolve(address(hub), tmp_path / "cache", NAME, "", str(scratch))[0] == str(scratch)
+    assert {path.name for path in scratch.iterdir() if path.is_file()} == {"config.json"}
+    assert weight_ranges(hub) == []
+    assert not list((tmp_path / "cache").rglob("config.json"))
 
 
 def test_a_revision(hub: Hub, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.engine.request import Request
 from ternvl.fused.adapters import FusedModule
-from ternvl.fused.replace import fuse
 from ternvl.fused.vision import FusedVisionLayer
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.loader import available
@@ -30,7 +29,9 @@ from ternvl.lora.files import linears, read
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import VisionAttention
 from ternvl.params import SamplingParams
-from ternvl.quant.guard import quantize, stages
+from ternvl.quant import conversion
+from ternvl.quant.conversion import quantize
+from ternvl.quant.guard import stages
 from ternvl.quant.tries import relative_error
 from ternvl.types import Prompt
 from tests.engine.tiny import image_prompt, make_engine, run, text_prompt
@@ -91,7 +92,9 @@ def prompts(seed: int) -> list[Prompt]:
 def fused_model(scheme: str) -> InternVL:
     model = plain_model()
     if scheme == "none":
-        fuse(model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conversion, "formats_for", lambda *_: ())
+            quantize(model, "int8", prompts(1))
     else:
         reports = {report.name: report for report in quantize(model, scheme, prompts(1))}
         assert reports["language_model.model.layers.0.qkv"].smoothed

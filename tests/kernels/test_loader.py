@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from ternvl.errors import ConfigError
 from ternvl.kernels import build, loader, panels, product
 from ternvl.kernels.loader import available, library, load
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +42,33 @@ def fake_compiler(folder: Path, script: str) -> str:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
+
+
+@pytest.mark.timeout(300)
+def test_the_sources_are_valid_for_the_best_instruction_set() -> None:
+    """The tests compile and run only the instruction sets of this CPU."""
+    try:
+        compiler, others = build.find_compiler(), set(build.FLAGS) - set(build.isas_here())
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    if not others:
+        pytest.skip("this CPU has every instruction set")
+
+    def check(isa: str, source: Path) -> str:
+        flags = (*build.COMMON_FLAGS, *build.MORE_FLAGS, *build.FLAGS[isa], f"-I{build.SOURCES}", "-fsyntax-only")
+        return subprocess.run([*compiler, *flags, str(source)], capture_output=True, text=True).stderr
+
+    most = max(others, key=list(build.FLAGS).index)  # it has all that the others have
+    jobs = [(most, source) for source in build.sources()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        assert "".join(pool.map(check, *zip(*jobs, strict=True))) == ""
+
+
+def test_the_instruction_sets_of_this_cpu_end_with_the_best() -> None:
+    if not available():
+        pytest.skip("there are no kernels")
+    assert build.isas_here()[0] == "portable"
+    assert build.isas_here()[-1] == build.best_isa()
 
 
 def serves_torch(caplog: pytest.LogCaptureFixture, reason: str) -> None:
@@ -153,6 +182,16 @@ def test_the_command_says_what_it_does(tmp_path: Path) -> None:
     assert names == sorted(f"{isa}-{build.digest()}.so" for isa in build.FLAGS)
 
 
+def test_a_library_of_other_sources_is_not_taken(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "portable-0123456789abcdef.so").touch()
+    code = "build.main(('portable',))"
+    assert "no native kernels: /no/such/c++ cannot be run" in said(builder(out, code, CXX="/no/such/c++"))
+    (out / f"portable-{build.digest()}.so").touch()
+    assert said(builder(out, code, CXX="/no/such/c++")) == "ternvl: native kernels are up to date.\n"
+
+
 def test_only_the_instruction_set_of_this_cpu_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if library() is None:
         pytest.skip("there is no compiler")
@@ -195,3 +234,27 @@ def test_an_end_of_the_process_ends_the_compilers(tmp_path: Path) -> None:
     code = f"build.start(); log = pathlib.Path({str(tmp_path)!r}, 'begun')\nwhile not log.exists(): pass"
     assert "compiling" in said(builder(out, code, CXX=compiler, TERNVL_KERNELS="portable"))
     assert [path.name for path in out.iterdir()] == ["lock"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs the list of threads that Linux gives")
+def test_a_team_ends_and_starts_again() -> None:
+    if not loader.available():
+        pytest.skip("without kernels nothing is released")
+
+    def count() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def compute() -> tuple[int, int]:
+        torch.get_num_threads()
+        loader.set_num_threads(3)
+        before, x = count(), torch.ones(1_000_000)
+        for _ in range(2):
+            assert torch.equal(x + 1, torch.full_like(x, 2))
+            computing = count()
+            loader.release_team()
+            eventually(lambda: count() == before)
+        return before, computing
+
+    with ThreadPoolExecutor(1) as pool:  # whose thread ends with its number of threads
+        before, computing = pool.submit(compute).result()
+    assert computing > before

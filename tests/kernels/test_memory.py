@@ -3,10 +3,13 @@
 import re
 import subprocess
 import sys
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ternvl.kernels import memory
 
@@ -61,3 +64,29 @@ def test_a_program_may_end_at_any_moment_of_it() -> None:
 def _has_collapse() -> bool:
     major, minor = map(int, re.findall(r"\d+", Path("/proc/sys/kernel/osrelease").read_text())[:2])
     return (major, minor) >= (6, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_mapped_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
+    values = torch.arange(2**22, dtype=torch.int32)
+    save_file({"a": values, "b": values + 1}, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("a"), file.get_tensor("b")
+    assert torch.equal(mapped[0], values)
+    assert torch.equal(mapped[1], values + 1)
+    before = resident(mapped[0]), resident(mapped[1])
+    memory.give_back([mapped[0][5:-5], values])
+    after = resident(mapped[0]), resident(mapped[1])
+    assert after[0] <= before[0] - (mapped[0].nbytes - 2**17) // 1024
+    assert after[1] > mapped[1].nbytes * 0.9 / 1024
+    assert torch.equal(mapped[0], torch.arange(2**22, dtype=torch.int32))
+    assert torch.equal(values, mapped[0]), "memory of no file stays as it is"
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """KiB of a tensor that are in this process's memory: the pages that `/proc/self/pagemap` has as present."""
+    first, last = tensor.data_ptr() // PAGESIZE, (tensor.data_ptr() + tensor.nbytes - 1) // PAGESIZE
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        file.seek(8 * first)
+        entries = memoryview(file.read(8 * (last + 1 - first))).cast("Q")
+    return sum(entry >> 63 for entry in entries) * PAGESIZE // 1024

@@ -7,6 +7,7 @@ import pytest
 from ternvl import LLM
 from ternvl.errors import CheckpointError
 from ternvl.quant import file
+from ternvl.quant.size import weight_bytes
 from tests.quant.private_cache import private_cache
 
 
@@ -20,6 +21,7 @@ def test_an_incomplete_file_is_converted_again(damage: str, cache: Path, caplog:
     llm = LLM(quantization="int8")
     (path,) = cache.glob("int8-*.safetensors")
     whole = path.read_bytes()
+    assert weight_bytes(llm.config, "int8") == pytest.approx(len(whole), rel=0.01)
     size = whole[:8]
     broken = {
         "cut short": whole[: len(whole) // 2],

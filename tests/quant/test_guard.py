@@ -9,7 +9,8 @@ from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.kernels.stage_types import Format
 from ternvl.model.internvl import InternVL
 from ternvl.quant import file
-from ternvl.quant.guard import quantize, vision_layers
+from ternvl.quant.conversion import quantize
+from ternvl.quant.guard import vision_layers
 from ternvl.quant.tries import BOUNDS, relative_error
 from ternvl.types import ImageSpan, Prompt
 from tests.quant.private_cache import private_cache

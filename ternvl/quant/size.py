@@ -1,0 +1,45 @@
+"""How many bytes a model's weights take in each precision, computed from its sizes alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ternvl.config import ModelConfig
+from ternvl.kernels.panels import GROUP
+from ternvl.model.internvl import InternVL
+
+_INT4_BYTES = 0.5 + 2 / GROUP
+"""The bytes of a weight of 4 bits with its share of a scale in bfloat16."""
+_OUTPUT_BYTES = 8
+"""The scale and the offset of an output in 8 bits."""
+
+
+def weight_bytes(config: ModelConfig, scheme: str) -> int:
+    """Return the bytes of the weights of a model of these sizes on a CPU: in "none", "int8" or "int4".
+
+    Where the guard leaves layers in more bits, the model is larger.
+    """
+    stored = getattr(torch, config.dtype).itemsize
+    with torch.device("meta"):
+        model = InternVL(config)
+    total = 0.0
+    for name, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if isinstance(module, nn.Linear):
+            total += linear_bytes(name, module, scheme, stored)
+        elif isinstance(module, nn.Embedding):
+            total += own * stored
+        else:
+            total += own * (stored if scheme == "none" else 4)
+    return round(total)
+
+
+def linear_bytes(name: str, linear: nn.Linear, scheme: str, stored: int) -> float:
+    """Return the bytes of one layer; `stored` are those of a weight that is not quantised."""
+    weights, bias = linear.weight.numel(), 0 if linear.bias is None else linear.bias.numel()
+    if scheme == "none":
+        return (weights + bias) * stored
+    if scheme == "int4" and name.startswith("language_model."):
+        return weights * _INT4_BYTES + 4 * bias
+    return weights + _OUTPUT_BYTES * linear.out_features + 4 * bias
