@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ import uvicorn
 from ternvl.config import ServerConfig
 from ternvl.errors import TernvlError
 from ternvl.server.app import create_app
+from ternvl.server.connection.limits import max_connections
+from ternvl.server.connection.protocol import protocol_of
+from ternvl.server.greeting import greeting
 from ternvl.server.guard.tls import certificate_of
 from ternvl.server.guard.validate import check_config, open_to_network
 from ternvl.server.serving import Serving
@@ -38,6 +41,7 @@ def bind(config: ServerConfig) -> socket.socket:
     can use the server without a key.
     """
     check_config(config)
+    max_connections(config)
     sock = _bound(config.host, config.port)
     if warning := open_to_network(config):
         print(f"ternvl: {warning}", file=sys.stderr, flush=True)
@@ -85,7 +89,8 @@ def run(
     A second SIGINT or SIGTERM ends the process at once. SIGHUP, which a closed terminal sends, never does, and it is
     ignored if the process was started so, as nohup does. With a key file or a certificate, SIGHUP reads these again and
     does not stop the server. `sock` and `metrics` are the results of an earlier `bind` and `bind_metrics`; without
-    them, `run` binds. Raises ConfigError for an invalid setting, TernvlError if an address is not available.
+    them, `run` binds. Lines of the log go where Python's root logger sends them. Raises ConfigError for an invalid
+    setting, TernvlError if an address is not available.
     """
     with sock or bind(config) as listener, metrics or bind_metrics(config) as metrics_listener:
         listeners = [each for each in (listener, metrics_listener) if each is not None]
@@ -109,7 +114,10 @@ class _Server(uvicorn.Server):
     def __init__(self, app: Any, serving: Serving) -> None:
         config = uvicorn.Config(
             app,
-            log_level=serving.config.log_level,
+            http=protocol_of(serving.config, serving.connections),
+            log_config=None,  # uvicorn's lines go where those of ternvl go
+            log_level="debug" if serving.config.log_level == "debug" else "warning",  # its others say nothing new
+            access_log=False,  # ternvl.request has a line for each request
             timeout_graceful_shutdown=1,  # for connections, whose requests have ended by then
             server_header=False,
             ws="none",
@@ -124,7 +132,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            print(_greeting(self._serving, sockets), flush=True)
+            with suppress(OSError):  # a closed pipe or a full disk is no reason to serve nobody
+                print(greeting(self._serving, sockets), flush=True)
 
     async def main_loop(self) -> None:
         await super().main_loop()
@@ -151,22 +160,3 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig != _HANGUP:
             os._exit(0)  # the engine may be within a long step, which a signal does not interrupt
         self.should_exit = True
-
-
-def _greeting(serving: Serving, sockets: Sequence[socket.socket]) -> str:
-    """Return the text that is printed at the start: the addresses, and a request that can be pasted into a shell."""
-    scheme = "http" if serving.config.ssl_certfile is None else "https"
-    url, *others = (f"{scheme}://{_shown(sock)}" for sock in sockets)
-    page = f"The playground, a page for your browser: {url}/\n" if serving.config.playground else ""
-    metrics = "".join(f"Its metrics are served at {other}/metrics\n" for other in others)
-    body = '{"messages": [{"role": "user", "content": "Name the european capitals"}]}'
-    return (
-        f"\n{serving.names.served[0]} is served at {url}/v1\n{page}{metrics}Try it:\n\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
-    )
-
-
-def _shown(sock: socket.socket) -> str:
-    """Return the address of a socket as a client of this machine writes it."""
-    host, port = sock.getsockname()[:2]
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host) + f":{port}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from ternvl.lora.adapter import Adapter
 from ternvl.lora.pool import AdapterPool, RegisteredAdapter
 from ternvl.lora.store import AdapterStore
 from ternvl.server.guard.folders import AdapterFolders
+from ternvl.workers.threads import LastingThreads
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class AdapterService:
         self._model_names = frozenset(model_names)
         self._folders = AdapterFolders(config)
         self._store = AdapterStore(config.lora_dir) if config.lora_dir else None
-        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="adapters")
+        self._loaders = LastingThreads(_LOADERS, "adapters")
         self._load_configured(config)
 
     def _load_configured(self, config: ServerConfig) -> None:

@@ -14,16 +14,18 @@ from ternvl.answer import checks
 from ternvl.answer.ask import Ask, PreparedAsk
 from ternvl.answer.choice import Choices, generate
 from ternvl.answer.delta import Delta
-from ternvl.engine.request import check_params
+from ternvl.engine.request import check_params, check_prompt
 from ternvl.errors import RequestError
 from ternvl.output.tool_calls import ToolCallDelta
 from ternvl.params import SamplingParams
 from ternvl.server.guard.caller import current
 from ternvl.server.guard.rate import charged
-from ternvl.server.request_id import in_words
+from ternvl.server.log.request_id import in_words
+from ternvl.server.metrics.meter import Meter
 from ternvl.server.schema.fields import ignored_header
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.serving import Serving
+from ternvl.server.tracing.attributes import note_answer
 from ternvl.types import Prompt
 
 logger = logging.getLogger("ternvl.server")
@@ -69,7 +71,7 @@ async def answer(
     raise, too.
     """
     chosen = serving.names.choose(request.model, request.lora)
-    meter, deadline = serving.metrics.meter(), serving.deadline()
+    meter, deadline = Meter(serving.metrics, chosen.name), serving.deadline()
     asks = await serving.threads.run(partial(to_asks, serving.llm.default_params()), deadline=deadline)
     most = _check(serving, request, asks)
     own = [isolated(serving, replace(ask, adapter=chosen.adapter)) for ask in asks]
@@ -77,9 +79,10 @@ async def answer(
     _check_listed(ready, serving.config.max_answer_tokens)
     _name_unenforced(request, [*ready[0].unenforced, *request.unenforced])
     prompts = [each.prompt for each in ready]
+    note_answer(answer_id, ready[0].params, prompts, chosen.adapter)
     num_prompt_tokens = sum(prompt.num_tokens for prompt in prompts)
     generated = _naming_broken(request, _deltas(serving, ready, answer_id, deadline))
-    deltas = meter.watch(charged(generated, num_prompt_tokens, most), num_prompt_tokens)
+    deltas = meter.watch(charged(generated, num_prompt_tokens, most), prompts, ready[0].params.n)
     return InFlightAnswer(chosen.name, prompts, ready[0].params, deltas)
 
 
@@ -108,6 +111,21 @@ async def prompt_of(serving: Serving, request: PromptRequest) -> Prompt:
     deadline = serving.deadline()
     ask = await serving.threads.run(partial(request.to_ask, serving.llm.default_params()), deadline=deadline)
     return await serving.threads.build_prompt(ask, deadline=deadline)
+
+
+async def rendered(serving: Serving, request: TextRequest, to_ask: Callable[[SamplingParams], Ask]) -> tuple[Ask, str]:
+    """Return the ask of a request, with its prompt as input, and the name of the model or adapter that would answer.
+
+    Raises what `answer` raises before it begins, but for its limits on answers.
+    """
+    chosen = serving.names.choose(request.model, request.lora)
+    deadline = serving.deadline()
+    ask = await serving.threads.run(partial(to_ask, serving.llm.default_params()), deadline=deadline)
+    ask = isolated(serving, replace(ask, adapter=chosen.adapter))
+    limit = serving.llm.engine.config.max_model_len
+    prompt = await serving.threads.build_prompt(ask, max_tokens=limit, deadline=deadline)
+    check_prompt(prompt, serving.llm.config, limit, path=ask.path)
+    return replace(ask, input=prompt), chosen.name
 
 
 def _name_unenforced(request: TextRequest, paths: list[str]) -> None:
@@ -155,7 +173,7 @@ def _check(serving: Serving, request: TextRequest, asks: Sequence[Ask]) -> int:
         raise RequestError(message, param=name, code="too_many_answer_tokens")
     if caller := current.get():
         caller.check_tokens(1)
-    serving.service.check_room(num_answers)
+    serving.service.check_room(num_answers, has_images=any(ask.has_media for ask in asks))
     return num_answers * each
 
 

@@ -12,8 +12,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ternvl.config import ServerConfig
-from ternvl.server import request_id
 from ternvl.server.answering import BROKEN_SCHEMA, UNCHECKED_SCHEMA, UNENFORCED_SCHEMA
+from ternvl.server.connection.lingering import Lingering
 from ternvl.server.docs.operation import Operation
 from ternvl.server.endpoint import IGNORED_FIELDS
 from ternvl.server.errors import plain_http_error
@@ -22,9 +22,11 @@ from ternvl.server.guard.audit import Audited
 from ternvl.server.guard.auth import BearerAuth
 from ternvl.server.guard.gate import Gated
 from ternvl.server.guard.validate import check_config
-from ternvl.server.metrics import Measured, Ports
+from ternvl.server.log import request_id
+from ternvl.server.metrics.middleware import Measured, Ports
 from ternvl.server.operations import OPERATIONS, PAGES, Described, routes
 from ternvl.server.serving import Serving
+from ternvl.server.tracing.provider import Tracing
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
@@ -65,10 +67,13 @@ def _middleware(serving: Serving, served: Sequence[Operation]) -> list[Middlewar
     CORS comes before the check of keys, because browsers send preflight requests without a key.
     """
     config = serving.config
+    traced = () if serving.tracing is None else ("traceresponse",)
     middleware = [
+        Middleware(Lingering),
         Middleware(request_id.Identified),
         Middleware(Described, operations=served),
         Middleware(Measured, metrics=serving.metrics),
+        *_traced(serving.tracing),
         Middleware(Ports, metrics_port=lambda: serving.metrics_port),
         Middleware(deprecation.Deprecating, rows=deprecation.DEPRECATIONS),
     ]
@@ -79,7 +84,10 @@ def _middleware(serving: Serving, served: Sequence[Operation]) -> list[Middlewar
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[*_OWN_HEADERS, request_id.HEADER, "Retry-After", *rate.HEADERS, *deprecation.HEADERS],
+                expose_headers=[
+                    *(*_OWN_HEADERS, request_id.HEADER, "Retry-After"),
+                    *(*rate.HEADERS, *deprecation.HEADERS, *traced),
+                ],
             )
         )
     return [
@@ -89,3 +97,12 @@ def _middleware(serving: Serving, served: Sequence[Operation]) -> list[Middlewar
         Middleware(rate.RateLimited),
         Middleware(Gated, gate=serving.gate),
     ]
+
+
+def _traced(tracing: Tracing | None) -> list[Middleware]:
+    """Return the middleware that traces requests, if there is a collector for its spans."""
+    if tracing is None:
+        return []
+    from ternvl.server.tracing.middleware import Traced
+
+    return [Middleware(Traced, tracing=tracing)]

@@ -21,22 +21,25 @@ class ModelCards:
 
     def all(self) -> list[dict[str, Any]]:
         """Return the model under each of its names, then its adapters."""
-        models = [self._card(name, self._created) for name in self._names.served]
+        models = [self._of_model(name) for name in self._names.served]
         return models + [self.of_adapter(entry) for entry in self._names.adapters]
 
     def of(self, name: str) -> dict[str, Any]:
         """Return the element of a name that `ModelNames.resolve` returned."""
         if self._adapters.has(name):
             return self.of_adapter(self._adapters.known(name))
-        return self._card(name, self._created)
+        return self._of_model(name)
 
     def of_adapter(self, entry: RegisteredAdapter) -> dict[str, Any]:
         """Return an adapter's element; its parent is the model."""
-        return self._card(entry.name, entry.created) | {"parent": self._names.served[0]}
+        return self._card(entry.name, entry.created, entry.folder.name or entry.name, self._names.served[0])
 
-    def _card(self, name: str, created: int) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": created, "owned_by": "ternvl"}
-        return card | self._sizes
+    def _of_model(self, name: str) -> dict[str, Any]:
+        return self._card(name, self._created, self._names.root, None)
+
+    def _card(self, name: str, created: int, root: str, parent: str | None) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": created, "owned_by": "ternvl", "root": root}
+        return card | {"parent": parent} | self._sizes
 
 
 def _tiling(builder: PromptBuilder) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ternvl.server.errors import ClientGone, HTTPError
 from ternvl.server.guard.deprecation import note_fields
 from ternvl.server.guard.limits import read_json
-from ternvl.server.request_id import in_words
+from ternvl.server.log.request_id import in_words
+from ternvl.server.long_json import json_response
 from ternvl.server.schema.fields import ignored_header, parse
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import Schema
@@ -65,7 +66,8 @@ async def send(
     """
     try:
         if form is None:
-            return JSONResponse(await until_disconnect(request.receive, _folded(values, fold)), headers=dict(headers))
+            whole = await until_disconnect(request.receive, _folded(values, fold))
+            return await json_response(whole, headers)
         first = await until_disconnect(request.receive, _first(values))
     except ClientGone:
         return Response(status_code=499)

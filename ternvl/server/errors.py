@@ -6,6 +6,7 @@ OpenAI's shape is `{"error": {"message", "type", "param", "code"}}`, Anthropic's
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from secrets import token_hex
@@ -23,8 +24,9 @@ from ternvl.errors import (
     RequestTimeoutError,
     UnavailableError,
     UnknownAdapterError,
+    lacks_memory,
 )
-from ternvl.server.request_id import in_words
+from ternvl.server.log.request_id import in_words
 
 logger = logging.getLogger("ternvl.server")
 
@@ -35,6 +37,16 @@ _PLAIN = {
     405: "{path} does not support the method {method}.",
 }
 
+
+_LACKS = {
+    errno.ENOMEM: "memory",
+    errno.EAGAIN: "processes",
+    errno.EMFILE: "open files",
+    errno.ENFILE: "open files",
+    errno.ENOSPC: "space on its disk",
+    errno.EDQUOT: "space on its disk",
+}
+"""What the operating system had too little of, by the number of its error."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -113,13 +125,34 @@ def to_http(error: BaseException) -> HTTPError:
         case OverloadedError():
             return HTTPError(429, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after or 1)})
         case UnavailableError():
+            _log_lack(error.__cause__)
             return HTTPError(503, str(error), code="unavailable", headers={"Retry-After": "5"})
         case RequestTimeoutError():
             return HTTPError(504, str(error), code="request_timeout")
+    if lack := _log_lack(error):
+        message = f"The server has no more {lack} for this request at the moment."
+        return HTTPError(503, message, code="unavailable", headers={"Retry-After": "5"})
     error_id = f"err_{token_hex(8)}"
     logger.error("%s%s: %s", error_id, in_words(), error, exc_info=error)
     message = f"The server failed on this request; its log has the cause under the id {error_id}{in_words()}."
     return HTTPError(500, message, code=error_id)
+
+
+def _log_lack(error: BaseException | None) -> str:
+    """Log what the machine lacked, and return it; nothing and an empty text if the error has another cause."""
+    if error is None or not (lack := _lack(error)):
+        return ""
+    logger.error("There is no more %s for a request%s: %s", lack, in_words(), str(error) or type(error).__name__)
+    return lack
+
+
+def _lack(error: BaseException) -> str:
+    """Return what the machine lacked, in words; empty if the error has another cause."""
+    if isinstance(error, OSError):
+        return _LACKS.get(error.errno or 0, "")
+    if lacks_memory(error):
+        return "memory"
+    return "threads" if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else ""
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:

@@ -40,7 +40,9 @@ class ModelNames:
 
     def __init__(self, llm_name: str, config: ServerConfig, adapters: AdapterPool) -> None:
         """`llm_name` is a folder or a name on the hub."""
-        self.served = config.served_model_name or (_public_name(llm_name),)
+        self.root = _public_name(llm_name)
+        """What the model's names stand for: its name on the hub, or its folder's without the path."""
+        self.served = config.served_model_name or (self.root,)
         """The model's own names. Answers have the first if the request uses none of them."""
         self.aliases = ALIASES | {llm_name} if _is_hub_name(llm_name) else ALIASES
         self._adapters = adapters

@@ -12,11 +12,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.server import probes
+from ternvl.server.debug import endpoints as debug
 from ternvl.server.docs import answers, message_answers, openapi, text_answers
-from ternvl.server.docs.operation import Operation
+from ternvl.server.docs.operation import JSON, Operation
 from ternvl.server.errors import ERROR_SHAPE, guarded
 from ternvl.server.guard.auth import ACCESS
-from ternvl.server.metrics import ENDPOINT
+from ternvl.server.metrics.middleware import ENDPOINT
 from ternvl.server.playground import pages
 from ternvl.server.protocols import adapters, chat, completions, messages, responses, tokens
 from ternvl.server.protocols.chat_schema import ChatRequest
@@ -31,6 +32,11 @@ OPERATIONS = (
         "post", "/v1/chat/completions", chat.chat_completions,
         summary="Answers a conversation.", request=ChatRequest, streams=True,
         answer=text_answers.ChatCompletion,
+    ),
+    Operation(
+        "post", "/v1/chat/completions/render", tokens.render,
+        summary="Returns the prompt of a conversation as the KV cache knows it.", request=ChatRequest,
+        answer=answers.RenderedPrompt,
     ),
     Operation(
         "post", "/v1/completions", completions.completions,
@@ -112,6 +118,16 @@ OPERATIONS = (
     Operation(
         "get", "/metrics", probes.metrics,
         summary="Returns the metrics for Prometheus.", media_type="text/plain", access="metrics",
+    ),
+    Operation(
+        "get", "/debug/state", debug.state,
+        summary="Says what the server does now.", access="admin",
+        answer=dict[str, Any],
+    ),
+    Operation(
+        "get", "/debug/profile", debug.profile,
+        summary="Samples where the time of the process goes.", access="admin", parameters=debug.PARAMETERS,
+        media_type="text/plain", also=JSON,
     ),
     Operation(
         "get", "/schema/chat-completions.json", openapi.page_schema,

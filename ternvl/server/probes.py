@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl import __version__
-from ternvl.errors import TernvlError
+from ternvl.errors import TernvlError, UnavailableError
 from ternvl.server.endpoint import serving_of
-from ternvl.server.metrics import CONTENT_TYPE
+from ternvl.server.metrics.recorder import CONTENT_TYPE
+
+logger = logging.getLogger("ternvl.server")
 
 
 async def models(request: Request) -> Response:
@@ -24,10 +28,18 @@ async def model(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Answer `GET /health`: 200 while the server runs, 503 once it is stopping."""
-    if serving_of(request).gate.draining:
-        return JSONResponse({"status": "draining"}, status_code=503)
-    return JSONResponse({"status": "ok"})
+    """Answer `GET /health`: 200 while the process is alive, also while it stops; 503 if a step of the engine is stuck.
+
+    Who runs the server may end it for a 503, which would cut the answers of a server that stops.
+    """
+    serving = serving_of(request)
+    seconds, was_stuck = serving.service.seconds_in_step, serving.is_stuck
+    serving.is_stuck = seconds > serving.config.stuck_timeout
+    if serving.is_stuck:
+        if not was_stuck:
+            logger.error("The engine's present step has taken %.0f s and has not ended; /health answers 503.", seconds)
+        return JSONResponse({"status": "stuck"}, status_code=503)
+    return JSONResponse({"status": "draining" if serving.gate.draining else "ok"})
 
 
 async def ready(request: Request) -> Response:
@@ -36,9 +48,15 @@ async def ready(request: Request) -> Response:
     try:
         serving.gate.check()
         serving.service.check_room(1)
+        _check_step(serving.service.seconds_in_step, serving.config.stuck_timeout / 4)
     except TernvlError as error:
         return JSONResponse({"status": "not ready", "reason": str(error)}, status_code=503)
     return JSONResponse({"status": "ready"})
+
+
+def _check_step(seconds: float, most: float) -> None:
+    if seconds > most:
+        raise UnavailableError(f"The engine's present step has taken {seconds:.0f} s and has not ended.")
 
 
 async def version(request: Request) -> Response:

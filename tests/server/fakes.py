@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import uvicorn
@@ -22,12 +22,14 @@ from ternvl.config import (
     VideoLimits,
     VisionConfig,
 )
+from ternvl.engine.admission.backlog import Backlog
 from ternvl.engine.request import Request
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import TernvlError
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
 from ternvl.server import bind, create_app
+from ternvl.server.connection.protocol import protocol_of
 from ternvl.types import FinishReason, TokenOutput
 from tests.fakes import tiny_tokenizer
 
@@ -81,7 +83,7 @@ class ScriptedEngine:
 
     def __post_init__(self) -> None:
         self._running: dict[str, tuple[Request, Iterator[int]]] = {}
-        self._num_steps = 0
+        self._num_steps = self._num_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -106,7 +108,16 @@ class ScriptedEngine:
             self.aborted.append(request_id)
 
     def stats(self) -> EngineStats:
-        return EngineStats(num_running=min(1, len(self._running)), num_waiting=max(0, len(self._running) - 1))
+        return EngineStats(
+            num_running=min(1, len(self._running)),
+            num_waiting=max(0, len(self._running) - 1),
+            num_steps=self._num_steps,
+            num_generated_tokens=self._num_tokens,
+        )
+
+    def backlog(self, *, has_images: bool) -> Backlog:
+        most = [request.params.max_tokens or 1_000 for request, _ in self._running.values()]
+        return Backlog(tuple((0, each) for each in most[:1]), tuple(most[1:]), num_slots=1)
 
     def _tokens(self) -> Iterator[int]:
         while True:
@@ -118,6 +129,7 @@ class ScriptedEngine:
         token_id = next(tokens, None)
         if token_id is not None:
             cached = self.cached[self.requests.index(request) % len(self.cached)]
+            self._num_tokens += 1
             return TokenOutput(request.id, (token_id,), num_cached_tokens=cached)
         del self._running[request.id]
         return TokenOutput(request.id, (), FinishReason.STOP)
@@ -134,11 +146,15 @@ def scripted_llm(
 
 
 @contextmanager
-def serving(llm: LLM, **options: Any) -> Iterator[str]:
+def serving(llm: LLM, *, loop: Literal["auto", "asyncio"] = "auto", **options: Any) -> Iterator[str]:
     """The address of a server of `llm` on a free port; `options` are fields of `ServerConfig`."""
     config = ServerConfig(port=0, log_level="error", **options)
     with bind(config) as sock:
-        server = uvicorn.Server(uvicorn.Config(create_app(llm, config), log_level="error", timeout_graceful_shutdown=5))
+        app = create_app(llm, config)
+        http = protocol_of(config, app.state.serving.connections)
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=http, loop=loop, log_level="error", timeout_graceful_shutdown=5)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         while not server.started:

@@ -33,7 +33,7 @@ def server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
                 line = process.stdout.readline()
                 assert line, "the server ended before it greeted"
                 said += line
-            assert re.search(r"^KV cache: [\d.]+ [kMG]B holds [\d,]+ tokens$", said, re.MULTILINE)
+            assert re.search(r"^KV cache: +[\d.]+ [kMG]B holds [\d,]+ tokens$", said, re.MULTILINE)
             yield process, url[1]
         finally:
             process.kill()
@@ -88,9 +88,9 @@ class Half:
 
 def wait_for_503(url: str) -> httpx.Response:
     for _ in range(1000):
-        health = httpx.get(f"{url}/health", timeout=60)
-        if health.status_code == 503:
-            return health
+        ready = httpx.get(f"{url}/ready", timeout=60)
+        if ready.status_code == 503:
+            return httpx.get(f"{url}/health", timeout=60)
     pytest.fail("it does not drain")
 
 
@@ -105,7 +105,7 @@ def test_work_finishes_and_new_work_is_refused() -> None:
         half.finish()
         assert half.answer.startswith(b"HTTP/1.1 200 ")
         assert process.wait(60) == 0
-    assert health.json() == {"status": "draining"}
+    assert (health.status_code, health.json()) == (200, {"status": "draining"})
     assert refused.status_code == 503
     assert (refused.json()["error"]["code"], refused.json()["error"]["type"]) == ("unavailable", "server_error")
     assert int(refused.headers["retry-after"]) >= 1
@@ -137,8 +137,11 @@ def test_a_second_signal_ends_at_once() -> None:
 def test_a_closed_terminal_cuts_no_stream() -> None:
     with server("--drain-timeout", "600") as (process, url), ThreadPoolExecutor() as pool:
         stream = Stream(pool, url, max_tokens=200)
+        half = Half(url, max_tokens=3)  # it keeps the server from ending
         process.send_signal(signal.SIGHUP)
         wait_for_503(url)
         process.send_signal(signal.SIGHUP)  # the shell and the kernel both send one
         assert stream.last == "[DONE]"
+        half.finish()
+        assert half.answer.startswith(b"HTTP/1.1 200 ")
         assert process.wait(60) == 0

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ternvl.server.docs.operation import Operation
 from ternvl.server.errors import ERROR_SHAPE
 from ternvl.server.guard.auth import ACCESS
-from ternvl.server.metrics import ENDPOINT
+from ternvl.server.metrics.middleware import ENDPOINT
 from ternvl.server.operations import OPERATIONS, Described, routes
 from tests.server.calling import error_of
 from tests.server.fakes import scripted_llm, serving
@@ -78,8 +78,18 @@ def test_what_is_open_and_what_is_for_administrators() -> None:
     named = {access: {each.path for each in OPERATIONS if each.access == access} for access in ("open", "admin")}
     assert named == {
         "open": {"/health", "/ready"},
-        "admin": {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/upload_lora_adapter"},
+        "admin": {
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/v1/upload_lora_adapter",
+            "/debug/state",
+            "/debug/profile",
+        },
     }
+
+
+QUICK = {"seconds": "0.1"}
+"""Of a profile; others ignore it."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +102,7 @@ def guarded() -> Iterator[httpx.Client]:
 def test_every_operation_asks_for_the_key_of_its_access(guarded: httpx.Client, operation: Operation) -> None:
     def ask(key: str | None) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return guarded.request(operation.method, operation.path.replace("{id}", "ok"), headers=headers)
+        return guarded.request(operation.method, operation.path.replace("{id}", "ok"), params=QUICK, headers=headers)
 
     accepted = {key: ask(key).status_code != 401 for key in (None, "wrong", "key", "admin")}
     opened = operation.access == "open"

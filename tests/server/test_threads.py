@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from ternvl.answer.ask import Ask
+from ternvl.config import ServerConfig
 from ternvl.errors import ContextLengthError, ImageError, RequestTimeoutError, VideoError
 from ternvl.llm import LLM
 from ternvl.params import Grammar, SamplingParams
 from ternvl.prompt import media
 from ternvl.prompt.messages import ImageInput, Message
 from ternvl.prompt.parts import VideoInput
+from ternvl.server.metrics.recorder import Metrics, Served
 from ternvl.server.threads import Threads
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import serving, tiny_llm
@@ -27,7 +29,7 @@ from tests.server.fakes import serving, tiny_llm
 
 def test_a_prompt_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(media, "fetch", lambda *_: release.wait(30))
+    monkeypatch.setattr(media, "fetch", lambda *_, **__: release.wait(30))
     part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     with serving(tiny_llm(), request_timeout=0.2) as url:
         pictures = {**BRIEF, "stream": True, "messages": [{"role": "user", "content": [part]}]}
@@ -40,7 +42,7 @@ def test_a_prompt_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatc
 def test_text_does_not_wait_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
     fetching, release = threading.Event(), threading.Event()
 
-    def slow(*_: Any) -> bytes:
+    def slow(*_: Any, **__: Any) -> bytes:
         fetching.set()
         release.wait(30)
         return b""
@@ -82,7 +84,8 @@ def blocker() -> Iterator[Blocker]:
 
 def in_loop(llm: LLM, work: Callable[[Threads], Awaitable[None]]) -> None:
     async def main() -> None:
-        threads = Threads(llm, num_builders=1)
+        metrics = Metrics(llm.engine.stats, Served("tiny", {}, {}, 1))
+        threads = Threads(llm, ServerConfig(max_concurrent_requests=4, prompt_workers=1), metrics)
         await work(threads)
         threads.close()
 
@@ -149,7 +152,7 @@ def test_a_slow_grammar_delays_other_grammars_alone(blocker: Blocker, monkeypatc
 def test_images_are_built_while_all_threads_for_videos_are_busy(
     blocker: Blocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(media, "fetch", lambda *_: blocker() or b"no video")
+    monkeypatch.setattr(media, "fetch", lambda *_, **__: blocker() or b"no video")
     watching = Ask(input=[Message("user", "?", (VideoInput("https://example.com/a.mp4"),))], params=SamplingParams())
     seeing = Ask(input=[Message("user", "?", (ImageInput(Image.new("RGB", (9, 9))),))], params=SamplingParams())
 
@@ -166,7 +169,7 @@ def test_images_are_built_while_all_threads_for_videos_are_busy(
 
 
 def test_text_is_built_while_all_threads_for_images_are_busy(blocker: Blocker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "fetch", lambda *_: blocker() or b"no image")
+    monkeypatch.setattr(media, "fetch", lambda *_, **__: blocker() or b"no image")
     seeing = Ask(input=[Message("user", "?", (ImageInput("https://example.com/a.png"),))], params=SamplingParams())
 
     async def work(threads: Threads) -> None:

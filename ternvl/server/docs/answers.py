@@ -35,6 +35,32 @@ class Text(TypedDict):
     prompt: str
 
 
+class Placeholder(TypedDict):
+    """Where an image's tokens stand among the token ids."""
+
+    offset: int
+    length: int
+
+
+class ImageFeatures(TypedDict):
+    """The images of a prompt: their identifiers, which KV events have, too, and their places."""
+
+    mm_hashes: dict[Literal["image"], list[str]]
+    mm_placeholders: dict[Literal["image"], list[Placeholder]]
+
+
+class RenderedPrompt(TypedDict):
+    """The answer of `POST /v1/chat/completions/render`: all that names the prompt's blocks in the KV cache."""
+
+    request_id: str
+    model: str
+    token_ids: list[int]
+    features: ImageFeatures | None
+    lora_name: str | None
+    lora_id: int | None
+    cache_salt: str | None
+
+
 class ImageTiling(TypedDict):
     """How images are cut into tiles by default: the side of a tile in pixels, its tokens, and the numbers of tiles."""
 
@@ -46,15 +72,19 @@ class ImageTiling(TypedDict):
 
 
 class ModelCard(TypedDict):
-    """A served model, or an adapter, whose `parent` is the model."""
+    """A served model, or an adapter, whose `parent` is the model.
+
+    `root` is what the name stands for: a name on the hub, or that of a folder.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["ternvl"]
+    root: str
+    parent: str | None
     max_model_len: int
     image_tiling: ImageTiling
-    parent: NotRequired[str]
 
 
 class ModelList(TypedDict):
@@ -77,7 +107,7 @@ class UnloadedAdapter(TypedDict):
 class Health(TypedDict):
     """The answer of `GET /health`."""
 
-    status: Literal["ok", "draining"]
+    status: Literal["ok", "draining", "stuck"]
 
 
 class Readiness(TypedDict):

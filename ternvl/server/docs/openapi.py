@@ -34,15 +34,16 @@ _EVENT = {
 _ERRORS = {
     400: "The body is not JSON, a field is invalid, an image cannot be used, or the prompt is too long.",
     401: "The key is missing or wrong.",
-    403: "Loading, unloading or uploading adapters is not allowed.",
+    403: "Loading, unloading or uploading adapters, or looking into the server, is not allowed.",
     404: "The model is not served.",
     405: "The request has a method that the path does not support.",
     408: "The body did not arrive in time.",
+    409: "Another profile is being taken.",
     413: "The body or an image is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
     429: "Too many requests are waiting; Retry-After says when to try again.",
     500: "The server failed; its log has the cause under the id in the message.",
-    503: "The server is stopping, or is not ready.",
+    503: "The server is stopping or not ready, or its disk cannot store an upload.",
     504: "The answer took longer than the server allows.",
 }
 
@@ -117,6 +118,8 @@ def _describe(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[
     }
     if "{id}" in operation.path:
         description["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if operation.parameters:
+        description["parameters"] = [*operation.parameters]
     if operation.request:
         content = {
             operation.takes: {"schema": schemas[operation.request]}
@@ -145,6 +148,8 @@ def _answer(operation: Operation, schemas: dict[Any, dict[str, Any]], example: d
     shown = {"example": example["answer"]} if "answer" in example else {}
     schema = schemas[operation.answer] if operation.answer else {"type": "string"}
     content: dict[str, Any] = {operation.media_type: {"schema": schema} | shown}
+    if operation.also:
+        content[operation.also] = {"schema": {"type": "object"}}
     if operation.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     return {"description": operation.summary, "content": content}
@@ -169,6 +174,8 @@ def _statuses(operation: Operation) -> list[int]:
         statuses |= {400, 404, 408, 413, 415, 429, 503, 504}
     if operation.access == "admin":
         statuses |= {403}
+    if operation.parameters:
+        statuses |= {400, 409}
     return sorted(statuses)
 
 

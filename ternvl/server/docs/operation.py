@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -33,6 +34,10 @@ class Operation:
     """The protocol that defines the shape of errors."""
     media_type: str = JSON
     """The media type of the answer."""
+    also: str | None = None
+    """Another media type that the answer may have, as its parameters say."""
+    parameters: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """The parameters of the query, in the words of OpenAPI."""
     takes: str = JSON
     """The media type of the request's body."""
 

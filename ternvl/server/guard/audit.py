@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ternvl.server.guard.auth import ACCESS, CALLER
-from ternvl.server.request_id import in_words
+from ternvl.server.log.request_id import in_words
 
 DETAILS = "ternvl.audit"
 """The key of an ASGI scope for what a request of an administrator concerns: names and paths by field."""

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ternvl.server.errors import HTTPError
-from ternvl.server.guard.caller import Caller, current
+from ternvl.server.guard.caller import Caller, address, current
 from ternvl.server.guard.key_store import KeyStore
 from ternvl.server.guard.keys import Key
 from ternvl.server.guard.quota import Budget
@@ -35,6 +35,7 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on requests that have a key with the role, or need none."""
+        address.set((scope.get("client") or ("",))[0])
         role = self._store.role_for(scope.get(ACCESS, "key")) if scope["type"] == "http" else None
         if role is None:
             return await self._app(scope, receive, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_network
 from math import ceil
 
 from ternvl.server.errors import HTTPError
@@ -57,6 +58,25 @@ class Caller:
 
 current: ContextVar[Caller | None] = ContextVar("caller", default=None)
 """The sender of the request that is being answered; None if the server asks for no key."""
+
+
+address: ContextVar[str] = ContextVar("address", default="")
+"""The address that the request that is being answered came from."""
+
+
+def client() -> str:
+    """Return who sent the current request: the name of its key or, without one, the network that it came from.
+
+    A network is an IPv4 address or the 64 bits of an IPv6 address that one customer of a provider has.
+    """
+    caller = current.get()
+    if caller is not None:
+        return f"key {caller.key.name}"
+    try:
+        ip = IPv6Address(address.get())
+    except ValueError:
+        return address.get()
+    return str(ip.ipv4_mapped or ip_network((ip, 64), strict=False))
 
 
 def may_use(adapter: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ternvl.server.metrics import ENDPOINT
+from ternvl.server.metrics.middleware import ENDPOINT
 
 logger = logging.getLogger("ternvl.server")
 

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ternvl.errors import OverloadedError, TernvlError, UnavailableError
+from ternvl.errors import OverloadedError, UnavailableError
 from ternvl.server.errors import ClientGone, HTTPError, to_http
 from ternvl.server.guard.returns import Returns
-
-_DISCARD_SECONDS = 2.0
-"""The most seconds for reading the body of a request that is refused."""
 
 _SLOW_SECONDS = 10.0
 """The seconds before a body's rate counts."""
@@ -144,14 +141,8 @@ class Gated:
             try:
                 self._gate.enter()
             except (UnavailableError, OverloadedError) as error:
-                return await self._refuse(error, scope, receive, answer)
+                return await to_http(error).response(scope)(scope, receive, answer.send)
             await self._run(scope, receive, answer)
-
-    async def _refuse(self, error: TernvlError, scope: Scope, receive: Receive, answer: _Response) -> None:
-        if isinstance(error, UnavailableError):
-            with suppress(TimeoutError):  # the answer can be lost if a connection is closed with unread bytes
-                await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
-        await to_http(error).response(scope)(scope, receive, answer.send)
 
     async def _run(self, scope: Scope, receive: Receive, answer: _Response) -> None:
         body = _Body(self._gate, scope, receive)
@@ -237,8 +228,3 @@ class _Response:
                 raise
             logger.warning("a client did not read its answer for %g seconds", self._gate.limits.write_timeout)
             raise ClientGone from None
-
-
-async def _discard(receive: Receive) -> None:
-    while (await receive()).get("more_body"):
-        pass

@@ -94,12 +94,17 @@ class Reloader:
             self._loop.call_soon_threadsafe(self._wanted.set)
 
     async def _watch(self) -> None:
+        anew = False
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), POLL_SECONDS)
-            anew = self._wanted.is_set()
+            anew = anew or self._wanted.is_set()
             self._wanted.clear()
-            await asyncio.to_thread(self._look, anew=anew)
+            try:
+                await asyncio.to_thread(self._look, anew=anew)
+                anew = False
+            except RuntimeError as error:  # no thread can be started
+                logger.warning("Files cannot be read again now: %s.", error)
 
     def _look(self, *, anew: bool) -> None:
         for watched in self._watched:

@@ -7,11 +7,13 @@ from math import inf
 from pathlib import Path
 
 from ternvl import embedded
-from ternvl.access import METRICS_ACCESS
+from ternvl.access import METRICS_ACCESS, METRICS_NAMES
 from ternvl.config import ServerConfig
 from ternvl.errors import ConfigError
 from ternvl.server.guard.key_store import KeyStore
 from ternvl.server.guard.tls import certificate_of
+from ternvl.server.log.lines import FORMATS
+from ternvl.server.tracing.provider import exporter_of
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,6 +29,13 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+_SECONDS = (
+    *("head_timeout", "body_timeout", "image_decode_timeout"),
+    *("request_timeout", "stuck_timeout", "write_timeout"),
+)
+"""Settings that are a number of seconds above 0."""
+
+
 def check_config(config: ServerConfig) -> None:
     """Raise ConfigError for an invalid setting.
 
@@ -40,7 +49,11 @@ def check_config(config: ServerConfig) -> None:
         raise ConfigError(f"metrics_port is {config.metrics_port}, but must be from 0 to 65535.")
     if config.metrics_port and config.metrics_port == config.port:
         raise ConfigError(f"metrics_port and port are both {config.port}, but must be two ports.")
-    for name in ("body_timeout", "request_timeout", "write_timeout"):
+    for name in ("max_connections", "max_connections_per_client"):
+        number = getattr(config, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}, but must be at least 1.")
+    for name in _SECONDS:
         seconds = getattr(config, name)
         if seconds is not None and not 0 < seconds < inf:
             raise ConfigError(f"{name} is {seconds}, but must be a number of seconds above 0.")
@@ -48,15 +61,20 @@ def check_config(config: ServerConfig) -> None:
         raise ConfigError(f"drain_timeout is {config.drain_timeout}, but must be a number of seconds, at least 0.")
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level is {config.log_level!r}, but must be one of {', '.join(LOG_LEVELS)}.")
+    if config.log_format not in FORMATS:
+        raise ConfigError(f"log_format is {config.log_format!r}, but must be {' or '.join(FORMATS)}.")
     _check_adapters(config)
     if not all(config.served_model_name):
         raise ConfigError("served_model_name is empty, but a model must have a name.")
     _check_access(config)
+    exporter_of(config)
 
 
 def _check_access(config: ServerConfig) -> None:
     if config.metrics_access not in METRICS_ACCESS:
         raise ConfigError(f"metrics_access is {config.metrics_access!r}, but must be {' or '.join(METRICS_ACCESS)}.")
+    if config.metrics_names not in METRICS_NAMES:
+        raise ConfigError(f"metrics_names is {config.metrics_names!r}, but must be {', '.join(METRICS_NAMES)}.")
     if config.api_key == "":
         raise ConfigError(
             "api_key is empty; give a key (--api-key or TERNVL_API_KEY), or leave it out to serve without one."
@@ -69,7 +87,13 @@ def _check_access(config: ServerConfig) -> None:
         raise ConfigError(
             "admin_key and api_key are the same, which would give all clients the rights of administrators."
         )
-    has_admin = KeyStore(config).keys.has_admin
+    store = KeyStore(config)
+    has_admin = store.keys.has_admin
+    if config.debug_endpoints and not store.guards_admin and not is_loopback(config.host):
+        raise ConfigError(
+            f"debug_endpoints would let everyone who reaches {config.host} look into the server; give it --admin-key "
+            "instead."
+        )
     if config.allow_lora_upload and (config.lora_dir is None or not has_admin):
         raise ConfigError(
             "allow_lora_upload needs --lora-dir, where uploads are stored, and --admin-key or another key with the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ternvl.config import ServerConfig
-from ternvl.errors import AdapterError, RequestError
+from ternvl.errors import AdapterError, RequestError, UnavailableError
 from ternvl.lora.files import CONFIG, WEIGHTS
 from ternvl.lora.pool import RegisteredAdapter
 from ternvl.server.endpoint import read, serving_of
@@ -22,6 +23,8 @@ from ternvl.server.errors import HTTPError
 from ternvl.server.guard.audit import DETAILS
 from ternvl.server.guard.validate import is_loopback
 from ternvl.server.schema.types import NonEmpty, Schema
+
+logger = logging.getLogger("ternvl.server")
 
 _FORM_BYTES = 100_000
 """The most bytes of an upload in addition to its files."""
@@ -79,17 +82,29 @@ async def upload(request: Request) -> Response:
     if not serving.config.allow_lora_upload:
         message = "This server accepts no uploads of adapters; start it with --allow-lora-upload to allow them."
         raise HTTPError(403, message, code="uploads_not_allowed")
-    form = await _form(request, serving.config)
-    try:
-        name = form.get("lora_name")
-        if not isinstance(name, str) or not name:
-            raise RequestError("lora_name is required.", param="lora_name", code="missing_required_parameter")
-        request.scope[DETAILS] |= {"lora_name": name}
-        config, weights = _file(form, CONFIG), _file(form, WEIGHTS)
-        entry = await serving.adapters.upload(name, config.file, weights.file)
-    finally:
-        await form.close()
+    with _disk_errors():
+        form = await _form(request, serving.config)
+        try:
+            name = form.get("lora_name")
+            if not isinstance(name, str) or not name:
+                raise RequestError("lora_name is required.", param="lora_name", code="missing_required_parameter")
+            request.scope[DETAILS] |= {"lora_name": name}
+            config, weights = _file(form, CONFIG), _file(form, WEIGHTS)
+            entry = await serving.adapters.upload(name, config.file, weights.file)
+        finally:
+            await form.close()
     return _loaded(request, entry, {})
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Turn an error of the disk, where a form and its adapter are kept, into UnavailableError and a line of the log."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        logger.error("An uploaded adapter cannot be stored: %s (%s).", reason, error.filename or "no file named")
+        raise UnavailableError(f"The upload cannot be stored: {reason}.") from None
 
 
 @contextmanager

@@ -17,7 +17,17 @@ from ternvl.sampling.tools import Tools
 from ternvl.server.schema.forms import FormFields, ToolChoiceField
 from ternvl.server.schema.images import ImageAddress, PlacedImages, TileFields, TileLimits
 from ternvl.server.schema.sampling import SamplingFields
-from ternvl.server.schema.types import STRING_OR_ARRAY, DetailField, Integer, NonEmpty, Schema, by, refuse
+from ternvl.server.schema.types import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    STRING_OR_ARRAY,
+    DetailField,
+    Integer,
+    NonEmpty,
+    Schema,
+    by,
+    refuse,
+)
 from ternvl.server.schema.videos import InputVideoPart, VideoFields, VideoPart, VideoUrlPart
 
 
@@ -174,8 +184,8 @@ class ToolDefinition(Schema):
 class ChatRequest(SamplingFields, FormFields, TileFields, VideoFields, PlacedImages):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
-    tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None

@@ -18,7 +18,7 @@ from ternvl.server.protocols.messages_turns import Turn, text_of
 from ternvl.server.schema.forms import FormFields
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
-from ternvl.server.schema.types import REFUSED, Integer, NonEmpty, Schema, StopString, refuse
+from ternvl.server.schema.types import MAX_MESSAGES, MAX_TOOLS, REFUSED, Integer, NonEmpty, Schema, StopString, refuse
 
 _WEB_TOOLS = ("web_search_", "web_fetch_")
 """The beginnings of the types of tools that clients such as Claude Code offer and that the server cannot run."""
@@ -131,9 +131,9 @@ class CountTokensRequest(FormFields, TileFields, PlacedImages):
     """The body of `POST /v1/messages/count_tokens`: the fields that determine the prompt."""
 
     model: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: Texts | None = None
-    tools: Annotated[list[AnthropicTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     output_config: OutputConfig | None = None
     output_format: AnthropicFormat | None = None

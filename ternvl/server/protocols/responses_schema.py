@@ -44,6 +44,8 @@ from ternvl.server.schema.forms import FormFields, JsonObjectFormat, TextFormat
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TextRequest
 from ternvl.server.schema.types import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
     STRING_OR_ARRAY,
     STRING_OR_OBJECT,
     Integer,
@@ -87,12 +89,13 @@ class ResponseRequest(TextRequest, FormFields, TileFields, PlacedImages):
     limit_name: ClassVar[str] = "max_output_tokens"
 
     input: Annotated[
-        Annotated[str, Tag("@string")] | Annotated[list[InputItem], Field(fail_fast=True), Tag("@array")],
+        Annotated[str, Tag("@string")]
+        | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("@array")],
         STRING_OR_ARRAY,
     ]
     instructions: str | None = None
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("@string")] | Annotated[NamedTool, Tag("@object")],

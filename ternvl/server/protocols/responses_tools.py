@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ternvl.server.schema.forms import FunctionName
-from ternvl.server.schema.types import NonEmpty, Schema, by, refuse
+from ternvl.server.schema.types import MAX_TOOLS, NonEmpty, Schema, by, refuse
 
 LeftOut = Literal[
     "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11", "image_generation",
@@ -79,7 +79,7 @@ class NamespaceTool(Schema):
     type: Literal["namespace"]
     name: NonEmpty
     description: str | None = None
-    tools: Annotated[list[ToolOfNamespace], Field(fail_fast=True)]
+    tools: Annotated[list[ToolOfNamespace], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class LeftOutTool(Schema):

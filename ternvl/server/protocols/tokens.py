@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, in vLLM's form."""
+"""`POST /tokenize`, `POST /detokenize` and `POST /v1/chat/completions/render`, in vLLM's form."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ternvl.answer.ask import Ask
+from ternvl.engine.cache.block_keys import adapter_id, own_images, salt_id
 from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
-from ternvl.server.answering import prompt_of
+from ternvl.server.answering import new_id, prompt_of, rendered
 from ternvl.server.endpoint import read, serving_of
+from ternvl.server.long_json import json_response
 from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDefinition
 from ternvl.server.schema.fields import validate
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TokenId
-from ternvl.server.schema.types import Schema, one_of, refuse
+from ternvl.server.schema.types import MAX_MESSAGES, MAX_TOOLS, Schema, one_of, refuse
 from ternvl.server.schema.videos import VideoFields
+from ternvl.types import ImageSpan, Prompt
 
 
 class TokenizeRequest(TileFields, VideoFields, PlacedImages):
@@ -30,8 +33,8 @@ class TokenizeRequest(TileFields, VideoFields, PlacedImages):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
@@ -66,9 +69,11 @@ async def tokenize(request: Request) -> Response:
         "count": len(token_ids),
         "max_model_len": llm.engine.config.max_model_len,
         "tokens": token_ids,
-        "token_strs": _strings(llm.tokenizer, token_ids) if wanted.return_token_strs else None,
+        "token_strs": None,
     }
-    return JSONResponse(answer, headers=headers)
+    if wanted.return_token_strs:
+        answer["token_strs"] = await serving.threads.run(lambda: _strings(llm.tokenizer, token_ids))
+    return await json_response(answer, headers)
 
 
 async def detokenize(request: Request) -> Response:
@@ -76,13 +81,44 @@ async def detokenize(request: Request) -> Response:
     serving = serving_of(request)
     wanted, headers = await read(request, DetokenizeRequest, "tokens")
     serving.names.resolve(wanted.model)
-    vocab_size = serving.llm.tokenizer.vocab_size
-    for index, token_id in enumerate(wanted.tokens):
-        if token_id >= vocab_size:
+    text = await serving.threads.run(lambda: _text(serving.llm.tokenizer, wanted.tokens))
+    return await json_response({"prompt": text}, headers)
+
+
+async def render(request: Request) -> Response:
+    """Answer `POST /v1/chat/completions/render`: the prompt of a request as the KV cache knows it, and no answer."""
+    serving = serving_of(request)
+    wanted, headers = await read(request, ChatRequest, "chat")
+    ask, name = await rendered(serving, wanted, wanted.to_ask)
+    assert isinstance(ask.input, Prompt)
+    async with serving.adapters.lease(ask.adapter) as adapter:
+        images = own_images(ask.input, adapter, ask.cache_salt)
+    answer = {
+        "request_id": new_id("chatcmpl"),
+        "model": name,
+        "token_ids": ask.input.token_ids,
+        "features": _features(images),
+        "lora_name": ask.adapter,
+        "lora_id": adapter_id(adapter),
+        "cache_salt": salt_id(ask.cache_salt),
+    }
+    return await json_response(answer, headers)
+
+
+def _features(images: Sequence[ImageSpan]) -> dict[str, Any] | None:
+    if not images:
+        return None
+    places = [{"offset": image.start, "length": image.num_tokens} for image in images]
+    return {"mm_hashes": {"image": [image.digest.hex() for image in images]}, "mm_placeholders": {"image": places}}
+
+
+def _text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    for index, token_id in enumerate(token_ids):
+        if token_id >= tokenizer.vocab_size:
             path = f"tokens[{index}]"
-            raise RequestError(f"{path} is {token_id}, but the vocabulary ends at {vocab_size - 1}.", param=path)
-    data = b"".join(map(serving.llm.tokenizer.token_bytes, wanted.tokens))
-    return JSONResponse({"prompt": data.decode("utf-8", errors="replace")}, headers=headers)
+            message = f"{path} is {token_id}, but the vocabulary ends at {tokenizer.vocab_size - 1}."
+            raise RequestError(message, param=path)
+    return b"".join(map(tokenizer.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
 
 def _strings(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:

@@ -153,6 +153,12 @@ class Schema(BaseModel):
                 raise refuse(name, message, code=UNSUPPORTED)
 
 
+MAX_TOOLS = 1_024
+"""The most tools of a request. OpenAI's limit is 128."""
+
+MAX_MESSAGES = 8_192
+"""The most messages of a request; each takes at least four tokens of the context."""
+
 StopString = Annotated[NonEmpty, AfterValidator(_short)]
 
 StringOrStrings = (

@@ -7,7 +7,6 @@ schema could have given.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +18,10 @@ from schemathesis.config import SchemathesisConfig
 
 from ternvl.server.docs.openapi import document
 from ternvl.server.operations import OPERATIONS
+from tests.counts import count
 from tests.server.fakes import serving, tiny_llm
 
-NUM_EXAMPLES = int(os.environ.get("TERNVL_SCHEMATHESIS_EXAMPLES", "8"))
+NUM_EXAMPLES = count("TERNVL_SCHEMATHESIS_EXAMPLES")
 """The number of cases of each endpoint; 250 make more than 3,000 cases."""
 
 _CONFIG = SchemathesisConfig.from_dict(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hmac
+from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from ternvl.prompt.build import PromptBuilder
+from ternvl.server.guard import caller
 from ternvl.server.guard.keys import Key, Keys, digest_of
-from tests.server.calling import BRIEF, CHAT, error_of
+from ternvl.types import Prompt
+from tests.server.calling import BRIEF, CHAT, HI, error_of
 from tests.server.fakes import scripted_llm, serving, tiny_llm
 from tests.server.guard.keyed import bearer, status, write
 
@@ -104,3 +109,37 @@ def test_web_pages_may_not_call_the_server_by_default(url: str) -> None:
         answers = [http.get("/v1/models"), http.options(CHAT)]
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("", ""),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("a socket", "a socket"),
+    ],
+)
+def test_a_client_without_a_key_is_the_network_that_it_comes_from(address: str, name: str) -> None:
+    def named() -> str:
+        caller.address.set(address)
+        return caller.client()
+
+    assert copy_context().run(named) == name
+
+
+def test_a_client_is_its_key_or_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = PromptBuilder.build
+
+    def build(builder: PromptBuilder, *messages: Any, client: str, **options: Any) -> Prompt:
+        seen.append(client)
+        return original(builder, *messages, client=client, **options)
+
+    monkeypatch.setattr(PromptBuilder, "build", build)
+    for keys in (None, "[[key]]\nname = 'team-a'\nkey = 'secret'\n"):
+        with serving(tiny_llm(), api_keys=keys) as url:
+            httpx.post(url + "/tokenize", json=HI, headers={"Authorization": "Bearer secret"}, timeout=60)
+    assert seen == ["127.0.0.1", "key team-a"]

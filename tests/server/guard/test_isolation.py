@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from ternvl.llm import LLM
 from ternvl.server.guard.keys import Key, digest_of
+from tests.counts import count
 from tests.server.calling import CHAT
 from tests.server.fakes import serving, tiny_llm
 from tests.server.guard.keyed import bearer, write
@@ -20,7 +20,7 @@ from tests.server.images import data_uri, png
 from tests.server.lora import make_llm, write_adapter
 
 NAMES = ("a", "b", "c")
-NUM_REQUESTS = int(os.environ.get("TERNVL_ISOLATION", "24"))
+NUM_REQUESTS = count("TERNVL_ISOLATION")
 """A larger number draws more requests."""
 COLOURS = ("red", "blue")
 WORDS = ("", "What is in the picture, and where? " * 4, "What is in the picture, and how many? " * 4)
@@ -82,7 +82,9 @@ def test_grammars_are_compiled_for_each_key(tmp_path: Path, monkeypatch: pytest.
     llm = tiny_llm()
     compiled: list[Any] = []
     compile_ = llm.grammars._compile
-    monkeypatch.setattr(llm.grammars, "_compile", lambda grammar: compiled.append(grammar) or compile_(grammar))
+    monkeypatch.setattr(
+        llm.grammars, "_compile", lambda grammar, trial: compiled.append(grammar) or compile_(grammar, trial)
+    )
     path = write(tmp_path / "keys.toml", {"name": "a"}, {"name": "b"})
     body = draw(random.Random(2)) | {"guided_choice": ["yes", "no"]}
     with serving(llm, api_key_file=path) as url, httpx.Client(base_url=url, timeout=60) as http:

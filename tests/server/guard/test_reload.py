@@ -143,3 +143,32 @@ def test_a_request_reads_files_that_have_not_changed(tmp_path: Path, caplog: pyt
     assert f"{tmp_path / 'absent'} was read: all is well." in caplog.text
     assert "No good. What was read before stays in force." in caplog.text
     assert "could not be read again" in caplog.text
+
+
+def test_a_look_without_a_thread_to_spare_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, looks = tmp_path / "file", list[bool]()
+    path.write_text("")
+
+    class File:
+        paths = (path,)
+
+        def reload(self) -> str:
+            return ""
+
+    async def to_thread(look: Callable[..., None], *, anew: bool) -> None:
+        looks.append(anew)
+        if len(looks) < 3:
+            raise RuntimeError("can't start new thread")
+
+    async def watch() -> None:
+        reloader = Reloader()
+        reloader.add(File())
+        reloader.start()
+        reloader.request()
+        while len(looks) < 4:
+            await asyncio.sleep(0.01)
+        reloader.close()
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    asyncio.run(watch())
+    assert looks[:4] == [True, True, True, False]

@@ -57,9 +57,34 @@ def test_models_lists_adapters_with_their_parent(http: httpx.Client) -> None:
     assert next(iter(cards)) == "tiny"
     assert {"one", "two", "seeing", "kept"} <= cards.keys()
     assert not {"half", "notes"} & cards.keys()
-    assert cards["one"]["parent"] == "tiny"
-    assert "parent" not in cards["tiny"]
+    assert (cards["one"]["root"], cards["one"]["parent"]) == ("one", "tiny")
+    assert (cards["tiny"]["root"], cards["tiny"]["parent"]) == ("tiny", None)
     assert http.get("/v1/models/one").json() == cards["one"]
+
+
+def test_a_repeated_load_changes_nothing_and_a_repeated_unload_neither(http: httpx.Client, root: Path) -> None:
+    shutil.copytree(root / "given" / "three", root / "given" / "again")
+    body = {"lora_name": "again", "lora_path": str(root / "given" / "again")}
+    prompt = {"messages": [{"role": "user", "content": "Hello, hello, hello, hello, hello, hello"}], "model": "again"}
+
+    def cached() -> int:
+        usage = http.post("/v1/chat/completions", json=ASK | prompt).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    first = http.post("/v1/load_lora_adapter", json=body, headers=ADMIN)
+    assert (first.status_code, cached(), cached() > 0) == (200, 0, True)
+    for _ in range(3):
+        again = http.post("/v1/load_lora_adapter", json=body, headers=ADMIN)
+        assert (again.status_code, again.json()) == (200, first.json())
+    assert cached() > 0
+    write_adapter(root / "given" / "again", 17)
+    assert http.post("/v1/load_lora_adapter", json=body, headers=ADMIN).status_code == 200
+    assert cached() == 0  # the files have changed, so the name stands for another adapter
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "again"}, headers=ADMIN).status_code == 200
+    for _ in range(2):
+        gone = http.post("/v1/unload_lora_adapter", json={"lora_name": "again"}, headers=ADMIN)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+    assert "again" not in {card["id"] for card in http.get("/v1/models").json()["data"]}
 
 
 def test_an_adapter_is_chosen_as_model_or_as_lora(http: httpx.Client) -> None:
@@ -232,6 +257,17 @@ def test_uploads_that_are_refused_leave_nothing(http: httpx.Client, root: Path) 
         assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
     assert {card["id"] for card in http.get("/v1/models").json()["data"]} == before
     assert not [path for path in (root / "dir" / ".ternvl").iterdir() if path.name.startswith("incoming")]
+
+
+def test_an_upload_that_the_disk_refuses_is_answered_in_words(tmp_path: Path, root: Path) -> None:
+    (tmp_path / ".ternvl").write_text("a file where the folder of uploads would be made")
+    options = {"lora_dir": tmp_path, "admin_key": "admin", "allow_lora_upload": True}
+    with serving(make_llm(), **options) as url, httpx.Client(base_url=url, timeout=60) as other:
+        refused = upload(other, "sent", files(root / "given" / "one"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable"), refused.text
+        assert "cannot be stored: Not a directory" in refused.json()["error"]["message"]
+        (tmp_path / ".ternvl").unlink()
+        assert upload(other, "sent", files(root / "given" / "one")).status_code == 200
 
 
 def stream(http: httpx.Client, started: threading.Event, **fields: Any) -> tuple[str, list[dict[str, Any]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -19,22 +18,21 @@ from hypothesis import strategies as st
 from ternvl.server.docs.openapi import load_schema
 from ternvl.server.protocols.chat_schema import ChatRequest
 from ternvl.server.schema.fields import known_values
+from tests.counts import count
 from tests.server.draw import values_of
 from tests.server.fakes import serving, tiny_llm
 from tests.server.images import data_uri, png
 
-EXAMPLES = int(os.environ.get("TERNVL_PROPERTY_EXAMPLES", "150"))
+EXAMPLES = count("TERNVL_PROPERTY_EXAMPLES")
 IMAGES = [data_uri(png(colour, (8, 8))) for colour in ("red", "green")]
 NO_URIS = ["no uri", "photo.jpg", "http://a b", "://x"]
 BEYOND_THE_PAGE = {*ChatRequest.model_fields, *known_values("chat", ChatRequest)} - set(load_schema()["properties"])
 
 
 def schema(most_answers: int) -> dict[str, Any]:
-    """The page's schema, with what the server limits (`n`) and what must be JSON."""
+    """The page's schema, with what the server limits (`n`)."""
     value = copy.deepcopy(load_schema())
     value["properties"]["n"]["maximum"] = most_answers
-    parts = value["components"]["schemas"]
-    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1', "no JSON", ""]}
     return value
 
 
@@ -47,9 +45,9 @@ def checker() -> jsonschema.FormatChecker:
 def drawn() -> st.SearchStrategy[Any]:
     """Bodies that the schema allows, with images that there are."""
     value = schema(6)
-    value["components"]["schemas"]["ImageContentItem"]["properties"]["image_url"]["properties"]["url"] = {
-        "enum": IMAGES
-    }
+    parts = value["components"]["schemas"]
+    parts["ImageContentItem"]["properties"]["image_url"]["properties"]["url"] = {"enum": IMAGES}
+    parts["ToolCall"]["properties"]["function"]["properties"]["arguments"] = {"enum": ["{}", '{"a": [1', "no JSON", ""]}
     return st.builds(crowded, values_of(value, value), st.sampled_from([1, 1, 1, 1, 4, 12]))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,12 @@ from openai.types.responses import Response
 from ternvl.config import EngineConfig
 from ternvl.engine.request import Request
 from ternvl.types import FinishReason, TokenOutput
+from tests.counts import count
 from tests.server.endpoints import ENDPOINTS, HI, request_of
 from tests.server.fakes import ScriptedEngine, serving, tiny_llm
 
 ROOT = Path(__file__).resolve().parents[3]
-REPLAYS = int(os.environ.get("TERNVL_REPLAYS", "20"))
+REPLAYS = count("TERNVL_REPLAYS")
 ON = {"role": "user", "content": "Go on."}
 
 

@@ -6,14 +6,11 @@ Both have all that the types of the endpoint's own client require.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,23 +21,16 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
+from tests.counts import count
 from tests.server.endpoints import ENDPOINTS, events_of, parts_of, parts_of_stream, request_of
 from tests.server.fakes import serving, tiny_llm
 
-ROOT = Path(__file__).resolve().parents[3]
 TYPES: dict[str, tuple[TypeAdapter[Any], Any]] = {
     "chat/completions": (TypeAdapter(ChatCompletion), ChatCompletionChunk),
     "responses": (TypeAdapter(Response), ResponseStreamEvent),
     "messages": (TypeAdapter(Message), RawMessageStreamEvent),
 }
-NUM_SETS = int(os.environ.get("TERNVL_TOOL_SETS", "3"))
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("tool_calls")
+NUM_SETS = count("TERNVL_TOOL_SETS")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from typing import Any
 from unicodedata import normalize
@@ -11,10 +10,11 @@ from unicodedata import normalize
 import httpx
 import pytest
 
+from tests.counts import count
 from tests.fakes import tiny_tokenizer
 from tests.server.fakes import scripted_llm, serving
 
-NUM_REQUESTS = int(os.environ.get("TERNVL_STREAM_EXAMPLES", "30"))
+NUM_REQUESTS = count("TERNVL_STREAM_EXAMPLES")
 TORTURE = normalize(
     "NFC",
     "a\N{COMBINING ACUTE ACCENT}\N{COMBINING DOT BELOW} 你好，世界 "

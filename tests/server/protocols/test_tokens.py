@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.fakes import tiny_tokenizer
+from tests.server.images import data_uri, png
 
 
 def test_text_goes_to_tokens_and_back(http: httpx.Client) -> None:
@@ -60,3 +61,42 @@ def test_tokens_refused(http: httpx.Client, path: str, body: dict[str, Any], par
     response = http.post(path, json=body)
     assert response.status_code == (404 if param == "model" else 400)
     assert response.json()["error"]["param"] == param
+
+
+def test_a_rendered_prompt_is_the_one_that_is_answered(http: httpx.Client) -> None:
+    picture = {"type": "image_url", "image_url": {"url": data_uri(png("red", (56, 28)))}}
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}]}
+    rendered = http.post("/v1/chat/completions/render", json=body).raise_for_status().json()
+    assert rendered["token_ids"] == http.post("/tokenize", json=body).json()["tokens"]
+    answered = http.post("/v1/chat/completions", json={**body, "max_tokens": 1}).json()
+    assert answered["usage"]["prompt_tokens"] == len(rendered["token_ids"])
+    (place,) = rendered["features"]["mm_placeholders"]["image"]
+    assert place["length"] == answered["usage"]["prompt_tokens_details"]["image_tokens"]
+    context = rendered["token_ids"][place["offset"] : place["offset"] + place["length"]]
+    assert len(set(context)) == 1
+    assert rendered["token_ids"].count(context[0]) == place["length"]
+    assert (rendered["model"], rendered["lora_name"], rendered["lora_id"]) == (answered["model"], None, None)
+
+
+def test_identifiers_name_images_and_salts_without_showing_them(http: httpx.Client) -> None:
+    def rendered(colour: str, **fields: str) -> tuple[str, str | None]:
+        picture = {"type": "image_url", "image_url": {"url": data_uri(png(colour))}}
+        body = {"messages": [{"role": "user", "content": [picture]}], **fields}
+        answer = http.post("/v1/chat/completions/render", json=body).raise_for_status().json()
+        return answer["features"]["mm_hashes"]["image"][0], answer["cache_salt"]
+
+    plain, salted, other = rendered("red"), rendered("red", cache_salt="tenant"), rendered("blue")
+    assert plain == rendered("red")
+    assert len({plain[0], salted[0], other[0]}) == 3
+    assert plain[1] is None
+    assert salted[1] not in (None, "tenant")
+    assert salted == rendered("red", cache_salt="tenant")
+
+
+def test_a_text_has_no_features_and_a_wrong_request_an_error(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    answer = http.post("/v1/chat/completions/render", json={"messages": messages}).json()
+    assert (answer["features"], answer["cache_salt"]) == (None, None)
+    assert http.post("/v1/chat/completions/render", json={"messages": []}).status_code == 400
+    absent = http.post("/v1/chat/completions/render", json={"messages": messages, "model": "absent"})
+    assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")

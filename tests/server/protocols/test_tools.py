@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,15 +19,6 @@ from tests.fakes import tiny_tokenizer
 from tests.server.calling import CHAT, HI, PARAMETERS, ask, tool
 from tests.server.fakes import serving, tiny_llm
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("tool_calls")
-
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
@@ -40,7 +29,7 @@ def client() -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("model", ["random", "embedded"])
 def test_every_call_of_random_tool_sets_parses_matches_and_streams_alike(benchmark: Any, model: str) -> None:
     rng = random.Random(model)
-    bodies = [benchmark.random_request(rng, max_tokens=150) for _ in range(48 if model == "random" else 12)]
+    bodies = [benchmark.random_request(rng, max_tokens=150) for _ in range(24 if model == "random" else 12)]
     llm = benchmark.random_llm(5) if model == "random" else LLM(max_model_len=4096)
     found = asyncio.run(benchmark.ask_all(llm, bodies))
     assert found["calls"] > len(bodies) // 4

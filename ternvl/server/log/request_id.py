@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from contextvars import ContextVar
 from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADER = "x-request-id"
+from ternvl.server.log.lines import request_id as current
 
-current: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that is being answered; empty outside of a request."""
+HEADER = "x-request-id"
 
 _VALID = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 """1 to 128 printable ASCII characters, with no space at either end."""

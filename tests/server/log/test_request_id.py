@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ternvl.server.guard import deprecation, rate
-from ternvl.server.request_id import in_words
+from ternvl.server.log.request_id import in_words
 from tests.server.calling import BRIEF, CHAT, error_of
 from tests.server.fakes import scripted_llm, serving
 

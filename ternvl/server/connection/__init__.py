@@ -1,0 +1,1 @@
+"""What happens between a client's connection and the application: the form of requests, time limits, numbers."""

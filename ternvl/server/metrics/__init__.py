@@ -1,0 +1,1 @@
+"""The metrics of `GET /metrics`, in ternvl's names, in those of vLLM, or in both."""
