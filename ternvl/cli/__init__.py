@@ -1,4 +1,4 @@
-"""The command line: `ternvl serve | chat | run | quantize | verify | lock | finetune | lora | models | bench`.
+"""The command line, whose commands `docs/cli.md` lists.
 
 Nothing is imported here, so that `main` can handle signals before the slow imports begin.
 """

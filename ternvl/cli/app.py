@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from ternvl import __version__
+from ternvl.cli.backend import load_model
+from ternvl.cli.batch.command import batch
 from ternvl.cli.bench import bench
+from ternvl.cli.chat.command import chat, run
+from ternvl.cli.completion import completion
 from ternvl.cli.evaluate import evaluate
 from ternvl.cli.finetune import finetune, lora
-from ternvl.cli.flags import Model, ModelOption, schema_text, with_flags
+from ternvl.cli.flags import Model, with_flags
 from ternvl.cli.lock import lock
-from ternvl.cli.options import AnswerConfig, Images, JsonSchema, Lora, System, VideoFrames, Videos, limits_of_own_videos
+from ternvl.cli.machine.doctor import doctor
+from ternvl.cli.machine.info import info
 from ternvl.cli.quantization import quantize
-from ternvl.cli.signals import interruptible, outlasting_hangups
+from ternvl.cli.signals import outlasting_hangups
 from ternvl.cli.tasks import task
 from ternvl.cli.verify import verify
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
-from ternvl.errors import TernvlError
+from ternvl.engine.cache.events import EventsConfig
+from ternvl.errors import TernvlError, lacks_memory
 from ternvl.kernels import build
-from ternvl.params import Grammar
-
-if TYPE_CHECKING:
-    from ternvl.cli.console import ConsoleChat
-    from ternvl.llm import LLM
 
 app = typer.Typer(
     name="ternvl",
     help="InternVL3 on your own machine: chat about images in the terminal, or serve the model over OpenAI's protocol.",
-    epilog="Start with: [bold]ternvl run 'What is in this image?' --image photo.jpg[/bold]",
+    epilog="Start with: [bold]ternvl run 'What is in this image?' photo.jpg[/bold]",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -68,84 +69,49 @@ def serve(
     engine: EngineConfig,
     images: ImageLimits,
     videos: VideoLimits,
+    events: EventsConfig,
 ) -> None:
     """Serve a model over HTTP with the protocols of OpenAI and Anthropic."""
     import gc
-    import logging
 
     build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
-    from ternvl.cli.models import shown_bytes
-    from ternvl.engine.engine import Engine
-    from ternvl.server import bind, bind_metrics, run
+    from ternvl import server as http
+    from ternvl.engine.cache.publisher import publishing, recording
+    from ternvl.server.log.lines import configure
 
-    with bind(server) as sock, bind_metrics(server) as metrics, outlasting_hangups(server.has_files):
-        logging.basicConfig(level=server.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    with (
+        http.bind(server) as sock,
+        http.bind_metrics(server) as metrics,
+        publishing(events) as publisher,
+        outlasting_hangups(server.has_files),
+    ):
+        configure(server.log_level, server.log_format)
         try:
-            llm = _load(model, loading, engine, images, videos)
+            llm = load_model(model, loading, engine, images, videos)
             gc.freeze()
         finally:
             gc.enable()
-        if isinstance(llm.engine, Engine):
-            size = shown_bytes(llm.engine.kv_cache_bytes)
-            typer.echo(f"KV cache: {size} holds {llm.engine.kv_cache_tokens:,} tokens")
-        run(llm, server, sock, metrics)
+        with recording(llm.engine, publisher):
+            http.run(llm, server, sock, metrics)
 
 
-@app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")
-@with_flags
-def chat(
-    model: Model = None,
-    image: Images = None,
-    video: Videos = None,
-    lora: Lora = None,
-    system: System = None,
-    json_schema: JsonSchema = None,
-    frames: VideoFrames = 8,
-    *,
-    answers: AnswerConfig,
-    loading: LoadingConfig = _LOADING,
-) -> None:
-    """Talk with a model in the terminal; /help lists the commands of a conversation."""
-    from ternvl.cli.console import talk
-
-    llm = _load(model, loading, videos=limits_of_own_videos(frames))
-    conversation = _conversation(llm, _params(answers, json_schema), image, video, lora, system)
-    with interruptible():  # Ctrl-C ends an answer, not the conversation
-        talk(conversation)
-
-
-@app.command(epilog="Example: [bold]ternvl run 'What is written here?' --image sign.png --temperature 0[/bold]")
-@with_flags
-def run(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from the standard input.")],
-    image: Images = None,
-    video: Videos = None,
-    model: ModelOption = None,
-    lora: Lora = None,
-    system: System = None,
-    json_schema: JsonSchema = None,
-    frames: VideoFrames = 8,
-    json: Annotated[bool, typer.Option("--json", help="Print the answer with its token counts as JSON.")] = False,
-    *,
-    answers: AnswerConfig,
-    loading: LoadingConfig = _LOADING,
-) -> None:
-    """Ask one question, with or without images and videos, and print the answer."""
-    from ternvl.cli.console import answer
-
-    question = sys.stdin.read() if question == "-" else question
-    llm = _load(model, loading, videos=limits_of_own_videos(frames))
-    conversation = _conversation(llm, _params(answers, json_schema), image, video, lora, system)
-    answer(conversation, question, as_json=json)
-
-
+app.command(epilog="Example: [bold]ternvl chat --image photo.jpg[/bold]")(chat)
+app.command(epilog="Example: [bold]ternvl run 'What is written here?' sign.png --temperature 0[/bold]")(run)
+app.command(epilog="Example: [bold]ternvl batch requests.jsonl answers.jsonl[/bold]")(batch)
 app.command(epilog="Example: [bold]ternvl finetune --data train.jsonl --images photos --output my-adapter[/bold]")(
     finetune
 )
 app.add_typer(lora, name="lora")
 app.add_typer(task, name="task")
 app.command("eval", epilog="Example: [bold]ternvl eval docvqa/ --benchmark docvqa --output results[/bold]")(evaluate)
+
+
+app.command(epilog="Example: [bold]ternvl info OpenGVLab/InternVL3-1B[/bold]")(info)
+app.command(epilog="Example: [bold]ternvl doctor --json[/bold]")(doctor)
+
+
+app.command(epilog="Example: [bold]source <(ternvl completion bash)[/bold]")(completion)
 
 
 @app.command()
@@ -156,59 +122,31 @@ def models() -> None:
     print_models()
 
 
-def _params(answers: AnswerConfig, schema: Path | None) -> dict[str, Any]:
-    given = {"max_tokens": answers.max_tokens, "temperature": answers.temperature, "seed": answers.seed}
-    form = None if schema is None else Grammar("json_schema", schema_text(schema), "json-schema")
-    return {name: value for name, value in {**given, "grammar": form}.items() if value is not None}
-
-
-def _conversation(
-    llm: LLM,
-    params: dict[str, Any],
-    images: list[Path] | None,
-    videos: list[Path] | None,
-    lora: str | None,
-    system: str | None,
-) -> ConsoleChat:
-    from ternvl.cli.console import ConsoleChat
-
-    if lora is not None:
-        llm.load_adapter("adapter", Path(lora).expanduser())
-    conversation = ConsoleChat(llm, params, system=system, adapter=None if lora is None else "adapter")
-    for path in images or []:
-        conversation.attach_image(path)
-    for path in videos or []:
-        conversation.attach_video(path)
-    return conversation
-
-
-def _load(
-    model: str | None,
-    loading: LoadingConfig,
-    engine: EngineConfig | None = None,
-    images: ImageLimits | None = None,
-    videos: VideoLimits | None = None,
-) -> LLM:
-    build.start()
-    from ternvl.llm import LLM
-
-    return LLM(model, loading, engine, images, videos, progress=sys.stdout.isatty())
-
-
 def run_command(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit. An error is one line on standard error; its status is 2 for wrong usage, otherwise 1."""
     try:
         code = app(arguments, prog_name="ternvl", standalone_mode=False)
+        sys.stdout.flush()  # here a disk that is full is still an error of the command
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()
         sys.exit(1)
     except Exception as error:
         if os.environ.get("TERNVL_TRACEBACK"):
             raise
+        if isinstance(error, OSError):
+            _abandon_output()
         sys.exit(_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _abandon_output() -> None:
+    """Drop what is not written yet, if it cannot be written: Python would try again at its exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> int:
@@ -218,9 +156,34 @@ def _explain(error: Exception) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "ternvl"
         return _print_error(f"{usage().rstrip('.')}. Try '{command} --help'.", 2)
-    if isinstance(error, TernvlError):
-        return _print_error(str(error), 1)
-    return _print_error(f"{type(error).__name__}: {error} (set TERNVL_TRACEBACK=1 for the traceback)", 1)
+    return _print_error(str(error) if isinstance(error, TernvlError) else _in_words(error), 1)
+
+
+def _in_words(error: Exception) -> str:
+    """Return what happened and what to do, for an error that is not ternvl's own."""
+    if lacks_memory(error):
+        needs = (
+            "`ternvl info MODEL` shows what a model needs; --quantization int8 and a smaller --max-model-len need less"
+        )
+        return f"There is not enough memory: {needs}."
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. {_ADVICE.get(error.errno, _DEBUG)}."
+    if isinstance(error, ImportError):
+        return f"{error}. `ternvl doctor` says what is missing."
+    return f"{type(error).__name__}: {error}. {_DEBUG}."
+
+
+_DEBUG = "TERNVL_TRACEBACK=1 shows where it was raised, and `ternvl doctor` checks this installation"
+_ADVICE = {
+    errno.ENOSPC: "Free space there, and run the command again",
+    errno.EDQUOT: "Free space there, and run the command again",
+    errno.EACCES: "Give yourself the right to use it, or name another place",
+    errno.EPERM: "Give yourself the right to use it, or name another place",
+    errno.EROFS: "Name a place that can be written to",
+    errno.EMFILE: "Raise the limit of open files with `ulimit -n`, and run the command again",
+}
+"""What to do about an error of the operating system."""
 
 
 def _print_error(message: str, code: int) -> int:

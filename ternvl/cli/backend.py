@@ -1,18 +1,33 @@
-"""Who answers the requests of `ternvl task` and `ternvl eval`: a server, or a model in this process."""
+"""Who answers the requests of a command: a server, or a model that is loaded into this process."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternvl.config import LoadingConfig
+from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, VideoLimits
 from ternvl.errors import ConfigError
+from ternvl.kernels import build
 from ternvl.setting import setting
+from ternvl.terminal import is_watched
 
 if TYPE_CHECKING:
     from ternvl.llm import LLM
+
+
+def load_model(
+    model: str | None,
+    loading: LoadingConfig,
+    engine: EngineConfig | None = None,
+    images: ImageLimits | None = None,
+    videos: VideoLimits | None = None,
+) -> LLM:
+    """Load a model, with a progress bar in a terminal, while its kernels are compiled. Raises what `LLM` raises."""
+    build.start()
+    from ternvl.llm import LLM
+
+    return LLM(model, loading, engine, images, videos, progress=is_watched())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +66,7 @@ class BackendConfig:
         }
 
     def _load(self) -> LLM:
-        from ternvl import LLM
-
-        llm = LLM(self.model, LoadingConfig(quantization="auto"), progress=sys.stdout.isatty())
+        llm = load_model(self.model, LoadingConfig(quantization="auto"))
         if self.lora is not None:
             llm.load_adapter("adapter", Path(self.lora).expanduser())
         return llm

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from ternvl.cli.backend import BackendConfig
 from ternvl.cli.flags import with_flags
-from ternvl.errors import ConfigError
+from ternvl.errors import ConfigError, EngineError, TaskError
 from ternvl.setting import setting
+from ternvl.terminal import is_watched, progress_bar
 
 if TYPE_CHECKING:
     from ternvl.evaluation import Benchmark, Evaluation
@@ -65,9 +63,11 @@ def evaluate(
     from ternvl.tasks.client import backend_of
 
     backend = backend_of(**eval.client())
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("Answering")
-        results = evaluation.run(backend, items, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar("Answering", is_wanted=is_watched()) as progress:
+        try:
+            results = evaluation.run(backend, items, progress)
+        except (TaskError, EngineError) as error:
+            raise TaskError(f"{error} The same command goes on after the answers so far.") from error
     typer.echo(_as_json(results) if json else _as_table(results))
 
 

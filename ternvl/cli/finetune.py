@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from ternvl.cli.signals import stop_requests
 from ternvl.embedded import adapter_folder
 from ternvl.errors import DataError
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig
+from ternvl.terminal import is_watched, shown_bytes
 
 BaseModel = Annotated[
     str, typer.Argument(help="A checkpoint folder or a name on the hub; ternvl-nano is the embedded model.")
@@ -92,8 +92,6 @@ def _printed_problems(path: Path) -> Iterator[None]:
 
 
 def _summary(summary: dict[str, Any], output: Path) -> str:
-    from ternvl.cli.models import shown_bytes
-
     loss = f"loss {summary['loss']:.4f}"
     if summary["eval_loss"] is not None:
         loss += f", held out {summary['eval_loss']:.4f} (best, after step {summary['best_step']})"
@@ -123,8 +121,6 @@ def inspect_adapter(
 
 
 def _described(found: dict[str, Any]) -> str:
-    from ternvl.cli.models import shown_bytes
-
     lines = [
         f"base {found['base']}; rank {found['rank']}, alpha {found['alpha']:g}, scale {found['scale']:g}; "
         f"{found['num_parameters']:,} parameters, {shown_bytes(found['num_bytes'])}",
@@ -180,7 +176,7 @@ def evaluate_adapters(
             max_tokens=max_tokens,
             limit=limit,
             quantization=quantization,
-            progress=sys.stdout.isatty(),
+            progress=is_watched(),
         )
     if json:
         rows = [{"name": s.name, "right": s.num_right, "questions": s.num_questions} for s in scores]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -37,11 +38,15 @@ def help_alone(app: typer.Typer) -> typer.Typer:
 
 
 def schema_text(path: Path) -> str:
-    """Return the text of a file with a JSON Schema. Raises ConfigError if it cannot be read."""
+    """Return the text of a file with a JSON Schema. Raises ConfigError if it cannot be read or is not JSON."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The schema {path} cannot be read: {error}.") from error
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"The schema {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"The schema {path} is not JSON: {error}.") from error
+    return text
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

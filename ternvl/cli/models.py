@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ternvl.checkpoint.source import EMBEDDED
+from ternvl.terminal import shown_bytes
 
 PUBLISHED: dict[str, int | None] = {
     "OpenGVLab/InternVL3-1B": 2 * 938_193_024,
@@ -54,9 +55,3 @@ def _is_internvl(folder: Path) -> bool:
 
 def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def shown_bytes(size: int) -> str:
-    """Return a size in bytes as text with a unit, such as "1.2 GB"."""
-    unit = next((unit for unit in ("kB", "MB") if size < 1000 ** (2 + (unit == "MB"))), "GB")
-    return f"{size / {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[unit]:.1f} {unit}"

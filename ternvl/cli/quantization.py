@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from ternvl.cli.flags import Model
 from ternvl.errors import ConfigError, TernvlError
+from ternvl.terminal import is_watched, shown_bytes, with_progress
 
 if TYPE_CHECKING:
     from ternvl.config import ModelConfig
@@ -48,8 +48,6 @@ def quantize(
     """Quantise a model and store it in the cache, where serve, chat, run and LLM find it."""
     source = _Source.of(model, quantization, revision)
     quantised = source.quantised(calibration, force=force)
-    from ternvl.cli.models import shown_bytes
-
     size = shown_bytes(quantised.path.stat().st_size)
     typer.echo(f"{'Converted' if quantised.is_new else 'Already there'}: {quantised.path} ({size})")
     typer.echo(report_text(quantised.reports))
@@ -125,35 +123,29 @@ class _Source:
             self.config,
             self.scheme,
             self.builder,
-            progress=_is_shown(),
+            progress=is_watched(),
             calibration=calibration,
             anew=force,
             must_keep=must_keep,
         )
 
 
-def _is_shown() -> bool:
-    """Return whether progress is shown."""
-    return sys.stdout.isatty()
-
-
 def _compared(source: _Source, calibration: Path | None, max_tokens: int) -> tuple[dict[str, Agreement], Quantized]:
     """Return the agreement on pictures, on texts and on all samples, and the quantised model."""
     from ternvl.llm import LLM
-    from ternvl.loading import with_progress
     from ternvl.quant import agreement
     from ternvl.quant.samples import build, samples_to_compare
     from ternvl.types import SamplingParams
 
     prompts = [build(source.builder, sample) for sample in samples_to_compare(calibration)]
     quantised = source.quantised(calibration, must_keep=False)
-    llm = LLM(source.folder, device="cpu", progress=_is_shown())
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=_is_shown())
+    llm = LLM(source.folder, device="cpu", progress=is_watched())
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), progress=is_watched())
     answered = [(output.prompt, output.token_ids) for output in outputs]
     found = with_progress(
         "Comparing",
-        _is_shown(),
         lambda show: agreement.measure(llm.engine.model, quantised.model, answered, show),
+        is_wanted=is_watched(),
     )
     pictures, texts = agreement.Agreement(), agreement.Agreement()
     for prompt, each in zip(prompts, found, strict=True):

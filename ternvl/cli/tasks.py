@@ -117,7 +117,7 @@ def _read(
     task: TaskConfig,
 ) -> None:
     """Read an image into JSON that matches a schema."""
-    _run(task, image, lambda tasks, tiles: tasks.read(image, _schema(schema), question, **tiles))
+    _run(task, image, lambda tasks, tiles: tasks.read(image, json.loads(schema_text(schema)), question, **tiles))
 
 
 @_command("text", "sign.jpg")
@@ -208,13 +208,6 @@ def _prompts(name: str | None) -> Prompts | None:
     if name is not None and name not in known:
         raise ConfigError(f"--prompts is {name!r}, but must be official or plain.")
     return None if name is None else known[name]
-
-
-def _schema(path: Path) -> Any:
-    try:
-        return json.loads(schema_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The schema {path} is not JSON: {error}.") from error
 
 
 def _save(picture: Any, path: Path) -> None:

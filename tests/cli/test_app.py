@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -153,7 +154,7 @@ def test_run_takes_an_embedded_adapter_a_system_message_and_a_schema(
     schema.write_text("no schema")
     code, out, err = run(capsys, *ask, "--json-schema", schema)
     assert (code, out) == (1, "")
-    assert "json-schema" in err
+    assert f"The schema {schema} is not JSON" in err
 
 
 def test_a_system_message_replaces_the_checkpoints_own(
@@ -246,6 +247,38 @@ def test_serve_answers_and_stops(folder: Path, stop: signal.Signals) -> None:
     assert process.returncode == 0
     assert answer.json()["model"] == "one"
     assert [(card["id"], card["max_model_len"]) for card in cards] == [("one", 256), ("two", 256)]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"), "/data/x: No space left on device. Free space"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x"), "/root/x: Permission denied. Give"),
+        (MemoryError(), "There is not enough memory: `ternvl info MODEL`"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "There is not enough memory"),
+        (ImportError("No module named 'numpy'"), "No module named 'numpy'. `ternvl doctor`"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero. TERNVL_TRACEBACK=1"),
+    ],
+)
+def test_errors_of_others_say_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("ternvl.cli.models.print_models", fail)
+    code, out, err = run(capsys, "models")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"ternvl: {says}")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ternvl", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "ternvl: No space left on device. Free space there, and run the command again.\n"
 
 
 def test_a_taken_port_is_told_before_the_model_loads(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,6 +192,8 @@ def test_an_evaluation(capsys: Capture, server: ScriptedServer, data: Path) -> N
     assert len(server.bodies) == 6
     code, _, err = run(capsys, *command, "--max-tokens", "20")
     assert (code, "other settings (max_tokens)" in err) == (1, True)
+    code, _, err = run(capsys, *command[:4], "--output", data.parent / "none", "--url", "http://127.0.0.1:9/v1")
+    assert (code, err.splitlines()[-1].endswith("The same command goes on after the answers so far.")) == (1, True)
 
 
 def test_an_evaluation_of_ones_own(capsys: Capture, server: ScriptedServer, data: Path) -> None:
@@ -202,7 +204,8 @@ def test_an_evaluation_of_ones_own(capsys: Capture, server: ScriptedServer, data
     )
     assert code == 0
     assert "custom" in out
-    assert [body["messages"][0]["content"][-1]["text"] for body in server.bodies] == ["say 0!", "say 1!"]
+    asked = sorted(body["messages"][0]["content"][-1]["text"] for body in server.bodies)  # they are asked at once
+    assert asked == ["say 0!", "say 1!"]
     assert {(body["max_tokens"], body["model"]) for body in server.bodies} == {(3, "m")}
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ternvl.cli.console import ConsoleChat, answer, pasted_path
+from ternvl.cli.chat.attachments import pasted_path
+from ternvl.cli.chat.conversation import ConsoleChat
+from ternvl.cli.chat.session import show
 from ternvl.llm import LLM
 from tests.cli.calling import GREEDY, expected, run, user
 from tests.prompt.videos import animation, picture
@@ -70,7 +72,18 @@ def test_chat_ends_with_its_input(
 
 
 def test_reasoning_is_shown_before_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    answer(ConsoleChat(scripted_llm("<think>Hm.\n</think>\n\nYes."), {"max_tokens": 99}), "hi", as_json=False)
+    show(ConsoleChat(scripted_llm("<think>Hm.\n</think>\n\nYes."), {"max_tokens": 99}).ask("hi"))
     assert capsys.readouterr().out == "Hm.\n\nYes.\n"
-    answer(ConsoleChat(scripted_llm("Yes."), {"max_tokens": 99}), "hi", as_json=False)
+    show(ConsoleChat(scripted_llm("Yes."), {"max_tokens": 99}).ask("hi"))
     assert capsys.readouterr().out == "Yes.\n"
+
+
+def test_no_history_keeps_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    kept: list[Path | None] = []
+    monkeypatch.setattr("ternvl.cli.chat.session.talk", lambda chat, history: kept.append(history))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for flags in ([], ["--no-history"]):
+        assert run(capsys, "chat", folder, *flags)[0] == 0
+    assert kept == [tmp_path / "ternvl" / "chat_history", None]
