@@ -6,9 +6,11 @@ HTTP, `LLM` and the command line all make an `Ask`. Everything after it is the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from ternvl.engine.request import Request, check_prompt
+from ternvl.kernels.loader import alone
 from ternvl.lora.adapter import Adapter
 from ternvl.params import SamplingParams
 from ternvl.prompt.build import PromptBuilder
@@ -55,6 +57,8 @@ class Ask:
     """Whether text between `<think>` and `</think>` at the beginning of an answer is reasoning rather than text."""
     path: str = "messages"
     """What the request calls `input`. Errors name it."""
+    client: str = ""
+    """Who asks. The images of one client do not hold up those of another."""
 
     @property
     def whole_params(self) -> SamplingParams:
@@ -67,13 +71,10 @@ class Ask:
         return any(isinstance(turn, Message) and turn.media for turn in self._turns)
 
     @property
-    def has_videos(self) -> bool:
-        """Whether building the prompt decodes videos, which may take long."""
-        return any(isinstance(turn, Message) and turn.videos for turn in self._turns)
-
-    @property
     def _turns(self) -> Sequence[object]:
-        return () if isinstance(self.input, str | Prompt) else self.input
+        if isinstance(self.input, str | Prompt) or (self.input and isinstance(self.input[0], int)):
+            return ()
+        return self.input
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,9 @@ def prepare(ask: Ask, builder: PromptBuilder, compiler: GrammarCompiler, *, max_
 def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt:
     """Build an ask's prompt; blocks while its images and videos are fetched and decoded.
 
-    Raises RequestError for an input that makes no prompt, MediaError for an image or a video that cannot be used, and
-    ContextLengthError for a prompt of more than `max_tokens` tokens, as early as `PromptBuilder.build`.
+    Raises RequestError for an input that makes no prompt, MediaError for an image or a video that cannot be used,
+    OverloadedError if images of others are handled first for long, and ContextLengthError for a prompt of more than
+    `max_tokens` tokens, as early as `PromptBuilder.build`.
     """
     match ask.input:
         case Prompt():
@@ -157,18 +159,20 @@ def build_prompt(ask: Ask, builder: PromptBuilder, *, max_tokens: int) -> Prompt
             return builder.encode_text(ask.input, max_tokens=max_tokens, path=ask.path)
         case [int(), *_]:
             return Prompt(tuple(ask.input))  # type: ignore[arg-type]
-    return builder.build(
-        ask.input,  # type: ignore[arg-type]
-        tools=ask.tools.shown,
-        add_generation_prompt=ask.add_generation_prompt,
-        continue_final_message=ask.continue_final_message,
-        max_dynamic_patch=ask.max_dynamic_patch,
-        min_dynamic_patch=ask.min_dynamic_patch,
-        use_thumbnail=ask.use_thumbnail,
-        sampling=ask.sampling,
-        path=ask.path,
-        max_tokens=max_tokens,
-    )
+    with alone() if ask.has_media else nullcontext():  # torch computes pixels on this thread
+        return builder.build(
+            ask.input,  # type: ignore[arg-type]
+            tools=ask.tools.shown,
+            add_generation_prompt=ask.add_generation_prompt,
+            continue_final_message=ask.continue_final_message,
+            max_dynamic_patch=ask.max_dynamic_patch,
+            min_dynamic_patch=ask.min_dynamic_patch,
+            use_thumbnail=ask.use_thumbnail,
+            sampling=ask.sampling,
+            path=ask.path,
+            max_tokens=max_tokens,
+            client=ask.client,
+        )
 
 
 def compiler_for(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:

@@ -14,6 +14,9 @@ from ternvl.errors import EngineError
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.types import TokenOutput
 
+_AT_ONCE = 32
+"""The outputs of a request that are decoded before others have their turn."""
+
 
 class Submitter(Protocol):
     """What answers requests: `ternvl.engine.service.Service`. Closing an iterator aborts its requests."""
@@ -92,7 +95,11 @@ async def generate(
     does `deadline`, a time of the event loop's clock.
     """
     async with aclosing(service.submit(*requests, deadline=deadline)) as outputs:
+        number = 0
         async for output in outputs:
+            number += 1
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # outputs that wait already would be taken without a pause
             if (delta := choices.decode(output)) is not None:
                 yield await asyncio.to_thread(choices.check, delta) if choices.must_check(delta) else delta
             if choices.have_ended:

@@ -7,7 +7,7 @@ which rules of schemas its calls break.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ternvl.answer.checks import BrokenRule, CallChecks
 from ternvl.errors import UnavailableError
@@ -18,7 +18,7 @@ from ternvl.output.tool_calls import TextDelta, ToolCallDelta, ToolCallParser
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.call_rules import CallRules
-from ternvl.types import FinishReason, PromptLogprobs, TokenLogprobs, TokenOutput
+from ternvl.types import FinishReason, FirstToken, PromptLogprobs, TokenLogprobs, TokenOutput
 
 ListedToken = tuple[int, TokenLogprobs]
 
@@ -45,6 +45,10 @@ class Delta:
     """Of the whole prompt, in the first delta of its first choice, if they were asked for."""
     num_cached_tokens: int = 0
     """Tokens of the prompt that were in the prefix cache."""
+    timing: tuple[float, float] | None = field(default=None, compare=False)
+    """The seconds that the choice waited, and those from its first step to its first token; in its first delta."""
+    first_token: FirstToken | None = field(default=None, compare=False)
+    """The moments that `timing` is the differences of."""
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     """The stop string that ended the choice, if one did."""
@@ -96,6 +100,7 @@ class ChoiceDecoder:
         reasoning, text = self._split_reasoning(text, final=is_last)
         pieces = self._split_calls(text, final=is_last)
         calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta))
+        first = output.first_token
         if self._checks is not None:
             self._checks.add(calls)
         return Delta(
@@ -109,6 +114,8 @@ class ChoiceDecoder:
             all_logprobs=(*listed, output.stop) if output.stop is not None and not self._stop.stopped else listed,
             prompt_logprobs=output.prompt_logprobs,
             num_cached_tokens=output.num_cached_tokens,
+            timing=None if first is None else (first.queue_seconds, first.prefill_seconds),
+            first_token=first,
             finish_reason=self._finish_reason(finish_reason),
             stop_string=self._stop.found,
         )

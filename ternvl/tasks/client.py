@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ternvl.config import ImageLimits
-from ternvl.errors import ConfigError
+from ternvl.errors import ConfigError, TaskError
 from ternvl.prompt.images import check_limits
 from ternvl.tasks import places, texts
 from ternvl.tasks.inprocess import EngineBackend
@@ -57,18 +58,28 @@ class _Client:
         """Ask a server, given its address such as http://127.0.0.1:8000/v1, or an `LLM` of this process.
 
         `model` is the name of the model or adapter that answers; None is what the server serves, or the `LLM` without
-        an adapter. `prompts` are the questions' texts, by default those of `prompts_for` the model. `limits` say what
-        an image may cost and which URLs may be fetched. `image_token` marks the places of several images in a text;
-        None sends texts and images in turn, for servers that do not know InternVL. `api_key` and `image_token` are for
-        servers. Raises ConfigError for an invalid setting.
+        an adapter. `prompts` are the questions' texts, by default those of `prompts_for` the model that is served.
+        `limits` say what an image may cost and which URLs may be fetched. `image_token` marks the places of several
+        images in a text; None sends texts and images in turn, for servers that do not know InternVL. `api_key` and
+        `image_token` are for servers. Raises ConfigError for an invalid setting.
         """
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise ConfigError(f"max_tokens is {max_tokens!r}, but must be an integer of at least 1.")
         limits = limits or ImageLimits()
         check_limits(limits)
         self._backend = backend_of(server, api_key=api_key, model=model, image_token=image_token)
-        name = getattr(server, "name", None) or model
-        self._settings = TaskSettings(prompts or prompts_for(name), limits, max_tokens)
+        self._name = getattr(server, "name", None) or model
+        self._given = prompts, limits, max_tokens
+        self._has_asked = False
+
+    def _settings(self) -> TaskSettings:
+        """Return what tasks have in common. The prompts depend on the model of a server, which is asked once."""
+        prompts, limits, max_tokens = self._given
+        if prompts is None and not self._has_asked and isinstance(self._backend, ServerBackend):
+            with suppress(TaskError):  # the task itself tells that the server cannot be reached
+                self._name = self._backend.base_model() or self._name
+                self._has_asked = True
+        return TaskSettings(prompts or prompts_for(self._name), limits, max_tokens)
 
 
 def _advance(running: Steps[_T], replies: list[Reply] | None) -> tuple[list[TaskRequest], list[_T]]:
@@ -95,7 +106,7 @@ def _waiting(task: Callable[Concatenate[TaskSettings, _P], Steps[_T]]) -> Callab
     """Return a task as a method that waits for its result."""
 
     def method(self: Tasks, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        running = task(self._settings, *args, **kwargs)
+        running = task(self._settings(), *args, **kwargs)
         asked, result = _advance(running, None)
         while not result:
             asked, result = _advance(running, self._backend.answer(asked))
@@ -111,7 +122,8 @@ def _awaited(
     """Return a task as a coroutine. Images are fetched and decoded, and answers are parsed, off the event loop."""
 
     async def method(self: AsyncTasks, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        running = task(self._settings, *args, **kwargs)
+        settings = await asyncio.to_thread(self._settings)
+        running = task(settings, *args, **kwargs)
         asked, result = await asyncio.to_thread(_advance, running, None)
         while not result:
             replies = await self._backend.aanswer(asked)

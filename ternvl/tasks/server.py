@@ -66,6 +66,22 @@ class ServerBackend:
         client, gate = self._async_client, asyncio.Semaphore(_AT_ONCE)
         return await together(self._ask_async(client, request, gate) for request in requests)
 
+    def base_model(self) -> str | None:
+        """Return the name of the model that answers, or that its adapter belongs to; None if the server lists none.
+
+        Raises TaskError if the server cannot be reached.
+        """
+        try:
+            with httpx.Client(**self._settings | {"timeout": 10.0}) as client:
+                listed = client.get("models").json()["data"]
+            entry = next(each for each in listed if self._model in (None, each["id"]))
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        except (ValueError, RecursionError, LookupError, TypeError, StopIteration):
+            return None
+        name = entry.get("parent") or entry["id"]
+        return name if isinstance(name, str) else None
+
     def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
@@ -149,7 +165,10 @@ def _wait(response: httpx.Response, tried: int) -> float:
 
 
 def _unreachable(error: httpx.HTTPError) -> TaskError:
-    return TaskError(f"The server could not be reached: {str(error) or type(error).__name__}.")
+    return TaskError(
+        f"The server could not be reached: {str(error) or type(error).__name__}. Start it with `ternvl serve`, or "
+        "check its address."
+    )
 
 
 def _reply(response: httpx.Response) -> Reply:

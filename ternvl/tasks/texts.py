@@ -84,7 +84,7 @@ def video(
 ) -> Steps[str]:
     """Return the answer to a question about a video, of which the model sees evenly distributed frames.
 
-    GIFs are always read, other files if PyAV is installed. The question may call the frames Frame-1, Frame-2 and so on.
+    GIF and WebP are always read, other files if PyAV is installed. The question may call the frames Frame-1 and so on.
     """
     asked = check_text(question, "question")
     pictures = [Picture(frame) for frame in sample_frames(path, frames)]

@@ -92,7 +92,7 @@ def test_more_choices_than_the_queue_holds_while_other_threads_fill_it(
     alone = tokens(run(llm, asks))
     others = fill(llm, "one", "two", "three")
     if not sees_it:
-        monkeypatch.setattr(llm.service, "check_room", lambda num_requests: None)
+        monkeypatch.setattr(llm.service, "check_room", lambda num_requests, **_: None)
     ended: list[None] = []
     assert tokens(run(llm, asks, ended)) == alone
     assert len(ended) == 8

@@ -19,6 +19,9 @@ class ScriptedServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.models: Any = None
+        """What `GET /v1/models` answers; None is 404."""
+        self.listed = 0
         self.delay = 0.0
         """Seconds that an answer takes."""
 
@@ -41,6 +44,15 @@ class _Handler(BaseHTTPRequestHandler):
         server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         time.sleep(server.delay)
         status, headers, body = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+        self.answer(status, headers, body)
+
+    def do_GET(self) -> None:
+        self.server.listed += 1
+        assert self.path == "/v1/models"
+        models = self.server.models
+        self.answer(404 if models is None else 200, {}, {"error": {}} if models is None else models)
+
+    def answer(self, status: int, headers: dict[str, str], body: Any) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():

@@ -42,7 +42,7 @@ def url(llm: LLM) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["server", "in process"])
 def tasks(request: pytest.FixtureRequest, llm: LLM, url: str) -> Iterator[Tasks]:
-    with Tasks(url, prompts=PLAIN) if request.param == "server" else Tasks(llm) as tasks:
+    with Tasks(url) if request.param == "server" else Tasks(llm) as tasks:
         yield tasks
 
 
@@ -113,7 +113,7 @@ def test_it_tells_and_chooses(tasks: Tasks) -> None:
 def test_an_adapter_reads_into_an_object(llm: LLM, url: str) -> None:
     wanted = Inventory(count=2, objects=["red circle", "blue square"])
     for server in (url, llm):
-        with Tasks(server, model="inventory", prompts=PLAIN) as tasks:
+        with Tasks(server, model="inventory") as tasks:
             assert tasks.read(EXAMPLE, Inventory, "Describe the image.") == wanted
             assert tasks.read(EXAMPLE, Inventory.model_json_schema(), "Describe the image.") == wanted.model_dump()
 
@@ -125,7 +125,7 @@ def test_the_schema_holds_the_answer(tasks: Tasks) -> None:
 
 def test_event_loops_get_the_same(llm: LLM, url: str) -> None:
     async def ask(server: Any) -> list[Any]:
-        async with AsyncTasks(server, prompts=PLAIN) as tasks:
+        async with AsyncTasks(server) as tasks:
             return await asyncio.gather(
                 tasks.ground(EXAMPLE, "red circle"),
                 tasks.detect(EXAMPLE, ["red circle", "blue square"]),
@@ -156,7 +156,8 @@ def test_tiles_reach_the_model(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Non
     assert counts == [tokens, 3 * tokens, 5 * tokens]
 
 
-def test_the_embedded_model_is_asked_plainly(llm: LLM) -> None:
-    assert Tasks(llm)._settings.prompts is PLAIN
-    assert Tasks("http://127.0.0.1:9/v1")._settings.prompts is OFFICIAL
-    assert Tasks("http://127.0.0.1:9/v1", model="ternvl-nano")._settings.prompts is PLAIN
+def test_the_embedded_model_is_asked_plainly(llm: LLM, url: str) -> None:
+    assert Tasks(llm)._settings().prompts is PLAIN
+    assert Tasks(url)._settings().prompts is PLAIN
+    assert Tasks(url, model="inventory")._settings().prompts is PLAIN
+    assert Tasks(url, prompts=OFFICIAL)._settings().prompts is OFFICIAL

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from ternvl.tasks import Action, AsyncTasks, Box, Finding, Point, Tasks, UnparsableAnswer
+from tests.counts import count
 from tests.tasks.scripted import CALLS, OPTIONS, SCHEMA, ScriptedBackend, picture, result_of
 
 Image.init()  # its plugins, like pydantic's classes, are made by what the tests forbid
@@ -26,7 +27,7 @@ class Invoice(pydantic.BaseModel):
     total: float
 
 
-MUTATIONS = int(os.environ.get("TERNVL_MALFORMED", "60"))
+MUTATIONS = count("TERNVL_MALFORMED")
 """The number of damaged answers that each task is given, beside those that are written down here."""
 
 GARBAGE = (

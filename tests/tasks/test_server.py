@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ternvl.errors import RequestError, TaskError, TernvlError
-from ternvl.tasks import AsyncTasks, Tasks
+from ternvl.tasks import OFFICIAL, PLAIN, AsyncTasks, Tasks
 from ternvl.tasks.pictures import Picture
 from tests.tasks.scripted import CALLS, SCHEMA, picture
 from tests.tasks.scripted_server import ScriptedServer
@@ -55,6 +55,43 @@ def test_nothing_that_other_servers_do_not_know_is_sent_unasked(server: Scripted
     assert body.keys() == {"messages", "temperature", "max_tokens"}
     assert body["messages"][0]["content"][0]["image_url"].keys() == {"url"}
     assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "is_plain"),
+    [
+        ({"data": [{"id": "ternvl-nano"}, {"id": "french", "parent": "ternvl-nano"}]}, None, True),
+        ({"data": [{"id": "ternvl-nano"}, {"id": "french", "parent": "ternvl-nano"}]}, "french", True),
+        ({"data": [{"id": "ternvl-nano"}]}, "another", False),
+        ({"data": [{"id": "InternVL3-1B"}, {"id": "a", "parent": None}]}, "a", False),
+        ({"data": [{"id": 5}]}, None, False),
+        ({"data": []}, None, False),
+        ({"data": [7]}, None, False),
+        (b"no json", "ternvl-nano", True),
+        (None, "ternvl-nano", True),
+        (None, None, False),
+    ],
+)
+def test_prompts_are_those_of_the_model_that_is_served(
+    server: ScriptedServer, models: Any, model: str | None, is_plain: bool
+) -> None:
+    server.models = models
+    server.say("Yes.")
+    with Tasks(server.url, model=model) as tasks:
+        for _ in range(2):
+            tasks.yes_no(picture(), "Is it?")
+
+    async def ask() -> None:
+        async with AsyncTasks(server.url, model=model) as tasks:
+            await tasks.yes_no(picture(), "Is it?")
+
+    asyncio.run(ask())
+    assert server.listed == 2  # once a client
+    asked = {body["messages"][0]["content"][1]["text"] for body in server.bodies}
+    assert asked == {"Is it?" if is_plain else OFFICIAL.yes_no.format(question="Is it?")}
+    with Tasks(server.url, prompts=PLAIN) as tasks:
+        tasks.yes_no(picture(), "Is it?")
+    assert server.listed == 2
 
 
 def test_a_schema_and_a_system_message_are_sent(server: ScriptedServer) -> None:
