@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 
 from ternvl.cli.app import app
+from tests.scripts.module import script
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+COOKBOOK = sorted((ROOT / "docs" / "cookbook").glob("*.md"))
 FOLDERS = (".", "docs", "benchmarks", "benchmarks/results", "benchmarks/peers", "clients/js", "training")
-PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
+PAGES = [*COOKBOOK, *(page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md")))]
 PAGES += sorted((ROOT / "ternvl" / "embedded").rglob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 OTHERS_FLAGS = {
-    "--all", "--constraint", "--cuda", "--extra-index-url", "--help", "--no-deps", "--require-hashes",
-    "--disable-pip", "--no-tests", "--requirement", "--sign",
+    "--all", "--here", "--constraint", "--cuda", "--extra-index-url", "--help", "--no-deps", "--require-hashes",
+    "--disable-pip", "--no-tests", "--requirement", "--sign", "--find-links", "--torch-backend", "--from", "--spec",
+    "--no-sandbox", "--now", "--pid", "--coverage",
+    "--file", "--tag", "--gpus", "--publish", "--rm", "--read-only", "--tmpfs", "--cap-drop", "--security-opt", "--env",
+    "--build", "--detach", "--time", "--name", "--namespace", "--from-file", "--set", "--kustomize", "--reuse-values",
+    "--watch", "--grace-period", "--force", "--ignore-daemonsets", "--delete-emptydir-data",
     "--tasks", "--batch_size", "--model", "--model_args", "--apply_chat_template", "--include_path",
 }  # fmt: skip
-"""Flags of pip, pip-audit, git, scripts/install, scripts/release, the build of the kernels and lm-eval, and the one
-that every command has."""
+"""Flags of docker, kubectl, helm, systemctl, py-spy, pip, pip-audit, uvx, pipx, Chromium, git, scripts/install,
+scripts/release, the build of the kernels and lm-eval, and the one that every command has."""
 SCRIPTS = [path for folder in ("benchmarks", "training", "scripts") for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -90,9 +93,10 @@ def test_files_that_the_architecture_names_exist() -> None:
 
 
 def test_the_index_lists_every_page_once() -> None:
-    rows = re.findall(r"^\| \[([\w.-]+)\]\(([\w.-]+)\)", read("docs/README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| \[([\w./-]+)\]\(([\w./-]+)\)", read("docs/README.md"), re.MULTILINE)
     assert all(title == target for title, target in rows)
-    assert sorted(target for _, target in rows) == [page.name for page in DOCS if page.name != "README.md"]
+    pages = [page.name for page in DOCS if page.name != "README.md"]
+    assert sorted(target for _, target in rows) == sorted([*pages, "cookbook/README.md"])
 
 
 def test_the_contract_is_that_of_the_linter() -> None:
@@ -123,6 +127,11 @@ def flags_of(command: Any) -> list[set[str]]:
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = " ".join(read("docs/cli.md").split())
+    assert [name for name in COMMANDS if f"ternvl {name}" not in page] == []
+
+
 def test_every_flag_of_the_server_is_documented() -> None:
     written = set(FLAG.findall("".join(page.read_text(encoding="utf-8") for page in DOCS)))
     assert [flags for flags in flags_of(COMMANDS["serve"]) if not flags & written] == []
@@ -132,18 +141,8 @@ def test_every_flag_in_the_documentation_exists() -> None:
     known = OTHERS_FLAGS | {flag for command in COMMANDS.values() for flags in flags_of(command) for flag in flags}
     for path in SCRIPTS:
         known |= set(re.findall(r"""add_argument\(\s*"(--[a-z0-9-]+)""", path.read_text(encoding="utf-8")))
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *COOKBOOK]:
         assert set(FLAG.findall(page.read_text(encoding="utf-8"))) - known == set(), page.name
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_diagram_is_the_one_that_its_script_draws() -> None:

@@ -35,6 +35,7 @@ EXAMPLE = "data:image/png;base64," + base64.b64encode((ROOT / "docs" / "example.
 
 _WEIGHTS = "needs the weights of InternVL3-1B"
 _INSTALLS = "installs packages; tests/scripts/test_install.py tests the script"
+_WHEEL = "needs a wheel; scripts/stopwatch.py installs one"
 _CHECKOUT = "tests/e2e/test_readme.py runs it"
 _HOURS = "takes hours"
 _SERVICE = "asks a service of advisories"
@@ -43,6 +44,10 @@ _DATA = "needs files of the reader's own"
 ELSEWHERE = ("docs/start.md:", "docs/tasks.md:", "docs/evaluation.md:")
 """Pages whose programs other tests run: tests/e2e/test_readme.py, and tests/docs/test_tasks_page.py, where the blocks
 of a page follow one another."""
+_ENGINE = "needs a container engine; scripts/container_steps.py runs the steps, and tests/deploy check the arguments"
+_EVENTS = "needs an extra and the network; tests/server/test_router.py publishes events"
+_CLUSTER = "needs a cluster; tests/deploy render the chart and check the manifests"
+_SYSTEM = "it changes the system"
 NOT_RUN = {
     "pip install 'ternvl[finetune]'": _INSTALLS,
     "pip install --constraint constraints.txt torch": _INSTALLS,
@@ -53,9 +58,20 @@ NOT_RUN = {
     "scripts/serve": _CHECKOUT,
     "scripts/test": _CHECKOUT,
     "scripts/check": "continuous integration runs it",
+    "sudo mkdir -p /opt/ternvl && sudo python3 -m venv /opt/ternvl/.venv": _SYSTEM,
+    "sudo /opt/ternvl/.venv/bin/pip install ternvl-0.1.0-py3-none-manylinux_2_28_x86_64.whl": _SYSTEM,
+    "sudo cp deploy/systemd/ternvl.service /etc/systemd/system/": _SYSTEM,
+    "sudo systemctl enable --now ternvl": _SYSTEM,
     "ternvl serve OpenGVLab/InternVL3-1B-Instruct": _CHECKOUT,
     "ternvl serve path/to/checkpoint": _CHECKOUT,
     "ternvl models": _CHECKOUT,
+    "ternvl chat": _CHECKOUT,
+    "ternvl info": "tests/cli/machine/ runs it",
+    "ternvl doctor": "tests/cli/machine/ runs it",
+    "ternvl completion bash": "tests/cli/test_completion.py runs it",
+    'ternvl run "Describe the image." docs/example.png --temperature 0 --output json': "tests/cli/chat/ runs it",
+    "ternvl batch requests.jsonl answers.jsonl": "tests/cli/batch/ runs it",
+    'ternvl run "What is in this image?" --image docs/example.png': _CHECKOUT,
     "ternvl finetune OpenGVLab/InternVL3-1B --data train.jsonl --images photos --output my-adapter": _WEIGHTS,
     "ternvl lora inspect my-adapter --model OpenGVLab/InternVL3-1B": _WEIGHTS,
     "ternvl lora eval OpenGVLab/InternVL3-1B --data test.jsonl --images photos --adapter my-adapter": _WEIGHTS,
@@ -79,7 +95,12 @@ NOT_RUN = {
     'ternvl task agent-step screen.png "send the mail" --platform mobile --history "mobile.home()"': _DATA,
     "pip install --require-hashes --requirement requirements-torch.txt": _INSTALLS,
     "pip install --require-hashes --requirement requirements-serve.txt": _INSTALLS,
-    "pip install --no-deps ternvl-0.1.0-py3-none-any.whl": _INSTALLS,
+    "pip install --no-deps ternvl-0.1.0-py3-none-manylinux_2_28_x86_64.whl": _INSTALLS,
+    "pip install --find-links dist ternvl": _WHEEL,
+    'ternvl run "What is the capital of France?"': _WHEEL,
+    "ternvl serve": _WHEEL,
+    "uvx --torch-backend cpu --from ternvl-0.1.0-py3-none-manylinux_2_28_x86_64.whl ternvl serve": _WHEEL,
+    "pipx run --spec ./ternvl-0.1.0-py3-none-manylinux_2_28_x86_64.whl ternvl serve": _WHEEL,
     "python -m venv tools && tools/bin/pip install pip-audit": _INSTALLS,
     "tools/bin/pip-audit --disable-pip --requirement requirements-serve.txt": _SERVICE,
     "tools/bin/pip-audit --disable-pip --requirement requirements-torch.txt": _SERVICE,
@@ -89,8 +110,25 @@ NOT_RUN = {
     "ternvl lock MODEL -o model.lock --quantization int8 --lora support=adapters/support": _DATA,
     "ternvl serve MODEL --locked model.lock --quantization int8 --lora support=adapters/support": _DATA,
     "ternvl verify MODEL --lock model.lock --lora support=adapters/support": _DATA,
+    "ternvl serve --kv-events tcp://*:5557 --kv-events-replay tcp://*:5558"
+    " --kv-events-topic kv@pod-1@ternvl-nano": _EVENTS,
     "ternvl serve OpenGVLab/InternVL3-1B --host 0.0.0.0 --api-key-file /etc/ternvl/keys.toml"
     " --ssl-certfile /etc/ternvl/server.pem --ssl-keyfile /etc/ternvl/server.key --metrics-port 9000": _WEIGHTS,
+    "docker build --file deploy/container/Dockerfile --tag ternvl:0.1.0 .": _ENGINE,
+    "docker build --file deploy/container/Dockerfile --tag ternvl:0.1.0-cuda --build-arg TORCH_INDEX= .": _ENGINE,
+    "docker run --gpus all --publish 127.0.0.1:8000:8000 ternvl:0.1.0-cuda serve OpenGVLab/InternVL3-1B "
+    "--host 0.0.0.0": _ENGINE,
+    "docker run --rm --publish 127.0.0.1:8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --security-opt"
+    " no-new-privileges --volume ternvl-cache:/cache --env TERNVL_API_KEY ternvl:0.1.0": _ENGINE,
+    "GRAFANA_PASSWORD=... docker compose --file deploy/container/compose.yaml up --build --detach": _ENGINE,
+    "kubectl create namespace ternvl": _CLUSTER,
+    "kubectl --namespace ternvl create secret generic ternvl-keys --from-file keys.toml": _CLUSTER,
+    "helm install ternvl deploy/chart/ternvl --namespace ternvl --set "
+    "image.repository=registry.example.com/ternvl --set model=OpenGVLab/InternVL3-1B": _CLUSTER,
+    "kubectl --namespace ternvl rollout status deployment/ternvl": _CLUSTER,
+    "kubectl apply --kustomize deploy/kubernetes": _CLUSTER,
+    "helm upgrade ternvl deploy/chart/ternvl --namespace ternvl --reuse-values --set image.tag=0.2.0": _CLUSTER,
+    "helm rollback ternvl --namespace ternvl": _CLUSTER,
 }
 """Commands that are not run here, without their comments, and the reason."""
 
@@ -133,6 +171,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "docs" / "example.png", folder / "photo.png")
     shutil.copytree(ROOT / "ternvl" / "embedded" / "adapters" / "french", folder / "french")
+    (requests,) = (block.code for block in BLOCKS if block.code.startswith('{"custom_id"') and '"url"' in block.code)
+    (folder / "requests.jsonl").write_text(requests, encoding="utf-8")
     (folder / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")  # an error status is a failure
     return folder
 
@@ -193,7 +233,7 @@ def test_command(line: str, clone: Path, address: str) -> None:
     """A server listens and is then interrupted; other commands print something and end well."""
     command = [sys.executable, "-m", *shlex.split(pasted(line, address))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if not line.startswith("ternvl serve "):
+    if not f"{line} ".startswith("ternvl serve "):
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=100)
         assert (done.returncode, bool(done.stdout.strip())) == (0, True), done.stderr
         return

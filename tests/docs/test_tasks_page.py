@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import re
@@ -18,6 +17,7 @@ from ternvl.config import ImageLimits
 from ternvl.evaluation import BENCHMARKS, METRICS
 from ternvl.evaluation.items import read_items
 from ternvl.tasks import Tasks
+from tests.scripts.module import script as load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS, EVALUATION = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("tasks.md", "evaluation.md"))
@@ -25,12 +25,7 @@ TASKS, EVALUATION = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("examples", ROOT / "scripts" / "examples.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples")
 
 
 def test_the_page_of_tasks_shows_what_its_examples_print(script: Any) -> None:
