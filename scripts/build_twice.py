@@ -1,9 +1,11 @@
-"""Builds the sdist and the wheel twice, in two folders, and fails unless both builds have the same bytes.
+"""Builds the sdist and the wheels twice, in two folders, and fails unless both builds have the same bytes.
 
-    python scripts/build_twice.py dist
+    python scripts/build_twice.py dist           builds twice and compares
+    python scripts/build_twice.py dist --once    builds once
 
-It builds what git tracks, with setuptools of this environment and without any network. The wheel is built from the
-unpacked sdist, so the sdist is complete. Times in the archives are `SOURCE_DATE_EPOCH`, by default that of the commit.
+It builds what git tracks, with setuptools of this environment and without any network. The wheels are built from the
+unpacked sdist, so the sdist is complete. One wheel is for all platforms; on Linux with x86-64 and g++ a second one also
+has the compiled kernels. Times in the archives are `SOURCE_DATE_EPOCH`, by default that of the commit.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gzip
 import hashlib
 import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,19 +23,25 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import manylinux
+
 ROOT = Path(__file__).resolve().parents[1]
 _BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
-def build(source: Path, folder: Path, epoch: int) -> list[Path]:
-    """Build the sdist and the wheel of a source tree into `folder`, and return their paths."""
+def build(source: Path, folder: Path, epoch: int, native: bool) -> list[Path]:
+    """Build the sdist and the wheels of a source tree into `folder`, and return their paths.
+
+    With `native` there is also the wheel with compiled kernels.
+    """
     folder.mkdir(parents=True)
     sdist = normalised(folder / _run(source, "build_sdist", folder, epoch), epoch)
     with tempfile.TemporaryDirectory() as unpacked:
         with tarfile.open(sdist) as archive:
             archive.extractall(unpacked, filter="data")
         (tree,) = Path(unpacked).iterdir()
-        return [sdist, folder / _run(tree, "build_wheel", folder, epoch)]
+        wheel = folder / _run(tree, "build_wheel", folder, epoch)
+        return [sdist, wheel, *([manylinux.pack(wheel, manylinux.compiled(tree), folder)] if native else [])]
 
 
 def _run(source: Path, hook: str, folder: Path, epoch: int) -> str:
@@ -81,22 +90,36 @@ def commit_time() -> int:
     return int(shown)
 
 
+def can_compile() -> bool:
+    """Return whether the wheel with compiled kernels can be built here, and say so if not."""
+    here = f"{platform.system()} {platform.machine()}"
+    if here != "Linux x86_64":
+        print(f"the wheel with compiled kernels is built on Linux x86_64 only, and this is {here}.", file=sys.stderr)
+    return here == "Linux x86_64"
+
+
+def differing(builds: list[list[Path]]) -> list[str]:
+    """Return the names of files that are not the same, byte for byte, in all builds."""
+    same = [len({(path.name, path.read_bytes()) for path in paths}) == 1 for paths in zip(*builds, strict=True)]
+    return [path.name for path, is_same in zip(builds[0], same, strict=True) if not is_same]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Build twice, compare, and keep one build."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("output", type=Path, help="the folder that the sdist and the wheel are written to")
-    output = parser.parse_args(arguments).output
-    epoch = commit_time()
+    parser.add_argument("output", type=Path, help="the folder that the sdist and the wheels are written to")
+    parser.add_argument("--once", action="store_true", help="build once and compare nothing")
+    chosen = parser.parse_args(arguments)
+    epoch, native = commit_time(), can_compile()
     with tempfile.TemporaryDirectory() as name:
-        places = [Path(name) / "one", Path(name) / "a second, longer place"]
-        builds = [build(tracked(place / "tree"), place / "dist", epoch) for place in places]
-        for one, other in zip(*builds, strict=True):
-            if one.name != other.name or one.read_bytes() != other.read_bytes():
-                print(f"{one.name} is not reproducible: two builds differ.")
-                return 1
-        output.mkdir(parents=True, exist_ok=True)
+        places = [Path(name) / "one", Path(name) / "a second, longer place"][: 1 if chosen.once else 2]
+        builds = [build(tracked(place / "tree"), place / "dist", epoch, native) for place in places]
+        if differ := differing(builds):
+            print(f"not reproducible, because two builds differ: {', '.join(differ)}")
+            return 1
+        chosen.output.mkdir(parents=True, exist_ok=True)
         for path in builds[0]:
-            shutil.copyfile(path, output / path.name)
+            shutil.copyfile(path, chosen.output / path.name)
             print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}  {path.stat().st_size} bytes")
     return 0
 

@@ -101,7 +101,7 @@ BANDS = (
     Band(
         "Doors out",
         "of the same deltas",
-        (("events, JSON", "server/protocols/"), ("Completion", "answer/completion.py"), ("console", "cli/console.py")),
+        (("events, JSON", "server/protocols/"), ("Completion", "answer/completion.py"), ("console", "cli/chat/")),
     ),
 )
 

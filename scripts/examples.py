@@ -39,6 +39,7 @@ REQUESTS: dict[str, Any] = {
         "max_tokens": 200,
         "temperature": 0,
     },
+    "/v1/chat/completions/render": {"messages": [CAPITALS], "cache_salt": "tenant"},
     "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1},
     "/v1/responses": {
         "instructions": "You are a helpful assistant.",
@@ -66,6 +67,10 @@ says who may use this endpoint.""",
 The body has `lora_name`, and `abort` to end the requests that use the adapter; see [lora.md](lora.md).""",
     "/v1/upload_lora_adapter": "The body is a form with `lora_name` and the two files; see [lora.md](lora.md).",
     "/v1/chat/completions": "[server.md](server.md) describes fields, messages, answers and streams.",
+    "/v1/chat/completions/render": """\
+It takes the fields of `/v1/chat/completions`, and needs no room in the queue. `token_ids`, `mm_hashes`, `lora_id` and
+`cache_salt` are those of the KV cache's events, so a router can say which blocks of the prompt a server has:
+[routers.md](routers.md). `cache_salt` stands for the request's and that of its key.""",
     "/v1/completions": """\
 `prompt` is a text, a list of texts, a list of token ids or a list of such lists. In a text, `<|im_start|>` and other
 control tokens are plain characters; to send control tokens, send ids (`/tokenize` gives those of a conversation).
@@ -113,13 +118,21 @@ The id may contain slashes. `opengvlab-internvl3-1b-instruct`, `OpenGVLab/Intern
 `OpenGVLab/InternVL3-1B-Instruct`, `OpenGVLab/InternVL3-1B-hf` and the hub name that the model was loaded by all mean
 the served model; the `model` of every answer says which model that is.""",
     "/ready": "The answer is 503 with the `reason` while the server stops or its queue is full.",
-    "/health": 'The answer is 503 and `{"status": "draining"}` once the server stops.',
+    "/health": """\
+The status is `draining` while the server stops. The answer is 503 and `{"status": "stuck"}` if a step of the engine
+does not end (`--stuck-timeout`).""",
     "/metrics": """\
-It has `ternvl_requests_total` by endpoint and status, `ternvl_request_seconds`,
-`ternvl_time_to_first_token_seconds`, `ternvl_inter_token_seconds`, `ternvl_prompt_tokens_total`,
-`ternvl_generation_tokens_total`, `ternvl_answers_total` by finish reason, and the engine's own counters as
-`ternvl_engine_...`. If there are keys, it needs one with the role metrics, unless `--metrics-access` is `open`; with
-`--metrics-port` it is on that port alone. [security.md](security.md) describes both.""",
+[operations.md](operations.md#metrics) lists them. If there are keys, it needs one with the role metrics, unless
+`--metrics-access` is `open`; with `--metrics-port` it is on that port alone: [security.md](security.md).""",
+    "/debug/state": """\
+JSON: counts of the engine, each running and waiting sequence (`id`, age, tokens, KV blocks, adapter), image workers,
+connections, the stack of each thread, and settings without secrets; no prompt and no answer. Its fields may change in
+any release. It needs a key with the role admin; a server without such a key answers 403 unless it has
+`--debug-endpoints`. [operations.md](operations.md#a-server-is-slow) says how to read it.""",
+    "/debug/profile": """\
+The stacks of all threads, sampled 100 times a second for `?seconds=5` (0.1 to 60), one profile at a time; a second one
+gets 409. `?format=collapsed`, the default, has a line for each stack, its milliseconds last, as flame graphs take it;
+`?format=speedscope` is JSON for [speedscope](https://www.speedscope.app). It is for whom `/debug/state` is.""",
     "/openapi.json": "It is complete and has these examples.",
     "/docs": "It is a page of its own that loads nothing else.",
     "/schema/chat-completions.json": """\
@@ -225,8 +238,8 @@ def value_of(row: Parameter) -> str:
 
 
 def ask(http: httpx.Client, operation: Operation) -> dict[str, Any]:
-    """Return the example of an operation; empty if its answer is a document or if it needs an adapter."""
-    if operation.path.endswith("_lora_adapter"):
+    """Return the example of an operation; empty if its answer is a document or if it is for administrators."""
+    if operation.access == "admin":
         return {}
     if operation.request and operation.path not in REQUESTS:
         return {}

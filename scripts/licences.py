@@ -38,9 +38,9 @@ def expression(name: str) -> str:
     The field `License-Expression` goes first, then a short `License`, then the classifiers.
     """
     stated = metadata(name)
-    if stated["License-Expression"]:
-        return str(stated["License-Expression"])
-    short = stated["License"] or ""
+    if given := stated.get("License-Expression"):
+        return str(given)
+    short = stated.get("License") or ""
     found = [_NAMES.get(short, short)] if 0 < len(short) < 60 else []
     if not found:
         classifiers = stated.get_all("Classifier") or []

@@ -27,7 +27,7 @@ from ternvl import config, errors, params
 from ternvl.cli.app import app
 from ternvl.engine.stats import EngineStats
 from ternvl.server.docs.openapi import document
-from ternvl.server.metrics import Metrics
+from ternvl.server.metrics.recorder import Metrics, Served
 from ternvl.server.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,9 +135,10 @@ def _commands(name: str, command: Any) -> Iterator[str]:
 
 def metrics() -> Iterator[str]:
     """Yield the names, types and labels of the metrics."""
-    registry: CollectorRegistry = Metrics(EngineStats)._registry
+    registry: CollectorRegistry = Metrics(EngineStats, Served("model", {}, {}, 1), "both")._registry
     for family in registry.collect():
-        labels = getattr(registry._names_to_collectors.get(family.name), "_labelnames", ())
+        declared = getattr(registry._names_to_collectors.get(family.name), "_labelnames", ())
+        labels = declared or (family.samples[0].labels if family.samples else ())
         suffix = "_total" if family.type == "counter" else ""
         yield f"metric {family.name}{suffix}: {family.type}, labels {', '.join(labels) or 'none'}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,20 @@ import httpx
 import pytest
 
 from ternvl.llm import LLM
+from tests.scripts.module import script as load_script
 from tests.server.fakes import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES: dict[str, Any] = json.loads((ROOT / "ternvl/server/docs/examples.json").read_text(encoding="utf-8"))
-OWN = {"id", "created", "created_at", "system_fingerprint", "prompt_tokens_details", "input_tokens_details"}
+OWN = {
+    "id",
+    "request_id",
+    "created",
+    "created_at",
+    "system_fingerprint",
+    "prompt_tokens_details",
+    "input_tokens_details",
+}
 """What each answer has of its own, or what depends on those before it."""
 
 
@@ -48,12 +56,7 @@ def test_the_answer_is_real(http: httpx.Client, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("examples", ROOT / "scripts" / "examples.py")
-    assert spec
-    assert spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return load_script("examples")
 
 
 def test_the_page_of_adapters_shows_what_they_answer(script: Any) -> None:

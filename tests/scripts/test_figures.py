@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.scripts.module import script as load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,13 +60,7 @@ LAYERS = (frozenset({"top"}), frozenset({"middle"}), frozenset({"ground", "long"
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "figures.py")
-    assert spec
-    assert spec.loader
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["figures"] = script  # where dataclasses look their module up
-    spec.loader.exec_module(script)
-    return script
+    return load_script("figures")
 
 
 @pytest.fixture(scope="module")

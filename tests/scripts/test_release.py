@@ -101,11 +101,12 @@ def write_tree(folder: Path, time: int) -> Path:
 
 def test_two_builds_have_the_same_bytes(tmp_path: Path) -> None:
     build_twice = script("build_twice")
-    builds = [
-        build_twice.build(write_tree(tmp_path / name / "tree", time), tmp_path / name / "dist", 1_700_000_000)
-        for name, time in (("one", 1_600_000_000), ("another, longer one", 1_650_000_001))
-    ]
+    builds = []
+    for name, time in (("one", 1_600_000_000), ("another, longer one", 1_650_000_001)):
+        tree = write_tree(tmp_path / name / "tree", time)
+        builds.append(build_twice.build(tree, tmp_path / name / "dist", 1_700_000_000, native=False))
     assert [path.name for path in builds[0]] == ["little-1.0.tar.gz", "little-1.0-py3-none-any.whl"]
+    assert build_twice.differing(builds) == []
     for one, other in zip(*builds, strict=True):
         assert one.read_bytes() == other.read_bytes()
     with tarfile.open(builds[0][0]) as archive:
@@ -113,6 +114,8 @@ def test_two_builds_have_the_same_bytes(tmp_path: Path) -> None:
     with zipfile.ZipFile(builds[0][1]) as wheel:
         assert "little/__init__.py" in wheel.namelist()
         assert {info.date_time[0] for info in wheel.infolist()} == {2023}
+    builds[1][1].write_bytes(b"another")
+    assert build_twice.differing(builds) == ["little-1.0-py3-none-any.whl"]
 
 
 def schema() -> Draft7Validator:

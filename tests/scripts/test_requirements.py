@@ -18,6 +18,8 @@ MODULES_OF = {
     "pillow": {"PIL"},
     "typing-extensions": {"typing_extensions"},
     "pydantic": {"pydantic", "pydantic_core"},
+    "opentelemetry-sdk": {"opentelemetry"},
+    "pyzmq": {"zmq"},
 }
 
 
@@ -44,8 +46,11 @@ def imports_of(paths: Iterable[Path]) -> set[str]:
 def test_the_package_imports_nothing_that_it_does_not_require() -> None:
     training = set((ROOT / "ternvl" / "finetune").rglob("*.py"))
     video = {ROOT / "ternvl" / "prompt" / "video" / "recording.py"}
+    otel = {ROOT / "ternvl" / "server" / "tracing" / name for name in ("middleware.py", "provider.py")}
+    events = {ROOT / "ternvl" / "engine" / "cache" / "publisher.py"}
     required = set().union(*(MODULES_OF.get(requirement.name, {requirement.name}) for requirement in REQUIRED))
-    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training - video) <= required
-    for paths, extra in ((training, "finetune"), (video, "video")):
-        more = {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
+    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training - video - otel - events) <= required
+    for paths, extra in ((training, "finetune"), (video, "video"), (otel, "otel"), (events, "kv-events")):
+        names = {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
+        more = set().union(*(MODULES_OF.get(name, {name}) for name in names))
         assert imports_of(paths) <= required | more
