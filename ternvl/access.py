@@ -10,6 +10,9 @@ from ternvl.setting import setting
 METRICS_ACCESS = ("key", "open")
 """The values of `AccessConfig.metrics_access`."""
 
+METRICS_NAMES = ("ternvl", "vllm", "both")
+"""The values of `AccessConfig.metrics_names`."""
+
 
 @dataclass(frozen=True, slots=True)
 class AccessConfig:
@@ -33,9 +36,20 @@ class AccessConfig:
     share_cache: bool = setting(
         False, "Share cached prompts, images and grammars between keys, whose answers then tell of each other by time."
     )
+    debug_endpoints: bool = setting(
+        False,
+        "Serve /debug/state and /debug/profile also without a key of an administrator; on a loopback address alone.",
+    )
     metrics_access: str = setting("key", "Who may read /metrics: key (a key with the role metrics) or open.")
+    metrics_names: str = setting("ternvl", "The names of the metrics: ternvl, vllm or both.")
     metrics_port: int | None = setting(
         None, "A port of its own for /metrics, which --port then lacks; 0 takes a free one."
+    )
+    otlp_endpoint: str | None = setting(
+        None,
+        "Send traces of requests to this OpenTelemetry collector, such as http://127.0.0.1:4318; needs the extra otel. "
+        "OpenTelemetry's variables (OTEL_...) set the rest.",
+        env="TERNVL_OTLP_ENDPOINT",
     )
     ssl_certfile: Path | None = setting(
         None, "The certificate chain (PEM) for HTTPS; it is read again when it changes and on SIGHUP."

@@ -26,6 +26,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether Python, torch or the operating system had too little memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory"))
+
+
 class TernvlError(Exception):
     """The base of all errors of the package. `str(error)` is a sentence for the user."""
 
@@ -161,10 +166,10 @@ class RequestTimeoutError(TernvlError):
 class EngineError(TernvlError):
     """A failure of the engine during a step. It has dropped the requests `request_ids` and serves the others.
 
-    `cause` is the error that the dropped requests end with if they caused the failure themselves.
+    `cause` is the error that the dropped requests end with, if it says more than this one.
     """
 
-    def __init__(self, message: str, *, request_ids: tuple[str, ...] = (), cause: RequestError | None = None) -> None:
+    def __init__(self, message: str, *, request_ids: tuple[str, ...] = (), cause: TernvlError | None = None) -> None:
         super().__init__(message)
         self.request_ids = request_ids
         self.cause = cause

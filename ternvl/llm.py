@@ -8,10 +8,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
-
-from rich import progress as bars
 
 from ternvl.answer.answerer import Answerer, AnswerStream, AsyncAnswerStream
 from ternvl.answer.arguments import list_of, one_each
@@ -34,6 +33,7 @@ from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import Message, parse_messages
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.sampling.tools import ToolChoice, Tools
+from ternvl.terminal import progress_bar
 from ternvl.types import Prompt
 
 __all__ = ["LLM", "AnswerStream", "AsyncAnswerStream", "Completion", "Conversation", "Delta", "RequestOutput"]
@@ -242,9 +242,9 @@ class LLM:
         settings = one_each(params if len(params) > 1 else params[0], len(inputs), "sampling parameters")
         adapters = one_each(adapter, len(inputs), "adapters")
         asks = [self._ask(*each, tools) for each in zip(inputs, settings, adapters, strict=True)]
-        with bars.Progress(disable=not progress) as bar:
-            task = bar.add_task("Answering", total=sum(ask.params.n for ask in asks))
-            return self._answerer.answer(asks, ended=lambda: bar.advance(task))
+        ended, total = count(1), sum(ask.params.n for ask in asks)
+        with progress_bar("Answering", is_wanted=progress) as bar:
+            return self._answerer.answer(asks, ended=lambda: bar(next(ended), total))
 
 
 _PARAMS_RULE = "params are one SamplingParams, or one for each prompt"

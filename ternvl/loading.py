@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from rich import progress as rich_progress
 from safetensors import SafetensorError
 
+from ternvl.cgroup import Cgroup
 from ternvl.checkpoint import weights
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
@@ -21,12 +21,13 @@ from ternvl.kernels.loader import available, library
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import file
-from ternvl.quant.guard import SCHEMES, StageReport, quantize
+from ternvl.quant.conversion import quantize
+from ternvl.quant.guard import SCHEMES, StageReport
 from ternvl.quant.samples import build, digest, samples
+from ternvl.terminal import with_progress
 from ternvl.types import Progress
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 _C = TypeVar("_C", LoadingConfig, EngineConfig)
 
 CHOICES = ("auto", "none", *SCHEMES)
@@ -40,6 +41,7 @@ class Loading:
     def __init__(self, folder: Path, config: ModelConfig, loading: LoadingConfig) -> None:
         """Raises ConfigError for invalid settings."""
         dtype, reference, device = loading.dtype, loading.reference, resolve_device(loading.device)
+        use_threads(loading.threads)
         self._folder, self._config, self._device, self._calibration = folder, config, device, loading.calibration
         self._compute_dtype = weights.resolve_dtype(dtype, config, device)
         self._scheme = resolve_scheme(loading.quantization, folder, dtype=dtype, device=device, reference=reference)
@@ -60,7 +62,7 @@ class Loading:
                 calibration=self._calibration,
                 reading=self._reading,
             ).model
-        loaded = with_progress("Loading weights", progress, self._load)
+        loaded = with_progress("Loading weights", self._load, is_wanted=progress)
         if self._is_packed:
             prepare(loaded)
         return loaded.to(self._device)
@@ -72,16 +74,13 @@ class Loading:
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
     """Return the quantisation scheme, or "none".
 
-    "auto" is int8 for large models on a CPU with fast byte multiplication, unless `dtype` or `reference` is set.
+    "auto" is int8 for large models on a CPU with AVX2, unless `dtype` or `reference` is set.
     Raises ConfigError for an unknown name, or for a scheme that the other settings do not allow.
     """
     check_name(quantization)
     if quantization == "auto":
-        loaded = library()
-        is_fast = device.type == "cpu" and loaded is not None and loaded.isa.endswith("vnni")
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        is_free = dtype == "auto" and not reference
-        return "int8" if is_fast and is_free and size > 2 * _MIN_AUTO_PARAMETERS else "none"
+        return automatic_scheme(size, device) if dtype == "auto" and not reference else "none"
     if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
         raise ConfigError(
             f"quantization is {quantization!r}, which needs device cpu, dtype auto or float32, and reference False; "
@@ -90,6 +89,25 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
     if quantization != "none" and not available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
     return quantization
+
+
+def automatic_scheme(size: int, device: torch.device) -> str:
+    """Return what "auto" takes for a checkpoint whose weights have `size` bytes: "int8" or "none"."""
+    return "none" if why_unquantised(size, device) else "int8"
+
+
+def why_unquantised(size: int, device: torch.device) -> str:
+    """Return why "auto" leaves a checkpoint of `size` bytes unquantised, in words; an empty text if it does not."""
+    if device.type != "cpu":
+        return f"the model runs on {device.type}, and only CPUs run quantised models"
+    loaded = library()
+    if loaded is None:
+        return "there are no native kernels, without which a quantised model is slow"
+    if loaded.isa == "portable":
+        return "this CPU has no AVX2, without which int8 saves memory but is not faster"
+    if size <= 2 * _MIN_AUTO_PARAMETERS:
+        return f"a model of less than {2 * _MIN_AUTO_PARAMETERS:,} bytes gains nothing"
+    return ""
 
 
 def check_name(quantization: str) -> None:
@@ -108,6 +126,25 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises AssertionError
         raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have.") from error
     return device
+
+
+def use_threads(number: int | None, cgroup: Cgroup | None = None) -> None:
+    """Compute with so many threads; by default with no more than the quota of the process's container has processors.
+
+    More threads than processors wait for each other. `OMP_NUM_THREADS` goes before the quota. Raises ConfigError for a
+    number below 1.
+    """
+    if number is not None and number < 1:
+        raise ConfigError(f"threads is {number}, but must be at least 1.")
+    torch.set_num_threads(default_threads(cgroup) if number is None else number)
+
+
+def default_threads(cgroup: Cgroup | None = None) -> int:
+    """Return the number of threads that `use_threads` takes by default."""
+    quota, threads = (cgroup or Cgroup()).processors(), torch.get_num_threads()
+    if quota is None or "OMP_NUM_THREADS" in os.environ:
+        return threads
+    return min(threads, max(1, round(quota)))
 
 
 class Quantized(NamedTuple):
@@ -147,13 +184,7 @@ def load_quantized(
     if must_keep:
         file.check_writable(path)
     log.info("Converting to %s once; the result is kept at %s.", scheme, path)
-    model = with_progress(
-        "Loading weights",
-        progress,
-        lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
-    )
-    prompts = [build(builder, sample) for sample in samples(calibration)]
-    reports = with_progress(f"Converting to {scheme}", progress, lambda show: quantize(model, scheme, prompts, show))
+    model, reports = _convert(folder, config, scheme, builder, progress=progress, calibration=calibration)
     try:
         file.save(model, reports, path)
     except OSError as error:
@@ -161,16 +192,24 @@ def load_quantized(
             raise ConfigError(f"The quantised model cannot be written to {path} ({error}).") from error
         log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
         return Quantized(model, reports, path, is_new=True)
-    return Quantized(*file.load(path, config), path, is_new=True)  # mapped, which frees the memory of the conversion
+    del model  # before its file is read
+    return Quantized(*file.load(path, config), path, is_new=True)
 
 
-def with_progress(title: str, shown: bool, work: Callable[[Progress | None], T]) -> T:
-    """Call `work` with a function that updates a progress bar, or with None if no bar is shown; return its result."""
-    if not shown:
-        return work(None)
-    with rich_progress.Progress() as bar:
-        task = bar.add_task(title)
-        return work(lambda done, total: bar.update(task, completed=done, total=total))
+def _convert(
+    folder: Path, config: ModelConfig, scheme: str, builder: PromptBuilder, *, progress: bool, calibration: Path | None
+) -> tuple[InternVL, list[StageReport]]:
+    """Convert a checkpoint. Its files are mapped, and what has been converted is given back."""
+    model = with_progress(
+        "Loading weights",
+        lambda show: weights.load(folder, config, dtype=getattr(torch, config.dtype), progress=show),
+        is_wanted=progress,
+    )
+    prompts = [build(builder, sample) for sample in samples(calibration)]
+    reports = with_progress(
+        f"Converting to {scheme}", lambda show: quantize(model, scheme, prompts, show), is_wanted=progress
+    )
+    return model, reports
 
 
 def merged_settings(

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ternvl.params import Grammar, SamplingParams
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FileState", "FinishReason", "Grammar", "ImageSpan", "Progress", "Prompt", "PromptLogprobs", "SamplingParams",
-    "TokenLogprobs", "TokenOutput",
+    "FileState", "FinishReason", "FirstToken", "Grammar", "ImageSpan", "Progress", "Prompt", "PromptLogprobs",
+    "SamplingParams", "TokenLogprobs", "TokenOutput",
 ]  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -111,6 +111,26 @@ PromptLogprobs = tuple[TokenLogprobs | None, ...]
 an image stand in their place, so the model predicts no token there."""
 
 
+class FirstToken(NamedTuple):
+    """The times up to an answer's first token, in seconds of `perf_counter`."""
+
+    added: float
+    """When the request came to the engine's queue."""
+    started: float
+    """When its first step began."""
+    drawn: float
+    encoding: tuple[float, float] | None = None
+    """When the first of the image tiles that it waited for began to be encoded, and when the last of them was."""
+
+    @property
+    def queue_seconds(self) -> float:
+        return self.started - self.added
+
+    @property
+    def prefill_seconds(self) -> float:
+        return self.drawn - self.started
+
+
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What one engine step says of one request: new tokens, and the end if it came."""
@@ -126,3 +146,5 @@ class TokenOutput:
     """The token that stopped the answer, if one did and log probabilities were asked for."""
     prompt_logprobs: PromptLogprobs = ()
     """Of the whole prompt, in the first output of a request that asked for them."""
+    first_token: FirstToken | None = field(default=None, compare=False)
+    """In the first output of a request."""

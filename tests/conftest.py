@@ -10,12 +10,22 @@ from hypothesis import settings
 
 from ternvl.errors import ConfigError
 from ternvl.kernels.loader import library
+from tests import counts
 
 settings.register_profile("ternvl", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("ternvl")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background command, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lift the time limit where more cases are asked for."""
+    if counts.are_changed():
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.fixture

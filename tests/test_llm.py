@@ -206,9 +206,9 @@ def test_images_change_the_answer_and_conversations_batch(llm: LLM) -> None:
 
 def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.chat(QUESTION, GREEDY)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     llm.chat(QUESTION, GREEDY, progress=True)
-    assert "Answering" in capsys.readouterr().out
+    assert "Answering" in capsys.readouterr().err
 
 
 def test_failures_leave_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_a_folder(llm: LLM, model: InternVL, tmp_path: Path, capsys: pytest.Capt
     weights.save(model, tmp_path, dtype=torch.float32)
     (tmp_path / "tokenizer.json").write_text(tiny_tokenizer().full.to_str(), encoding="utf-8")
     loaded = LLM(tmp_path, max_model_len=300, device="cpu", progress=True)
-    assert "Loading weights" in capsys.readouterr().out
+    assert "Loading weights" in capsys.readouterr().err
     assert loaded.engine.config.max_model_len == 300
     assert loaded.name == str(tmp_path)
     assert loaded.config.language.vocab_size == model.config.language.vocab_size

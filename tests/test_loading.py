@@ -1,16 +1,19 @@
 """The choice of the quantisation scheme, and the answers of models that are quantised when they are loaded."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from ternvl import LLM, SamplingParams
+from ternvl import LLM, SamplingParams, loading
+from ternvl.cgroup import Cgroup
 from ternvl.checkpoint import source
 from ternvl.errors import ConfigError
 from ternvl.kernels.loader import library
-from ternvl.loading import resolve_scheme
+from ternvl.loading import automatic_scheme, resolve_scheme, use_threads, why_unquantised
 from tests.quant.private_cache import private_cache
 
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is the capital of France?", "Hello")]
@@ -55,6 +58,28 @@ def test_invalid_settings(tmp_path: Path) -> None:
         LLM(quantization="int8", calibration=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("isa", "size", "device", "why"),
+    [
+        ("avx512vnni", 10**9, "cpu", ""),
+        ("avx512vnni", 10**8, "cpu", "gains nothing"),
+        ("avx2", 10**9, "cpu", ""),
+        ("avx512", 10**9, "cpu", ""),
+        ("portable", 10**9, "cpu", "no AVX2"),
+        (None, 10**9, "cpu", "no native kernels"),
+        ("avx512vnni", 10**9, "cuda", "runs on cuda"),
+    ],
+)
+def test_auto_says_why_it_does_not_quantise(
+    monkeypatch: pytest.MonkeyPatch, isa: str | None, size: int, device: str, why: str
+) -> None:
+    loaded = None if isa is None else SimpleNamespace(isa=isa)
+    monkeypatch.setattr(loading, "library", lambda: loaded)
+    said = why_unquantised(size, torch.device(device))
+    assert (why in said, bool(said)) == (True, bool(why))
+    assert automatic_scheme(size, torch.device(device)) == ("none" if why else "int8")
+
+
 def test_auto_is_for_large_models_with_default_settings(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(10**9)  # a sparse file, of which only the size matters
@@ -64,7 +89,7 @@ def test_auto_is_for_large_models_with_default_settings(tmp_path: Path) -> None:
     def scheme(folder: Path, dtype: str = "auto", device: str = "cpu", reference: bool = False) -> str:
         return resolve_scheme("auto", folder, dtype=dtype, device=torch.device(device), reference=reference)
 
-    assert scheme(tmp_path) == ("int8" if loaded.isa == "avx512vnni" else "none")
+    assert scheme(tmp_path) == ("none" if loaded.isa == "portable" else "int8")
     assert scheme(source.resolve(None)) == "none"
     assert scheme(tmp_path, dtype="float32") == "none"
     assert scheme(tmp_path, reference=True) == "none"
@@ -85,3 +110,34 @@ def test_the_users_own_samples(cache: Path, tmp_path: Path) -> None:
     LLM(quantization="int8", calibration=folder)
     LLM(quantization="int8")
     assert len(list(cache.glob("int8-*.safetensors"))) == 2
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Gives the process its number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_follow_the_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "process").write_text("0::/\n")
+    for quota, number in (("max", 4), ("400000", 4), ("160000", 2), ("100000", 1), ("20000", 1)):
+        torch.set_num_threads(4)
+        (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
+        use_threads(None, Cgroup(tmp_path, tmp_path / "process"))
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    use_threads(None, Cgroup(tmp_path, tmp_path / "process"))
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_chosen() -> None:
+    LLM(threads=3)
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ConfigError, match="threads is 0, but must be at least 1"):
+        LLM(threads=0)

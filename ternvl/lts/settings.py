@@ -77,11 +77,16 @@ class LoadedModel:
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set of the kernels, "torch" without kernels, or the name of the GPU."""
-        if self.model.device.type != "cpu":
-            return torch.cuda.get_device_name(self.model.device)
-        loaded = library()
-        return "torch" if loaded is None else loaded.isa
+        """What `instruction_set` returns for the model's device."""
+        return instruction_set(self.model.device)
+
+
+def instruction_set(device: torch.device) -> str:
+    """Return the instruction set of the kernels, "torch" without kernels, or the name of the GPU."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device)
+    loaded = library()
+    return "torch" if loaded is None else loaded.isa
 
 
 def torch_capability() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.scripts.module import script as load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 WHAT_TO_DO = (
@@ -20,13 +20,7 @@ WHAT_TO_DO = (
 
 @pytest.fixture(scope="module")
 def surface() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("surface", ROOT / "scripts" / "surface.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["surface"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("surface")
 
 
 def test_nothing_was_removed_or_changed(surface: ModuleType) -> None:

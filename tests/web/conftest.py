@@ -43,9 +43,12 @@ def address(embedded: LLM) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium. Skips the test where it, or the package that drives it, is not installed (CONTRIBUTING.md)."""
+    """Chromium. Skips the test where it, or the package that drives it, is not installed (CONTRIBUTING.md).
+
+    Playwright runs an event loop on this thread until it ends, so it may not outlast the tests that need it.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
     program = os.environ.get(CHROMIUM) or shutil.which("chromium")
     if program is None:
@@ -71,7 +74,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Playground]]:
         check(each)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tab(browser: Any) -> Any:
     """A tab that several tests use one after the other, which takes less time than a new browser for each."""
     return browser.new_context(**_DESKTOP).new_page()

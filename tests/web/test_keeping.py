@@ -187,8 +187,8 @@ def test_a_full_disk_is_told_and_the_conversation_goes_on(page: Playground) -> N
     page.ask("What is in this image?")
     page.tab.get_by_role("alert").get_by_text("Export or delete some of them.").wait_for()
     assert page.said() == "A red circle and a blue square."
-    page.ask("What is the capital of France?")
-    assert page.said() == "Paris."
+    page.ask("What is in this image?")
+    assert page.said() == "A red circle and a blue square."
     devtools.send("Storage.overrideQuotaForOrigin", {"origin": page.url})
     page.ask("Hello")
     page.tab.locator(".head").wait_for()

