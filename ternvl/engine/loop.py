@@ -20,6 +20,7 @@ from ternvl.engine.admission.forecast import Forecast
 from ternvl.engine.request import Request, RequestGroup
 from ternvl.engine.stats import MAX_SECONDS, EngineStats, Pace, StatsLog
 from ternvl.errors import EngineError, OverloadedError, RequestError, TernvlError
+from ternvl.kernels.memory import Trimmer
 from ternvl.types import FinishReason, TokenOutput
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Loop:
         self._clock = clock
         self._log = StatsLog(lambda: self.engine.stats(), log_interval)
         self._pace = Pace(clock)
+        self._trim = Trimmer(clock=clock)
         self._began: float | None = None
         self.engine = engine
 
@@ -161,6 +163,7 @@ class Loop:
             finally:
                 self._began = None
             self._log.end_step()
+            self._trim()
         self._log.write()
 
     def _learn(self, seconds: float) -> None:

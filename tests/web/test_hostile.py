@@ -182,7 +182,9 @@ def test_hostile_conversations_of_a_file_are_text(page: Playground) -> None:
     page.tab.get_by_label("A file of conversations").set_input_files(
         [{"name": "a.json", "mimeType": "application/json", "buffer": content.encode()}]
     )
-    if page.tab.get_by_role("alert").count():
+    refused = page.tab.get_by_role("alert")
+    page.tab.locator(".head").or_(refused).first.wait_for()
+    if refused.count():
         content = content.replace('"__proto__": "a"', "")
         page.tab.get_by_label("A file of conversations").set_input_files(
             [{"name": "a.json", "mimeType": "application/json", "buffer": content.encode()}]
