@@ -169,7 +169,7 @@ def panels(over: Phase, watch: Watch, even: Phase) -> list[Panel]:
     return [
         Panel("Requests a second", rates),
         Panel("p99 of the answered, s", {"whole": times("seconds"), "first token": times("first")}, limit),
-        Panel("Memory of the server, MiB", {"PSS": watch.line()}),
+        Panel("Memory of the server, MiB", {"anonymous and shared": watch.line()}),
     ]
 
 

@@ -176,7 +176,7 @@ def panels(tally: Tally, watch: Watch) -> list[Panel]:
     return [
         Panel("Requests a second", {"ended": rates}),
         Panel("Seconds of a request", {"median": medians}),
-        Panel("Memory of the server, MiB", {"PSS": watch.line()}),
+        Panel("Memory of the server, MiB", {"anonymous and shared": watch.line()}),
     ]
 
 

@@ -119,8 +119,12 @@ class Server:
         return found
 
     def memory(self) -> int:
-        """Return the bytes that it and its children occupy; pages that several processes share count in parts."""
-        return sum(map(_proportional_bytes, (self.process.pid, *self.workers())))
+        """Return the bytes that it and its children occupy; pages that several of them share count in parts.
+
+        Pages of files (programs, libraries, weights) do not count: how much of them counts for one process changes
+        whenever another program uses the same files.
+        """
+        return sum(map(_own_bytes, (self.process.pid, *self.workers())))
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels."""
@@ -128,12 +132,12 @@ class Server:
         return sum(map(float, re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)))
 
 
-def _proportional_bytes(pid: int) -> int:
+def _own_bytes(pid: int) -> int:
     try:
         rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended
         return 0
-    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("Pss:")), 0)
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def eventually(is_so: Callable[[], bool], seconds: float = 30.0) -> bool:

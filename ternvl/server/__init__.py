@@ -32,6 +32,13 @@ __all__ = ["bind", "bind_metrics", "create_app", "run"]
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((_HANGUP,) if _HANGUP else ()))
 
+_SWITCH_INTERVAL = 0.0002
+"""Seconds after which a thread gives the interpreter to another one that waits for it.
+
+The event loop waits for the engine's thread after each system call, of which a request takes about ten. With Python's
+default of 5 ms, connections queue up on a busy server although there is time for them.
+"""
+
 
 def bind(config: ServerConfig) -> socket.socket:
     """Return a socket that is bound to the configured address. It does not listen before `run`.
@@ -99,7 +106,12 @@ def run(
         app = create_app(llm, config)
         if metrics_listener is not None:
             app.state.serving.metrics_port = metrics_listener.getsockname()[1]
-        _Server(app, app.state.serving).run(sockets=listeners)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        try:
+            _Server(app, app.state.serving).run(sockets=listeners)
+        finally:
+            sys.setswitchinterval(before)
 
 
 def _listen(sock: socket.socket) -> None:
