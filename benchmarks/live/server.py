@@ -44,9 +44,13 @@ class Server:
         output: IO[bytes] | int | None = None,
         tls: bool = False,
         key: str | None = None,
+        tree: Path = ROOT,
         **popen: Any,
     ) -> None:
-        """Start it. `output` takes the place of its log; `key` is sent with every request; `popen` goes to Popen."""
+        """Start it. `output` takes the place of its log; `key` is sent with every request; `popen` goes to Popen.
+
+        `tree` is the root of the sources that it runs.
+        """
         self.port = port or free_port()
         self.log_path = folder / f"server-{self.port}.log"
         self.key, self.tls = key, tls
@@ -54,7 +58,7 @@ class Server:
         with self.log_path.open("ab") as log:
             target = log if output is None else output
             self.process = subprocess.Popen(
-                command, stdout=target, stderr=target, cwd=ROOT, env={**os.environ, **(env or {})}, **popen
+                command, stdout=target, stderr=target, cwd=tree, env={**os.environ, **(env or {})}, **popen
             )
         self.began = time.monotonic()
 
