@@ -138,7 +138,7 @@ class Engine:
         """
         schedule = self.scheduler.schedule()
         try:
-            with self._contention.step():
+            with self._contention.step(has_tiles=bool(schedule.tiles)):
                 drawn, scores = self._run(schedule)
         except BaseException as error:
             self.scheduler.fail(schedule)

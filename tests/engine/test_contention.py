@@ -106,6 +106,57 @@ def test_fewer_threads_hold_for_steps_and_for_their_thread_alone() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_a_step_with_tiles_has_all_threads() -> None:
+    def check() -> None:
+        loader.set_num_threads(4)
+        contention = Contention()
+        contention.num_threads = 1
+        with contention.step(has_tiles=True):
+            assert torch.get_num_threads() == 4
+
+    on_a_thread(check)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
+def test_the_waits_of_threads_are_short_while_there_are_sleepers() -> None:
+    """A thread that waits for the other one of its team takes processor time while it spins."""
+    code = """
+import os, threading, time
+os.environ["GOMP_SPINCOUNT"] = "30000000000"
+import torch
+from ternvl.engine.contention import Sleepers
+from ternvl.kernels import loader
+loader.library()
+def spins():
+    before, end = time.process_time(), time.monotonic() + 2
+    loader.start_team()
+    while time.monotonic() < end and time.process_time() - before < 0.1:
+        time.sleep(0.02)
+    return time.process_time() - before >= 0.1
+def threads():
+    return {each.name for each in threading.enumerate()}
+loader.set_num_threads(max(2, len(os.sched_getaffinity(0))))
+sleepers = Sleepers()
+sleepers.begin(lambda number: False)
+print("ternvl-sleepers" in threads(), spins())
+sleepers.begin(lambda number: True)
+sleepers.begin(lambda number: True)
+time.sleep(0.3)
+print("ternvl-sleepers" in threads(), spins())
+sleepers.end()
+time.sleep(0.3)
+print("ternvl-sleepers" in threads(), spins())
+sleepers.begin(lambda number: True)
+del sleepers
+time.sleep(0.3)
+print("ternvl-sleepers" in threads())
+"""
+    if not loader.available():
+        pytest.skip("there are no kernels, so nothing is done")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == ["False True", "True False", "False True", "False"]
+
+
 def test_a_step_that_fails_gives_the_threads_back() -> None:
     def check() -> None:
         loader.set_num_threads(4)
@@ -141,11 +192,11 @@ print(waited)
 def test_a_team_grows_only_if_the_system_allows_its_threads() -> None:
     machine, everyone = Machine(), torch.get_num_threads()
     machine.allows = False
-    assert machine.contention._allowed() == everyone, "the thread has started its team"
+    assert machine.contention._allowed(machine.contention.num_threads) == everyone, "the thread has started its team"
     machine.contention.num_threads = 1
-    assert machine.contention._allowed() == 1
+    assert machine.contention._allowed(machine.contention.num_threads) == 1
     machine.contention.num_threads = None
-    assert machine.contention._allowed() == 1
+    assert machine.contention._allowed(machine.contention.num_threads) == 1
     machine.allows = True
-    assert machine.contention._allowed() == everyone
+    assert machine.contention._allowed(machine.contention.num_threads) == everyone
     assert not machine.asked or set(machine.asked) == {everyone - 1}
