@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ternvl.engine.cache.block_keys import BlockKeys
+from ternvl.engine.cache.tiles import TileUse
 from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
 from ternvl.types import FinishReason, FirstToken, ImageSpan, PromptLogprobs, TokenLogprobs
@@ -61,7 +62,7 @@ class Sequence:
         "block_keys",
         "block_table",
         "finish_reason",
-        "held_images",
+        "held_tiles",
         "matcher",
         "max_num_tokens",
         "num_cached_tokens",
@@ -115,8 +116,8 @@ class Sequence:
         self.block_keys = BlockKeys(request, block_size)
         self.sibling = sibling
         self.speculator = Speculator(request.prompt, self.stop_ids, matcher)
-        self.held_images: list[ImageSpan] = []
-        """Images whose features are kept for this sequence, because not all of their tokens are computed yet."""
+        self.held_tiles: list[TileUse] = []
+        """Tiles whose features are kept for this sequence, because not all tokens of their image are computed yet."""
         self.status = Status.WAITING
         # An answer of 0 tokens has ended before it begins; the sequence runs until its prompt is computed.
         self.finish_reason: FinishReason | None = FinishReason.LENGTH if limit == 0 else None
@@ -141,6 +142,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """The number of tokens that are not computed yet."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_known(self) -> int:
+        """The number of first tokens that are computed, or were in the cache when the sequence was queued."""
+        return max(self.num_computed, self.num_found)
 
     @property
     def num_output_tokens(self) -> int:

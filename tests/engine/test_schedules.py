@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ternvl.config import EngineConfig
 from ternvl.engine.cache.block_pool import BlockPool
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache
 from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
@@ -35,7 +35,7 @@ class World:
 
     scheduler: Scheduler
     memory: dict[tuple[int, int], object] = field(default_factory=dict)
-    encoded: dict[bytes, int] = field(default_factory=dict)
+    encoded: set[bytes] = field(default_factory=set)
     sequences: list[Sequence] = field(default_factory=list)
     prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
     scores: dict[Sequence, PromptLogprobs] = field(default_factory=dict)
@@ -68,16 +68,15 @@ class World:
                     source = self.memory.get((chunk.reuse.copied_block, offset))
                     self.memory[chunk.new_blocks[0], offset] = source
         for work in schedule.tiles:
-            assert self.encoded.get(work.image.digest, 0) == work.first, "tiles are encoded twice, or out of order"
-            self.encoded[work.image.digest] = work.first + work.count
+            assert work.key not in self.encoded, "a tile is encoded twice"
+            self.encoded.add(work.key)
         for chunk in schedule.chunks:
             self._compute(chunk)
         if fails:
             self.scheduler.fail(schedule)
             for chunk in schedule.chunks[:1]:
                 self.scheduler.finish(chunk.sequence)
-            for work in schedule.tiles:
-                self.encoded[work.image.digest] = work.first
+            self.encoded -= {work.key for work in schedule.tiles}
         else:
             drawn = [self._draw(chunk) for chunk in schedule.sampling]
             self.scheduler.update(schedule, drawn, [self._score(chunk) for chunk in schedule.scoring])
@@ -91,13 +90,13 @@ class World:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        self.encoded = {k: n for k, n in self.encoded.items() if k in self.scheduler.images.digests}
+        self.encoded &= set(self.scheduler.tiles.keys)
         self.scheduler.check_integrity()
 
     def _check_budgets(self, schedule: Schedule) -> None:
         config = self.scheduler.config
         num_tokens = sum(chunk.num_tokens for chunk in schedule.chunks)
-        num_tiles = sum(work.count for work in schedule.tiles)
+        num_tiles = len(schedule.tiles)
         assert num_tokens <= (config.max_num_batched_tokens or 0)
         assert num_tiles <= (config.max_num_batched_tiles or 0)
         assert num_tokens + num_tiles + len(schedule.preempted) > 0, "a step that does nothing"
@@ -118,9 +117,10 @@ class World:
         for position in range(chunk.start):
             assert self.memory[slot(position)] == prefixes[position], "a position holds another prefix"
         for image in chunk.sequence.request.prompt.images:
-            needed = min(chunk.stop, image.stop) - image.start
-            if chunk.num_tokens and chunk.start < image.stop and needed > 0:
-                assert self.encoded[image.digest] * TOKENS_PER_TILE >= needed, "a token came before its tile"
+            for tile, key in enumerate(image.tile_keys):
+                start = image.start + tile * TOKENS_PER_TILE
+                if chunk.start < start + TOKENS_PER_TILE and start < chunk.stop:
+                    assert key in self.encoded, "a token came before its tile"
         for position in range(chunk.start, chunk.stop):
             self.memory[slot(position)] = prefixes[position]
 
@@ -167,9 +167,10 @@ def prompts(draw: st.DrawFn) -> Prompt:
     images: list[ImageSpan] = []
     for part in draw(st.lists(st.sampled_from(["text", "same", "image"]), min_size=1, max_size=4)):
         if part == "image" and len(ids) < 20:
-            digest, num_tiles = draw(st.sampled_from([(b"A", 1), (b"B", 1), (b"C", 3), (b"D", 2)]))
+            digest, num_tiles = draw(st.sampled_from([(b"A", 1), (b"B", 1), (b"C", 3), (b"D", 2), (b"E", 3)]))
+            tiles = {b"A": (b"p",), b"C": (b"q", b"p", b"q"), b"E": (b"q", b"r", b"p")}.get(digest, ())
             first_tile = sum(image.num_tiles for image in images)
-            images.append(ImageSpan(len(ids), num_tiles * TOKENS_PER_TILE, first_tile, num_tiles, digest * 32))
+            images.append(ImageSpan(len(ids), num_tiles * TOKENS_PER_TILE, first_tile, num_tiles, digest * 32, tiles))
             ids += [7] * (num_tiles * TOKENS_PER_TILE)
         elif part == "same":
             ids += [1, 2, 3, 4, 5, 6]
@@ -235,7 +236,7 @@ def test_random_schedules(
         num_speculative_tokens=drafted,
     )
     pool = BlockPool(-(-max_model_len // block_size) + extra_blocks, block_size)
-    world = World(Scheduler(config, pool, ImageCache(image_memory, 1)))
+    world = World(Scheduler(config, pool, TileCache(image_memory, 1)))
     for kind, number, prompt, options in events:
         alive = [sequence for sequence in world.sequences if sequence.status is not Status.FINISHED]
         if kind in ("step", "fail"):
@@ -257,7 +258,7 @@ def test_random_schedules(
         world.step()
     assert pool.num_free == pool.num_blocks
     assert world.num_held == world.scheduler.num_accepted_tokens <= world.scheduler.num_draft_tokens
-    assert world.scheduler.images.num_held == 0
+    assert world.scheduler.tiles.num_held_images == 0
     for sequence in world.sequences:
         if sequence.finish_reason is not None:
             assert sequence.num_output_tokens <= (sequence.request.params.max_tokens or 0)

@@ -58,8 +58,8 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     """
     from ternvl.checkpoint import source
     from ternvl.engine.settings import free_memory
+    from ternvl.kernels.loader import instruction_set
     from ternvl.loading import automatic_scheme, resolve_device, why_unquantised
-    from ternvl.lts.settings import instruction_set
     from ternvl.model.internvl import num_parameters
     from ternvl.quant.size import weight_bytes
 

@@ -57,7 +57,8 @@ class BlockKeys:
 
 
 def with_own_images(request: Request) -> Request:
-    """Return the request with image digests that include its cache salt, and its adapter if that changes features."""
+    """Return the request with digests of images and tiles that include its cache salt, and its adapter if that changes
+    features."""
     images = own_images(request.prompt, request.adapter, request.cache_salt)
     if images is request.prompt.images:
         return request
@@ -72,7 +73,14 @@ def own_images(prompt: Prompt, adapter: Adapter | None, salt: str) -> tuple[Imag
     own = hashlib.sha256(b"ternvl image" + (b"\0" if changing is None else b"\1" + changing.digest))
     own.update(salt.encode())
     prefix = own.digest()
-    return tuple(replace(image, digest=hashlib.sha256(prefix + image.digest).digest()) for image in prompt.images)
+
+    def renamed(digest: bytes) -> bytes:
+        return hashlib.sha256(prefix + digest).digest()
+
+    return tuple(
+        replace(image, digest=renamed(image.digest), tile_digests=tuple(map(renamed, image.tile_digests)))
+        for image in prompt.images
+    )
 
 
 def salt_id(salt: str) -> str | None:
