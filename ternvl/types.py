@@ -78,8 +78,11 @@ class ImageSpan:
 
     @property
     def tile_keys(self) -> tuple[bytes, ...]:
-        """What stands for each tile in the cache of features: its digest or, without one, its place in the image."""
-        return self.tile_digests or tuple(self.digest + tile.to_bytes(8, "big") for tile in range(self.num_tiles))
+        """What stands for each tile in the caches: its digest or, if nobody has computed it, its place in the image."""
+        return self.tile_digests or tuple(
+            hashlib.sha256(b"ternvl tile of an image" + self.digest + tile.to_bytes(8, "big")).digest()
+            for tile in range(self.num_tiles)
+        )
 
     def tiles_after(self, position: int) -> range:
         """Return the places within the image of the tiles with tokens at or after a position of the prompt."""

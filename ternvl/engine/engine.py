@@ -113,6 +113,7 @@ class Engine:
             block_size=self.config.block_size,
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
             matcher=request.matcher(),
+            shares_tiles=self.scheduler.pool.events is None,
         )
         self.runner.retain_adapter(request.adapter)
         try:

@@ -90,11 +90,12 @@ class Sequence:
         block_size: int,
         sibling: Sequence | None = None,
         matcher: Matcher | None = None,
+        shares_tiles: bool = True,
     ) -> None:
         """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
 
         `sibling` is a sequence with the same prompt, whose blocks this sequence shares. `matcher` follows the request's
-        grammar.
+        grammar. `shares_tiles` lets images that begin with the same tiles share the blocks of these.
         """
         params = request.params
         self.request = request
@@ -113,7 +114,7 @@ class Sequence:
         self.num_cached_tokens: int | None = None
         """The number of tokens that were in the cache when the sequence first ran; None before."""
         self.block_table: list[int] = []
-        self.block_keys = BlockKeys(request, block_size)
+        self.block_keys = BlockKeys(request, block_size, by_tile=shares_tiles)
         self.sibling = sibling
         self.speculator = Speculator(request.prompt, self.stop_ids, matcher)
         self.held_tiles: list[TileUse] = []

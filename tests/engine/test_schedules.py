@@ -34,11 +34,15 @@ class World:
     """A scheduler, and what its steps would have done to a device."""
 
     scheduler: Scheduler
+    by_tile: bool
+    """Whether images that begin with the same tiles share the blocks of these."""
     memory: dict[tuple[int, int], object] = field(default_factory=dict)
     encoded: set[bytes] = field(default_factory=set)
     sequences: list[Sequence] = field(default_factory=list)
     prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
     scores: dict[Sequence, PromptLogprobs] = field(default_factory=dict)
+    on_disk: int = 0
+    """Bits of the first byte of tiles that are on disk."""
     num_steps: int = 0
     num_held: int = 0
 
@@ -52,6 +56,7 @@ class World:
             max_model_len=config.max_model_len,
             block_size=config.block_size,
             sibling=sibling,
+            shares_tiles=self.by_tile,
         )
         self.sequences.append(sequence)
         self.prefixes[sequence] = Prefixes(sequence)
@@ -60,6 +65,8 @@ class World:
 
     def step(self, *, fails: bool = False) -> None:
         """A step that fails has written to the memory, and one of its sequences is dropped."""
+        missing = list(self.scheduler.next_missing_tiles())
+        self.scheduler.tiles.stored = {key: memoryview(b"") for key in missing if self.on_disk & key[0]}
         schedule = self.scheduler.schedule()
         self._check_budgets(schedule)
         for chunk in schedule.chunks:
@@ -70,13 +77,15 @@ class World:
         for work in schedule.tiles:
             assert work.key not in self.encoded, "a tile is encoded twice"
             self.encoded.add(work.key)
+        assert not self.encoded & schedule.stored.keys(), "a tile is read that has features"
+        self.encoded |= schedule.stored.keys()
         for chunk in schedule.chunks:
             self._compute(chunk)
         if fails:
             self.scheduler.fail(schedule)
             for chunk in schedule.chunks[:1]:
                 self.scheduler.finish(chunk.sequence)
-            self.encoded -= {work.key for work in schedule.tiles}
+            self.encoded -= {work.key for work in schedule.tiles} | schedule.stored.keys()
         else:
             drawn = [self._draw(chunk) for chunk in schedule.sampling]
             self.scheduler.update(schedule, drawn, [self._score(chunk) for chunk in schedule.scoring])
@@ -99,7 +108,7 @@ class World:
         num_tiles = len(schedule.tiles)
         assert num_tokens <= (config.max_num_batched_tokens or 0)
         assert num_tiles <= (config.max_num_batched_tiles or 0)
-        assert num_tokens + num_tiles + len(schedule.preempted) > 0, "a step that does nothing"
+        assert num_tokens + num_tiles + len(schedule.stored) + len(schedule.preempted) > 0, "a step that does nothing"
 
     def _score(self, chunk: Chunk) -> PromptLogprobs:
         """Scores that name what they follow from, which the chunk must have computed."""
@@ -142,13 +151,17 @@ class Prefixes:
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
-        self.images = {image.start: image.digest for image in sequence.request.prompt.images}
+        self.tiles = {
+            image.start + place * TOKENS_PER_TILE: key
+            for image in sequence.request.prompt.images
+            for place, key in enumerate(image.tile_keys)
+        }
         self.last = hash(sequence.request.cache_salt)
         self.known: list[int] = []
 
     def all(self) -> list[int]:
         for position in range(len(self.known), self.sequence.num_tokens):
-            self.last = hash((self.last, self.sequence.token_ids[position], self.images.get(position)))
+            self.last = hash((self.last, self.sequence.token_ids[position], self.tiles.get(position)))
             self.known.append(self.last)
         return self.known
 
@@ -210,6 +223,8 @@ EVENTS = st.one_of(
     image_memory=st.integers(0, 6),
     speculation=st.sampled_from(["ngram", "ngram", "off"]),
     drafted=st.integers(1, 9),
+    on_disk=st.sampled_from([0, 0, 1, 2, 255]),
+    by_tile=st.booleans(),
 )
 def test_random_schedules(
     events: list[tuple[str, int, Any, Any]],
@@ -222,6 +237,8 @@ def test_random_schedules(
     image_memory: int,
     speculation: str,
     drafted: int,
+    on_disk: int,
+    by_tile: bool,
 ) -> None:
     max_model_len = 60
     config = EngineConfig(
@@ -236,7 +253,7 @@ def test_random_schedules(
         num_speculative_tokens=drafted,
     )
     pool = BlockPool(-(-max_model_len // block_size) + extra_blocks, block_size)
-    world = World(Scheduler(config, pool, TileCache(image_memory, 1)))
+    world = World(Scheduler(config, pool, TileCache(image_memory, 1)), by_tile, on_disk=on_disk)
     for kind, number, prompt, options in events:
         alive = [sequence for sequence in world.sequences if sequence.status is not Status.FINISHED]
         if kind in ("step", "fail"):
