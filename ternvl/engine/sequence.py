@@ -94,8 +94,8 @@ class Sequence:
     ) -> None:
         """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
 
-        `sibling` is a sequence with the same prompt, whose blocks this sequence shares. `matcher` follows the request's
-        grammar. `shares_tiles` lets images that begin with the same tiles share the blocks of these.
+        `sibling` has the same prompt, whose blocks this sequence shares. `matcher` follows the request's grammar. With
+        `shares_tiles`, images that begin with the same tiles share the blocks of these.
         """
         params = request.params
         self.request = request
@@ -111,8 +111,7 @@ class Sequence:
         self.max_num_tokens = min(longest, num_prompt_tokens + limit)
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = self.num_found = 0  # found: in the cache when the sequence was queued, if it was looked up
-        self.num_cached_tokens: int | None = None
-        """The number of tokens that were in the cache when the sequence first ran; None before."""
+        self.num_cached_tokens: int | None = None  # in the cache when the sequence first ran; None before
         self.block_table: list[int] = []
         self.block_keys = BlockKeys(request, block_size, by_tile=shares_tiles)
         self.sibling = sibling

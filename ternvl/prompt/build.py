@@ -11,12 +11,12 @@ from typing import Any
 from ternvl.config import ImageLimits, ModelConfig, VideoLimits
 from ternvl.errors import ContextLengthError, RequestError
 from ternvl.prompt.decoding.pool import DecoderPool
-from ternvl.prompt.images import Tiles, check_limits, digest, tile_digests, to_pixel_values
+from ternvl.prompt.images import Tiles, check_limits, digest, to_pixel_values
 from ternvl.prompt.media import MediaLoader, NamedMedia, in_range
 from ternvl.prompt.messages import Message
 from ternvl.prompt.parts import ImageInput, Sampling, VideoInput
 from ternvl.prompt.template import PLACEHOLDERS, ImageSlot, Piece, render
-from ternvl.prompt.tiling import TileSettings
+from ternvl.prompt.tiling import TileSettings, digests
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from ternvl.types import ImageSpan, Prompt
 
@@ -198,7 +198,7 @@ class PromptBuilder:
         first_tile = 0
         for start, cut in zip(begins, tiled, strict=True):
             num_tokens = len(cut) * self.config.tokens_per_tile
-            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), digest(cut), tile_digests(cut)))
+            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), digest(cut), digests(cut)))
             first_tile += len(cut)
         return tuple(spans)
 

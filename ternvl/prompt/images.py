@@ -164,11 +164,6 @@ def digest(tiles: Tiles) -> bytes:
     return found.digest()
 
 
-def tile_digests(tiles: Tiles) -> tuple[bytes, ...]:
-    """Return the SHA-256 of the pixels of each tile."""
-    return tuple(hashlib.sha256(np.ascontiguousarray(tile).data).digest() for tile in tiles)
-
-
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header of an image. Pillow's own `open` is not used because its limit of pixels is global."""
     Image.init()
