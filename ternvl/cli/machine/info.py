@@ -96,10 +96,10 @@ def _files(folder: Path) -> dict[str, Any]:
     from ternvl.checkpoint.names import layout_of
     from ternvl.checkpoint.weights import tensor_names
 
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = [path for kind in ("*.safetensors", "*.gguf") for path in sorted(folder.glob(kind))]
     names = tensor_names(folder)
     return {
-        "layout": layout_of(names),
+        "layout": "GGUF" if paths[0].suffix == ".gguf" else layout_of(names),
         "count": len(paths),
         "bytes": sum(path.stat().st_size for path in paths),
         "tensors": len(names),
