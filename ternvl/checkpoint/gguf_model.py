@@ -87,7 +87,8 @@ def paths(folder: Path) -> list[Path]:
     """Return the GGUF files of a model, its language model first. Raises CheckpointError unless there are these two."""
     found = sorted(folder.glob("*.gguf"))
     if not found:
-        raise CheckpointError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json nor GGUF files.")
+        others = "neither model.safetensors nor model.safetensors.index.json"
+        raise CheckpointError(f"{folder} holds {others} nor GGUF files.")
     by_kind: dict[str, list[Path]] = {_LANGUAGE: [], _VISION: []}
     for path in found:
         by_kind[_architecture(GGUFFile(path))].append(path)
