@@ -59,6 +59,7 @@ PANELS: list[tuple[str, str, dict[str, str]]] = [
         {
             "prompt tokens": share("ternvl_engine_prefix_hit_tokens", "ternvl_engine_prompt_tokens"),
             "images": share("ternvl_engine_image_hits", "ternvl_engine_image_lookups"),
+            "image tiles": share("ternvl_engine_tile_hits", "ternvl_engine_tile_lookups"),
         },
     ),
     ("Image tiles encoded", "short", {"tiles": rate("ternvl_engine_encoded_tiles")}),

@@ -150,10 +150,10 @@ class EngineConfig:
     kv_cache_memory: int | None = setting(
         None, "The size of the KV cache in bytes; by default enough for all sequences, within a quarter of free memory."
     )
-    enable_prefix_caching: bool = setting(
-        True, "Keep the keys and values of prompts for later prompts that begin with the same tokens."
-    )
+    enable_prefix_caching: bool = setting(True, "Keep keys and values of prompts for later prompts that begin alike.")
     image_cache_memory: int = setting(256 * 1024**2, "The bytes of image features that are kept for later requests.")
+    image_cache_dir: Path | None = setting(None, "A folder where image features are kept for later starts as well.")
+    image_cache_dir_size: int = setting(4 * 1024**3, "The most bytes of image features in that folder.")
     speculation: str = setting(
         "auto",
         "Guess tokens of an answer from earlier tokens and compute several at once: ngram, off, or auto, which is "

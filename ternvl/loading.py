@@ -79,7 +79,7 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
     """
     check_name(quantization)
     if quantization == "auto":
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
         return automatic_scheme(size, device) if dtype == "auto" and not reference else "none"
     if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
         raise ConfigError(

@@ -68,11 +68,25 @@ class ImageSpan:
     num_tiles: int
     digest: bytes
     """SHA-256 over the pixels of the image's tiles: two images share it iff they are the same work."""
+    tile_digests: tuple[bytes, ...] = ()
+    """SHA-256 over the pixels of each tile: tiles of any images share it iff they are equal. Empty if not computed."""
 
     @property
     def stop(self) -> int:
         """Index just past the image's last context token."""
         return self.start + self.num_tokens
+
+    @property
+    def tile_keys(self) -> tuple[bytes, ...]:
+        """What stands for each tile in the caches: its digest or, if nobody has computed it, its place in the image."""
+        return self.tile_digests or tuple(
+            hashlib.sha256(b"ternvl tile of an image" + self.digest + tile.to_bytes(8, "big")).digest()
+            for tile in range(self.num_tiles)
+        )
+
+    def tiles_after(self, position: int) -> range:
+        """Return the places within the image of the tiles with tokens at or after a position of the prompt."""
+        return range(max(0, position - self.start) // (self.num_tokens // self.num_tiles), self.num_tiles)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

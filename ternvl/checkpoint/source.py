@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ternvl import embedded
-from ternvl.checkpoint import config_json
+from ternvl.checkpoint import config_json, gguf_model
 from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
@@ -20,6 +20,8 @@ EMBEDDED = embedded.MODEL
 
 # Pickles are never downloaded, because loading one runs the code in it.
 PATTERNS = ("*.json", "*.safetensors", "*.txt")
+FILES = (*PATTERNS, "*.gguf")
+"""What answers depend on. GGUF files are not downloaded: repositories have one for each format."""
 CONFIG_PATTERNS = ("config.json", "generation_config.json", "*.index.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_NAMES = {
@@ -72,7 +74,9 @@ def _located(model: str | Path | None, revision: str | None) -> Path | str:
     if model is None:
         raise CheckpointError(f"This installation has no embedded model: the folder {folder} does not exist.")
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; a model is a folder with a config.json and safetensors files.")
+        raise CheckpointError(
+            f"{folder} is a file; a model is a folder with a config.json and safetensors files, or with two GGUF files."
+        )
     name = _HUB_NAMES.get(str(model).lower(), str(model))
     if not isinstance(model, str) or not _HUB_NAME.fullmatch(name):
         raise CheckpointError(
@@ -130,10 +134,13 @@ def _download(name: str, revision: str | None, *, patterns: Sequence[str] = PATT
 def load_config(folder: Path) -> ModelConfig:
     """Read `config.json` in either layout, and the sampling defaults of `generation_config.json` if that exists.
 
-    Raises CheckpointError if `config.json` is absent, or if a file is unreadable or asks for an unimplemented feature.
+    Without `config.json`, the metadata of GGUF files are the configuration.
+    Raises CheckpointError if both are absent, or if a file is unreadable or asks for an unimplemented feature.
     """
     path = folder / "config.json"
     if not path.is_file():
+        if any(folder.glob("*.gguf")):
+            return gguf_model.read_config(folder)
         raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder.")
     generation = folder / "generation_config.json"
     defaults = read_object(generation) if generation.is_file() else Section(str(generation), {})

@@ -1,7 +1,7 @@
 """Reading weights from any of the three layouts into an `InternVL`, and writing them in the original layout.
 
 Files are mapped into memory, and a tensor that already has the requested type is used in place, so a model is never
-twice in memory. Only safetensors files are read, because loading a pickle runs the code in it.
+twice in memory. Only safetensors and GGUF files are read, because loading a pickle runs the code in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ternvl.checkpoint import config_json, write_config
+from ternvl.checkpoint import config_json, gguf_model, write_config
 from ternvl.checkpoint.names import remap
 from ternvl.checkpoint.source import read_object
 from ternvl.config import ModelConfig
@@ -115,7 +115,7 @@ def _paths(folder: Path) -> list[Path]:
         return [folder / _SINGLE]
     index = folder / _INDEX
     if not index.is_file():
-        raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; only safetensors weights are read.")
+        return gguf_model.paths(folder)
     names = sorted({str(name) for name in read_object(index).section("weight_map").values.values()})
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(f"{index} names files that do not exist: {_listed(absent)}.")
@@ -123,6 +123,8 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _open(path: Path, files: ExitStack) -> Any:
+    if path.suffix == ".gguf":
+        return gguf_model.GGUFWeights(path)
     try:
         return files.enter_context(safe_open(path, framework="pt"))
     except (SafetensorError, OSError) as error:

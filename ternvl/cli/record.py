@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ternvl.config import EngineConfig, LoadingConfig
+from ternvl.kernels.loader import torch_capability
 from ternvl.llm import LLM, RequestOutput
 from ternvl.lts.lock import RecordedAnswer, Transcript
-from ternvl.lts.settings import LoadedModel, torch_capability
+from ternvl.lts.settings import LoadedModel
 from ternvl.params import Grammar, SamplingParams
 
 

@@ -16,10 +16,11 @@ from ternvl.cli.quantization import check_writable
 from ternvl.cli.record import Recorder, adapter_paths
 from ternvl.config import EngineConfig, LoadingConfig
 from ternvl.errors import TernvlError
+from ternvl.kernels.loader import torch_capability
 from ternvl.lts import lock as lock_file
 from ternvl.lts.check import LockGuard, package_differences
 from ternvl.lts.lock import Lock
-from ternvl.lts.settings import ENGINE, LOADING, torch_capability
+from ternvl.lts.settings import ENGINE, LOADING
 from ternvl.lts.transcripts import Comparison, compare, instruction_set_to_compare
 from ternvl.version import __version__
 

@@ -17,14 +17,15 @@ from ternvl.lora.bank import Span
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRows:
-    """Rows of a batch whose embeddings are an image's features."""
+class TileRows:
+    """Rows of a batch whose embeddings are a tile's features."""
 
-    digest: bytes
+    key: bytes
+    """What stands for the tile in the cache."""
     start: int
     """First row of the batch."""
     first: int
-    """First row of the image's features, counted in tokens over all its tiles."""
+    """First row of the tile's features."""
     count: int
 
 
@@ -46,7 +47,7 @@ class Batch:
     """[S + 1] int32: the first row of each sequence, then T."""
     lengths: Tensor
     """[S] int32: the number of tokens that the last row of each sequence attends to."""
-    images: tuple[ImageRows, ...]
+    tiles: tuple[TileRows, ...]
     scored: tuple[tuple[Chunk, int], ...]
     """The chunks of `Schedule.scoring`, each with its first row [T]."""
     sampled_rows: Tensor
@@ -80,7 +81,7 @@ def build(schedule: Schedule, *, block_size: int, device: torch.device) -> Batch
         block_tables=tensor([table + [0] * (width - len(table)) for table in used], torch.int32).view(len(used), width),
         query_starts=tensor(starts, torch.int32),
         lengths=tensor([chunk.stop for chunk in chunks], torch.int32),
-        images=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _image_rows(chunk, start)),
+        tiles=tuple(rows for chunk, start in zip(chunks, starts, strict=False) for rows in _tile_rows(chunk, start)),
         scored=tuple((chunk, start) for chunk, start in zip(chunks, starts, strict=False) if chunk.scored),
         sampled_rows=tensor(
             [row for chunk, stop in zip(chunks, starts[1:], strict=True) for row in _sampled_rows(chunk, stop)]
@@ -109,9 +110,15 @@ def _sampled_rows(chunk: Chunk, stop: int) -> range:
     return range(stop - chunk.num_sampled_rows, stop)
 
 
-def _image_rows(chunk: Chunk, row: int) -> Iterator[ImageRows]:
+def _tile_rows(chunk: Chunk, row: int) -> Iterator[TileRows]:
     """Yield the rows of a chunk that are image tokens; `row` is the first row of the chunk."""
     for image in chunk.sequence.request.prompt.images:
-        start, stop = max(chunk.start, image.start), min(chunk.stop, image.stop)
-        if start < stop:
-            yield ImageRows(image.digest, row + start - chunk.start, start - image.start, stop - start)
+        if image.start >= chunk.stop or image.stop <= chunk.start:
+            continue
+        size, keys = image.num_tokens // image.num_tiles, image.tile_keys
+        for tile in image.tiles_after(chunk.start):
+            first = image.start + tile * size
+            start, stop = max(chunk.start, first), min(chunk.stop, first + size)
+            if start >= stop:
+                break
+            yield TileRows(keys[tile], row + start - chunk.start, start - first, stop - start)

@@ -19,7 +19,7 @@ from ternvl.engine import batch
 from ternvl.engine.admission.backlog import Backlog, backlog
 from ternvl.engine.cache.block_keys import with_own_images
 from ternvl.engine.cache.block_pool import BlockPool
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache
 from ternvl.engine.contention import Contention
 from ternvl.engine.draw import affected, draw, failure
 from ternvl.engine.request import Request, check_params, check_prompt
@@ -31,6 +31,7 @@ from ternvl.engine.sequence import Sequence as EngineSequence
 from ternvl.engine.sequence import adapter_names
 from ternvl.engine.settings import cache_dtype, resolve
 from ternvl.engine.stats import EngineStats, SequenceState
+from ternvl.engine.tiles.identity import open_disk
 from ternvl.errors import EngineError, OverloadedError
 from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.model.internvl import InternVL
@@ -66,8 +67,9 @@ class Engine:
         self._masking = LastingThreads(1, "masks")
         self.runner = Runner(model, num_blocks=num_blocks, block_size=config.block_size, cache_dtype=dtype)
         tile_bytes = model.config.tokens_per_tile * language.hidden_size * model.dtype.itemsize
-        images = ImageCache(config.image_cache_memory, tile_bytes)
-        self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size), images)
+        tiles = TileCache(config.image_cache_memory, tile_bytes)
+        self.scheduler = Scheduler(self.config, BlockPool(num_blocks, config.block_size), tiles)
+        self._disk = open_disk(self.config, model, tile_bytes)
         self._sequences: dict[str, EngineSequence] = {}
         self._num_added = self._num_steps = self._num_generated_tokens = 0
         self._num_prefill_tokens = self._num_encoded_tiles = 0
@@ -111,6 +113,7 @@ class Engine:
             block_size=self.config.block_size,
             sibling=self._sequences.get(request.sibling_of) if request.sibling_of else None,
             matcher=request.matcher(),
+            shares_tiles=self.scheduler.pool.events is None,
         )
         self.runner.retain_adapter(request.adapter)
         try:
@@ -127,7 +130,7 @@ class Engine:
         if sequence is not None:
             self.scheduler.finish(sequence, FinishReason.ABORT)
             self._forget(sequence)
-            self.runner.retain(self.scheduler.images.digests)
+            self.runner.drop(self.scheduler.tiles.take_dropped())
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
@@ -136,17 +139,20 @@ class Engine:
         Raises EngineError if the model fails. The error names the requests that were dropped; the others continue
         without loss.
         """
+        if self._disk is not None:
+            self.scheduler.tiles.stored = self._disk.look_up(self.scheduler.next_missing_tiles())
         schedule = self.scheduler.schedule()
         try:
             with self._contention.step(has_tiles=bool(schedule.tiles)):
                 drawn, scores = self._run(schedule)
         except BaseException as error:
             self.scheduler.fail(schedule)
+            self.runner.drop(self.runner.tiles - self.scheduler.tiles.keys)
             if not isinstance(error, Exception):
                 raise  # Ctrl-C, if the caller's thread runs the steps
             raise self._drop(affected(schedule, error), error) from error
         self.scheduler.update(schedule, [[each.token_id for each in tokens] for tokens in drawn], scores)
-        self.runner.retain(self.scheduler.images.digests)
+        self.runner.drop(self.scheduler.tiles.take_dropped())
         self._count(schedule)
         return [self._output(chunk, tokens) for chunk, tokens in zip(schedule.sampling, drawn, strict=True)]
 
@@ -156,8 +162,12 @@ class Engine:
         masks = (
             self._masking.submit(fill_masks, matchers, self.model.config.language.vocab_size) if matchers else None
         )  # runs beside the model
+        self.runner.load(schedule.stored)
         with schedule.encoding():
             self.runner.encode(schedule.tiles)
+        if self._disk is not None:
+            for work in schedule.tiles:
+                self._disk.put(work.key, self.runner.stored_form(work.key))
         inputs = batch.build(schedule, block_size=self.config.block_size, device=self.runner.device)
         hidden = self.runner.run(inputs)
         scores = [score(chunk, row, hidden, self.runner) for chunk, row in inputs.scored]
@@ -166,7 +176,7 @@ class Engine:
 
     def _count(self, schedule: Schedule) -> None:
         self._num_steps += 1
-        self._num_encoded_tiles += sum(work.count for work in schedule.tiles)
+        self._num_encoded_tiles += len(schedule.tiles)
         self._num_prefill_tokens += sum(chunk.num_own_tokens for chunk in schedule.chunks if not chunk.decodes)
 
     def _output(self, chunk: Chunk, drawn: list[Drawn]) -> TokenOutput:
@@ -200,14 +210,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the engine's current counters. Any thread may call it."""
-        pool, images = self.scheduler.pool, self.scheduler.images
+        pool, tiles = self.scheduler.pool, self.scheduler.tiles
         return EngineStats(
             num_waiting=len(self.scheduler.waiting),
             num_running=len(self.scheduler.running),
             num_blocks=pool.num_blocks,
             num_free_blocks=pool.num_free,
             num_cached_blocks=pool.num_cached,
-            num_held_images=images.num_held,
             num_steps=self._num_steps,
             num_prompt_tokens=self.scheduler.num_prompt_tokens,
             num_prefix_hit_tokens=self.scheduler.num_prefix_hit_tokens,
@@ -215,8 +224,8 @@ class Engine:
             num_generated_tokens=self._num_generated_tokens,
             num_draft_tokens=self.scheduler.num_draft_tokens,
             num_accepted_tokens=self.scheduler.num_accepted_tokens,
-            num_image_lookups=images.num_lookups,
-            num_image_hits=images.num_hits,
+            num_damaged_tiles=0 if self._disk is None else self._disk.num_damaged,
+            **tiles.counts(),
             num_encoded_tiles=self._num_encoded_tiles,
             num_preemptions=self.scheduler.num_preemptions,
             num_drafts=self.scheduler.num_drafts,
@@ -237,4 +246,4 @@ class Engine:
         self.scheduler.check_integrity()
         alive = {sequence.id for sequence in self.scheduler.waiting + self.scheduler.running}
         assert alive == self._sequences.keys()
-        assert self.runner.image_digests <= self.scheduler.images.digests
+        assert self.runner.tiles <= self.scheduler.tiles.keys

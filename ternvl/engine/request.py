@@ -122,6 +122,8 @@ def _image_problem(prompt: Prompt, config: ModelConfig) -> str | None:
         is_in_order = image.first_tile == first_tile and last_stop <= image.start and image.stop <= prompt.num_tokens
         if not is_in_order or image.num_tokens != image.num_tiles * config.tokens_per_tile:
             return f"Image {number} of the prompt does not match its tiles and tokens."
+        if len(image.tile_keys) != image.num_tiles:
+            return f"Image {number} of the prompt has {len(image.tile_digests)} digests for {image.num_tiles} tiles."
         first_tile, last_stop = first_tile + image.num_tiles, image.stop
     if first_tile != num_tiles:
         return f"The prompt's images have {first_tile} tiles, but pixel_values holds {num_tiles}."

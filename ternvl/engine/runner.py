@@ -5,10 +5,8 @@ Shapes: T tokens, N tiles, M tokens per tile, C hidden size, R rows whose logits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,39 +28,44 @@ class Runner:
         self.device, self.dtype = model.device, model.dtype
         language = model.config.language
         self.cache = make_cache(language, num_blocks, block_size, dtype=cache_dtype, device=self.device)
-        self._features: dict[bytes, Tensor] = {}  # by image digest: [N, M, C], filled as tiles are encoded
+        self._features: dict[bytes, Tensor] = {}  # by what stands for a tile in the cache: [M, C]
         self.adapters: AdapterBank | None = None
         """None until the first adapter is used, so that a model without adapters stays unchanged."""
 
     @property
-    def image_digests(self) -> set[bytes]:
-        """Digests of the images whose features are in memory."""
+    def tiles(self) -> set[bytes]:
+        """The tiles whose features are in memory."""
         return set(self._features)
 
     def encode(self, work: Sequence[TileWork]) -> None:
-        """Encode tiles, those of all images in one call, and keep their features."""
+        """Encode tiles, all in one call, and keep their features."""
         if not work:
             return
         pixels = torch.cat([_pixels(each) for each in work]).to(self.device)
-        stops = accumulate(each.count for each in work)
-        spans = [
-            (each.sequence.request.adapter, stop - each.count, stop) for each, stop in zip(work, stops, strict=True)
-        ]
+        spans = [(each.sequence.request.adapter, place, place + 1) for place, each in enumerate(work)]
         with self._with_adapters(spans, len(pixels)):
-            encoded = self.model.encode_tiles(pixels)
-        features = torch.split(encoded, [each.count for each in work])
-        for each, rows in zip(work, features, strict=True):
-            empty = rows.new_empty(each.image.num_tiles, *rows.shape[1:])
-            kept = self._features.setdefault(each.image.digest, empty)
-            kept[each.first : each.first + each.count] = rows
+            encoded = self.model.encode_tiles(pixels)  # [N, M, C]
+        for each, features in zip(work, encoded, strict=True):
+            # A copy unless it is alone: a view would keep the features of all others in memory.
+            self._features[each.key] = features.clone() if len(work) > 1 else features
+
+    def load(self, stored: Mapping[bytes, memoryview]) -> None:
+        """Keep features that were read from disk, as `stored_form` returned them."""
+        for key, content in stored.items():
+            rows = torch.frombuffer(content, dtype=self.dtype).view(self.model.config.tokens_per_tile, -1)
+            self._features[key] = rows.to(self.device)
+
+    def stored_form(self, key: bytes) -> memoryview:
+        """Return the features of a tile as bytes, which must not be changed."""
+        return self._features[key].contiguous().cpu().view(torch.uint8).numpy().data.cast("B")
 
     def run(self, batch: Batch) -> Tensor:
         """Run a batch; return its hidden states [T, C]."""
         if batch.copies.numel():
             copy_blocks(self.cache, *batch.copies)
         embeddings = self.model.embed(batch.token_ids)
-        for rows in batch.images:
-            features = self._features[rows.digest].flatten(0, 1)
+        for rows in batch.tiles:
+            features = self._features[rows.key]
             embeddings[rows.start : rows.start + rows.count] = features[rows.first : rows.first + rows.count]
         if len(embeddings):
             attention = PagedAttention(self.cache, batch.slots, batch.block_tables, batch.query_starts, batch.lengths)
@@ -90,14 +93,14 @@ class Runner:
     def _with_adapters(self, spans: Sequence[Span], num_rows: int) -> AbstractContextManager[None]:
         return self.adapters.active(spans, num_rows) if self.adapters else nullcontext()
 
-    def retain(self, digests: AbstractSet[bytes]) -> None:
-        """Drop the features of all images but those of `digests`."""
-        for digest in self._features.keys() - digests:
-            del self._features[digest]
+    def drop(self, tiles: Iterable[bytes]) -> None:
+        """Drop the features of tiles, those of them that have any."""
+        for key in tiles:
+            self._features.pop(key, None)
 
 
 def _pixels(work: TileWork) -> Tensor:
+    """Return the pixels [1, 3, S, S] of a tile."""
     pixels = work.sequence.request.prompt.pixel_values
     assert pixels is not None
-    first = work.image.first_tile + work.first
-    return pixels[first : first + work.count]
+    return pixels[work.row : work.row + 1]

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache
 from ternvl.engine.sequence import Sequence
 from ternvl.sampling.speculation import NO_DRAFT, Draft
 from ternvl.types import ImageSpan
@@ -88,14 +89,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileWork:
-    """Tiles of one image to encode, before the tokens of the same step are computed."""
+    """A tile to encode, before the tokens of the same step are computed."""
 
     sequence: Sequence
-    """A sequence whose prompt has the image's pixels."""
-    image: ImageSpan
-    first: int
-    """Index of the first tile within the image."""
-    count: int
+    """A sequence whose prompt has the tile's pixels."""
+    row: int
+    """The tile's row of `Prompt.pixel_values`."""
+    key: bytes
+    """What stands for the tile in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +105,8 @@ class Schedule:
 
     chunks: tuple[Chunk, ...] = ()
     tiles: tuple[TileWork, ...] = ()
+    stored: Mapping[bytes, memoryview] = field(default_factory=dict)
+    """Features that were read from disk, by tile. They take nothing of the step's budget."""
     preempted: tuple[Sequence, ...] = ()
     """Sequences that lose their blocks and will be computed again from the start."""
 
@@ -123,21 +126,23 @@ class Schedule:
         began = time.perf_counter()
         yield
         ended = time.perf_counter()
-        digests = {work.image.digest for work in self.tiles}
-        for chunk in self.chunks if digests else ():
-            if not digests.isdisjoint(image.digest for image in chunk.sequence.images_after(chunk.start)):
+        keys = {work.key for work in self.tiles}
+        for chunk in self.chunks if keys else ():
+            waits_for = (image.tile_keys for image in chunk.sequence.images_after(chunk.start))
+            if not keys.isdisjoint(chain.from_iterable(waits_for)):
                 chunk.sequence.timing.encoded(began, ended)
 
 
 class Plan:
     """A step while it is planned: its remaining budget of tokens and tiles, and the tiles that it encodes."""
 
-    def __init__(self, num_tokens: int, num_tiles: int, images: ImageCache) -> None:
+    def __init__(self, num_tokens: int, num_tiles: int, cache: TileCache) -> None:
         """`num_tokens` and `num_tiles` are the budget of the step."""
         self.num_tokens = num_tokens
         self.num_tiles = num_tiles
         self.tiles: dict[bytes, TileWork] = {}
-        self._images = images
+        self.stored: dict[bytes, memoryview] = {}
+        self._cache = cache
 
     def spend(self, sequence: Sequence, new_blocks: tuple[int, ...], reuse: Reuse | None = None) -> Chunk:
         """Return a chunk with as many tokens of the sequence as the remaining budget allows.
@@ -147,7 +152,7 @@ class Plan:
         reuse = reuse or Reuse(num_tokens=sequence.num_computed)
         start = reuse.num_tokens
         for image in sequence.images_after(start):
-            self._encode(sequence, image)
+            self._encode(sequence, image, start)
         num_tokens = min(self.num_tokens, self._num_ready(sequence, start) - start)
         self.num_tokens -= num_tokens
         return Chunk(
@@ -161,19 +166,27 @@ class Plan:
             scored=sequence.scored_before(start + num_tokens),
         )
 
-    def _encode(self, sequence: Sequence, image: ImageSpan) -> None:
-        """Plan the remaining tiles of an image, as far as the budget allows, unless the image is planned already."""
-        first = self._images.num_encoded(image.digest)
-        count = min(self.num_tiles, image.num_tiles - first)
-        if count and image.digest not in self.tiles:
-            self.tiles[image.digest] = TileWork(sequence, image, first, count)
-            self.num_tiles -= count
+    def _encode(self, sequence: Sequence, image: ImageSpan, start: int) -> None:
+        """Plan the tiles whose tokens are computed from `start` on: those on disk, and others as the budget allows."""
+        keys = image.tile_keys
+        for tile in image.tiles_after(start):
+            key = keys[tile]
+            if self._is_ready(key):
+                continue
+            if key in self._cache.stored:
+                self.stored[key] = self._cache.stored[key]
+            elif self.num_tiles:
+                self.tiles[key] = TileWork(sequence, image.first_tile + tile, key)
+                self.num_tiles -= 1
+
+    def _is_ready(self, key: bytes) -> bool:
+        return key in self.tiles or key in self.stored or self._cache.is_encoded(key)
 
     def _num_ready(self, sequence: Sequence, start: int) -> int:
         """Return the number of leading tokens whose embeddings are available in this step."""
         for image in sequence.images_after(start):
-            work = self.tiles.get(image.digest)
-            encoded = work.first + work.count if work else self._images.num_encoded(image.digest)
-            if encoded < image.num_tiles:
-                return max(start, image.start + encoded * (image.num_tokens // image.num_tiles))
+            keys = image.tile_keys
+            for tile in image.tiles_after(start):
+                if not self._is_ready(keys[tile]):
+                    return max(start, image.start + tile * (image.num_tokens // image.num_tiles))
         return sequence.num_tokens

@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from ternvl.config import EngineConfig
 from ternvl.engine.cache.block_pool import BlockDraft, BlockPool
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache, TileUse
 from ternvl.engine.schedule import Chunk, Plan, Reuse, Schedule
 from ternvl.engine.sequence import Sequence, Status
 from ternvl.errors import OverloadedError
@@ -26,11 +26,11 @@ _by_order = attrgetter("order")
 class Scheduler:
     """The waiting and the running sequences, each in order of service."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, images: ImageCache) -> None:
+    def __init__(self, config: EngineConfig, pool: BlockPool, tiles: TileCache) -> None:
         """`config` must be resolved, without None. The pool must hold the longest sequence, so that one always runs."""
         self.config = config
         self.pool = pool
-        self.images = images
+        self.tiles = tiles
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_prompt_tokens = self.num_prefix_hit_tokens = 0
@@ -50,7 +50,7 @@ class Scheduler:
         """Queue a sequence. Raises OverloadedError if the queue is full."""
         if self.is_full:
             raise OverloadedError(f"The queue is full: {len(self.waiting)} requests are waiting already.")
-        if self.config.max_queue_wait is not None:
+        if self.config.max_queue_wait is not None or sequence.request.prompt.images:
             sequence.num_found = self._reuse(sequence, self.pool.draft()).num_tokens
         insort(self.waiting, sequence, key=_by_order)
 
@@ -61,13 +61,13 @@ class Scheduler:
         growth, preempted = self._make_room(draft)
         tokens, tiles = self.config.max_num_batched_tokens, self.config.max_num_batched_tiles
         assert tokens is not None and tiles is not None  # noqa: PT018
-        plan = Plan(tokens, tiles, self.images)
+        plan = Plan(tokens, tiles, self.tiles)
         decoding_first = sorted(growth, key=lambda sequence: sequence.num_uncomputed > 1)  # stable sort
         chunks = [plan.spend(sequence, growth[sequence]) for sequence in decoding_first]
         if not preempted:
             chunks += self._admit(draft, plan)
             chunks = self._speculate(chunks, draft, plan)
-        return Schedule(tuple(chunks), tuple(plan.tiles.values()), tuple(preempted))
+        return Schedule(tuple(chunks), tuple(plan.tiles.values()), plan.stored, tuple(preempted))
 
     def _make_room(self, draft: BlockDraft) -> tuple[dict[Sequence, tuple[int, ...]], list[Sequence]]:
         """Plan new blocks of the running sequences; preempt sequences, the last in order first, if blocks run out."""
@@ -144,8 +144,7 @@ class Scheduler:
             self._preempt(sequence)
         for chunk in schedule.chunks:
             self._take_blocks(chunk)
-        for work in schedule.tiles:
-            self.images.advance(work.image.digest, work.count)
+        self.tiles.finish((work.key for work in schedule.tiles), schedule.stored)
         for chunk, values in zip(schedule.scoring, scores, strict=True):
             chunk.sequence.add_scores(values)
         tokens = dict(zip(schedule.sampling, drawn, strict=True))
@@ -196,8 +195,9 @@ class Scheduler:
                 self.num_prefix_hit_tokens += start
             sequence.num_cached_tokens = sequence.sibling.num_cached_tokens if sequence.sibling else start
         for image in sequence.images_after(start):
-            self.images.acquire(image)
-            sequence.held_images.append(image)
+            use = TileUse(image, image.tiles_after(start).start)
+            self.tiles.acquire(use)
+            sequence.held_tiles.append(use)
 
     def _advance(self, chunk: Chunk, token_ids: tuple[int, ...]) -> None:
         sequence = chunk.sequence
@@ -206,7 +206,7 @@ class Scheduler:
         sequence.num_computed = chunk.start + chunk.num_own_tokens + num_accepted
         if chunk.draft:
             self._settle_draft(chunk, num_accepted)
-        self._release_images(sequence, before=sequence.num_computed)
+        self._release_tiles(sequence, before=sequence.num_computed)
         self._register(sequence, chunk.start // self.pool.block_size)
 
     def _settle_draft(self, chunk: Chunk, num_accepted: int) -> None:
@@ -235,12 +235,25 @@ class Scheduler:
             self.running.remove(sequence)
         self.pool.free(sequence.block_table)
         sequence.block_table = []
-        self._release_images(sequence)
+        self._release_tiles(sequence)
 
-    def _release_images(self, sequence: Sequence, before: int | None = None) -> None:
-        """Release the images that end before a position, by default all of them."""
-        while sequence.held_images and (before is None or sequence.held_images[0].stop <= before):
-            self.images.release(sequence.held_images.pop(0).digest)
+    def _release_tiles(self, sequence: Sequence, before: int | None = None) -> None:
+        """Release the tiles of images that end before a position, by default all of them."""
+        while sequence.held_tiles and (before is None or sequence.held_tiles[0].image.stop <= before):
+            self.tiles.release(sequence.held_tiles.pop(0))
+
+    def missing_tiles(self, sequences: Iterable[Sequence]) -> Iterator[bytes]:
+        """Yield the tiles that sequences need and that have no features yet, in order. Any thread may call it."""
+        for sequence in sequences:
+            start = sequence.num_known
+            for image in sequence.images_after(start):
+                needed = TileUse(image, image.tiles_after(start).start).keys
+                yield from (key for key in needed if not self.tiles.is_encoded(key))
+
+    def next_missing_tiles(self) -> Iterator[bytes]:
+        """Yield the tiles without features that the next steps need, in order."""
+        admissible = self.waiting[: self.config.max_num_seqs - len(self.running)]
+        return self.missing_tiles([*self.running, *admissible])
 
     def finish(self, sequence: Sequence, reason: FinishReason | None = None) -> None:
         """Remove a sequence and free its blocks at once. `reason` replaces the sequence's own."""
@@ -253,10 +266,10 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert the invariants that hold between any two steps."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
-        self.images.check_integrity(image.digest for sequence in self.running for image in sequence.held_images)
+        self.tiles.check_integrity(use for sequence in self.running for use in sequence.held_tiles)
         assert all(sequence.status is Status.RUNNING for sequence in self.running)
         assert all(sequence.status is Status.WAITING for sequence in self.waiting)
-        assert not any(sequence.block_table or sequence.held_images for sequence in self.waiting)
+        assert not any(sequence.block_table or sequence.held_tiles for sequence in self.waiting)
         assert all(sequence.num_uncomputed > 0 for sequence in self.running + self.waiting)
         for queue in (self.running, self.waiting):
             assert queue == sorted(queue, key=_by_order)

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ternvl.engine.cache.block_keys import BlockKeys
+from ternvl.engine.cache.tiles import TileUse
 from ternvl.engine.request import Request
 from ternvl.sampling.speculation import Draft, Speculator
 from ternvl.types import FinishReason, FirstToken, ImageSpan, PromptLogprobs, TokenLogprobs
@@ -61,7 +62,7 @@ class Sequence:
         "block_keys",
         "block_table",
         "finish_reason",
-        "held_images",
+        "held_tiles",
         "matcher",
         "max_num_tokens",
         "num_cached_tokens",
@@ -89,11 +90,12 @@ class Sequence:
         block_size: int,
         sibling: Sequence | None = None,
         matcher: Matcher | None = None,
+        shares_tiles: bool = True,
     ) -> None:
         """`arrival` orders sequences of equal priority. `stop_ids` are the model's own; the request's are added.
 
-        `sibling` is a sequence with the same prompt, whose blocks this sequence shares. `matcher` follows the request's
-        grammar.
+        `sibling` has the same prompt, whose blocks this sequence shares. `matcher` follows the request's grammar. With
+        `shares_tiles`, images that begin with the same tiles share the blocks of these.
         """
         params = request.params
         self.request = request
@@ -109,14 +111,13 @@ class Sequence:
         self.max_num_tokens = min(longest, num_prompt_tokens + limit)
         self.token_ids = list(request.prompt.token_ids)
         self.num_computed = self.num_found = 0  # found: in the cache when the sequence was queued, if it was looked up
-        self.num_cached_tokens: int | None = None
-        """The number of tokens that were in the cache when the sequence first ran; None before."""
+        self.num_cached_tokens: int | None = None  # in the cache when the sequence first ran; None before
         self.block_table: list[int] = []
-        self.block_keys = BlockKeys(request, block_size)
+        self.block_keys = BlockKeys(request, block_size, by_tile=shares_tiles)
         self.sibling = sibling
         self.speculator = Speculator(request.prompt, self.stop_ids, matcher)
-        self.held_images: list[ImageSpan] = []
-        """Images whose features are kept for this sequence, because not all of their tokens are computed yet."""
+        self.held_tiles: list[TileUse] = []
+        """Tiles whose features are kept for this sequence, because not all tokens of their image are computed yet."""
         self.status = Status.WAITING
         # An answer of 0 tokens has ended before it begins; the sequence runs until its prompt is computed.
         self.finish_reason: FinishReason | None = FinishReason.LENGTH if limit == 0 else None
@@ -141,6 +142,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """The number of tokens that are not computed yet."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_known(self) -> int:
+        """The number of first tokens that are computed, or were in the cache when the sequence was queued."""
+        return max(self.num_computed, self.num_found)
 
     @property
     def num_output_tokens(self) -> int:

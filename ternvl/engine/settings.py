@@ -29,6 +29,7 @@ _AT_LEAST = {
     "block_size": 1,
     "kv_cache_memory": 1,
     "image_cache_memory": 0,
+    "image_cache_dir_size": 1,
     "num_speculative_tokens": 1,
     "max_queue": 1,
     "seed": None,

@@ -47,6 +47,14 @@ class EngineStats:
     """Those of them that were drawn as guessed."""
     num_image_lookups: int = 0
     num_image_hits: int = 0
+    """Those of them of which every tile was found."""
+    num_tile_lookups: int = 0
+    num_tile_hits: int = 0
+    """Those of them that were in memory, or were being encoded for another tile."""
+    num_stored_tile_hits: int = 0
+    """Tiles whose features were read from disk."""
+    num_damaged_tiles: int = 0
+    """Files of tiles that could not be used."""
     num_encoded_tiles: int = 0
     num_preemptions: int = 0
     num_drafts: int = 0

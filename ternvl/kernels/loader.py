@@ -11,9 +11,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch  # also loads the OpenMP library whose threads the kernels share
@@ -95,6 +98,29 @@ def load(choice: str) -> Library | None:
         log.warning("The native kernels cannot be used (%s); torch computes instead, slower.", error)
         return None
     return loaded
+
+
+def instruction_set(device: torch.device) -> str:
+    """Return the instruction set of the kernels, "torch" without kernels, or the name of the GPU."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device)
+    loaded = library()
+    return "torch" if loaded is None else loaded.isa
+
+
+def torch_capability() -> str:
+    """Return the vector instructions that torch uses and the maker of the CPU, such as "AVX2 on AuthenticAMD".
+
+    Torch's matrix library chooses its code by both, so the last bits of what torch computes depend on them.
+    """
+    return f"{torch.backends.cpu.get_cpu_capability()} on {_cpu_maker()}"
+
+
+def _cpu_maker() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    found = re.search(r"^vendor_id\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def release_team() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ternvl.checkpoint.source import PATTERNS
+from ternvl.checkpoint.source import FILES
 from ternvl.embedded import adapter_folder
 from ternvl.errors import LockError
 from ternvl.lora.files import CONFIG, WEIGHTS
@@ -17,7 +17,7 @@ from ternvl.types import FileState
 
 def model_files(folder: Path) -> dict[str, Path]:
     """Return the files of a checkpoint that may change answers: configurations, tokenizer and weights, by name."""
-    return {path.name: path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file()}
+    return {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern)) if path.is_file()}
 
 
 def adapter_files(folder: Path) -> dict[str, Path]:

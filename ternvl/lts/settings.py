@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ternvl.config import EngineConfig, LoadingConfig
 from ternvl.fused.replace import caches_in_int8, is_quantized
-from ternvl.kernels.loader import library
+from ternvl.kernels.loader import instruction_set
 from ternvl.loading import resolve_scheme
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
@@ -79,29 +75,6 @@ class LoadedModel:
     def instruction_set(self) -> str:
         """What `instruction_set` returns for the model's device."""
         return instruction_set(self.model.device)
-
-
-def instruction_set(device: torch.device) -> str:
-    """Return the instruction set of the kernels, "torch" without kernels, or the name of the GPU."""
-    if device.type != "cpu":
-        return torch.cuda.get_device_name(device)
-    loaded = library()
-    return "torch" if loaded is None else loaded.isa
-
-
-def torch_capability() -> str:
-    """Return the vector instructions that torch uses and the maker of the CPU, such as "AVX2 on AuthenticAMD".
-
-    Torch's matrix library chooses its code by both, so the last bits of what torch computes depend on them.
-    """
-    return f"{torch.backends.cpu.get_cpu_capability()} on {_cpu_maker()}"
-
-
-def _cpu_maker() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    found = re.search(r"^vendor_id\s*: (.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
 
 
 def shown(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ternvl.prompt.media import MediaLoader, NamedMedia, in_range
 from ternvl.prompt.messages import Message
 from ternvl.prompt.parts import ImageInput, Sampling, VideoInput
 from ternvl.prompt.template import PLACEHOLDERS, ImageSlot, Piece, render
-from ternvl.prompt.tiling import TileSettings
+from ternvl.prompt.tiling import TileSettings, digests
 from ternvl.prompt.tokenizer import TextTooLongError, Tokenizer
 from ternvl.types import ImageSpan, Prompt
 
@@ -198,7 +198,7 @@ class PromptBuilder:
         first_tile = 0
         for start, cut in zip(begins, tiled, strict=True):
             num_tokens = len(cut) * self.config.tokens_per_tile
-            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), digest(cut)))
+            spans.append(ImageSpan(start, num_tokens, first_tile, len(cut), digest(cut), digests(cut)))
             first_tile += len(cut)
         return tuple(spans)
 

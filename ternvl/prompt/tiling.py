@@ -5,10 +5,14 @@ Source: `dynamic_preprocess` of the InternVL repository.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -63,6 +67,11 @@ def tiles(
     if thumbnail and len(cut) > 1:
         cut.append(image.resize((side, side), Image.Resampling.BICUBIC))
     return cut
+
+
+def digests(cut: Iterable[NDArray[np.uint8]]) -> tuple[bytes, ...]:
+    """Return the SHA-256 of the pixels of each tile."""
+    return tuple(hashlib.sha256(np.ascontiguousarray(tile).data).digest() for tile in cut)
 
 
 def scaled_pixels(width: int, height: int, settings: TileSettings) -> int:

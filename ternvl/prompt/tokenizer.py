@@ -113,7 +113,8 @@ class Tokenizer:
             return cls(slow_tokenizer.read_text(path), name=str(path))
         if slow_tokenizer.is_there(folder):
             return cls(slow_tokenizer.to_spec(folder), name=f"the tokenizer in {folder}")
-        raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded.")
+        hint = ": put that of the model's original checkpoint into the folder" if any(folder.glob("*.gguf")) else ""
+        raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded{hint}.")
 
     @property
     def vocab_size(self) -> int:

@@ -55,7 +55,7 @@ def digest(folder: Path) -> str:
     It is cached, and computed again when the size or modification time of a file changes.
     """
     files = sorted(
-        path for pattern in ("*.safetensors", "*.index.json", "config.json") for path in folder.glob(pattern)
+        path for pattern in ("*.safetensors", "*.index.json", "config.json", "*.gguf") for path in folder.glob(pattern)
     )
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     known = cache_folder() / "digests" / hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]

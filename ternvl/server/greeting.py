@@ -11,8 +11,8 @@ import torch
 
 from ternvl.engine.engine import Engine
 from ternvl.fused.replace import is_quantized
+from ternvl.kernels.loader import instruction_set
 from ternvl.kernels.stage_types import Format
-from ternvl.lts.settings import instruction_set
 from ternvl.model.internvl import InternVL, num_parameters
 from ternvl.quant.guard import formats_for, stages
 from ternvl.server.serving import Serving

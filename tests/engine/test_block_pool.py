@@ -110,6 +110,21 @@ def test_images_of_equal_size_share_nothing_from_their_first_token_on() -> None:
     assert common(a, keys(ids, images=(image(6, b"a" * 32),))) == 4
 
 
+@pytest.mark.parametrize(("by_tile", "shared"), [(True, 3), (False, 0)])
+def test_images_that_begin_with_the_same_tiles_share_their_blocks(by_tile: bool, shared: int) -> None:
+    tiles = {"a": (b"p" * 32, b"q" * 32, b"r" * 32), "b": (b"p" * 32, b"q" * 32, b"s" * 32)}
+    ids = [1, 1, *[5] * 18, 1, 1]
+    a, b = (
+        BlockKeys(
+            Request("r", Prompt(tuple(ids), (ImageSpan(2, 18, 0, 3, name.encode() * 32, each),)), SamplingParams()),
+            4,
+            by_tile=by_tile,
+        )
+        for name, each in tiles.items()
+    )
+    assert common(a.first(5, ids), b.first(5, ids)) == shared  # the third tile begins within the fourth block
+
+
 def test_keys_grow_with_the_tokens() -> None:
     request = Request("r", Prompt((1, 2)), SamplingParams())
     grown, whole = BlockKeys(request, 2), BlockKeys(request, 2)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache, TileUse
 from ternvl.engine.engine import Engine
 from ternvl.engine.request import Request
 from ternvl.model.internvl import InternVL
@@ -161,7 +161,7 @@ def test_images_are_kept_within_their_memory(model: InternVL, kept: int, encoded
     first, second = (image_prompt(random.Random(seed), (1,)) for seed in (9, 10))
     for number, prompt in enumerate([first, second, second, first]):
         assert cached_tokens(engine, Request(str(number), prompt, GREEDY)) == 0
-        assert len(engine.runner.image_digests) <= kept
+        assert len(engine.runner.tiles) <= kept
     assert engine.stats().num_encoded_tiles == encoded
 
 
@@ -217,24 +217,24 @@ def hasty_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_another_thread_may_ask_how_many_images_are_held() -> None:
-    cache = ImageCache(max_bytes=0, tile_bytes=1)
-    images = [ImageSpan(0, 1, 0, 1, bytes([i])) for i in range(64)]
+    cache = TileCache(max_bytes=0, tile_bytes=1)
+    uses = [TileUse(ImageSpan(0, 1, 0, 1, bytes([i]))) for i in range(64)]
     done = threading.Event()
 
     def come_and_go() -> None:
         for _ in range(300):
-            for image in images:
-                cache.acquire(image)
-            for image in images:
-                cache.release(image.digest)
+            for use in uses:
+                cache.acquire(use)
+            for use in uses:
+                cache.release(use)
         done.set()
 
     worker = threading.Thread(target=come_and_go)
     worker.start()
     counts = set()
     while not done.is_set():
-        counts.add(cache.num_held)
+        counts.add(cache.num_held_images)
     worker.join()
     assert counts <= set(range(65))
-    assert cache.num_held == 0
+    assert cache.num_held_images == 0
     cache.check_integrity([])

@@ -37,7 +37,7 @@ class Work:
     def _run(self, run: Callable[[Schedule], object], schedule: Schedule) -> object:
         decoding = sum(chunk.decodes for chunk in schedule.chunks)
         self.clock.now += STEP + PROMPT_TOKEN * sum(chunk.num_tokens for chunk in schedule.chunks if not chunk.decodes)
-        self.clock.now += TILE * sum(work.count for work in schedule.tiles)
+        self.clock.now += TILE * len(schedule.tiles)
         self.clock.now += ANSWER_TOKEN * max(decoding, len(schedule.sampling))
         return run(schedule)
 
@@ -67,7 +67,7 @@ class Work:
         assert isinstance(engine, Engine)
         began = last = self.clock.now
         while any(each.id == "measured" for each in engine.scheduler.waiting) or (
-            prompt.images and not engine.scheduler.images.num_encoded(prompt.images[0].digest)
+            prompt.images and not engine.scheduler.tiles.is_encoded(prompt.images[0].tile_keys[0])
         ):
             last = self.clock.now
             self.loop.run_step()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ternvl.config import EngineConfig
 from ternvl.engine.cache.block_pool import BlockPool
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache
 from ternvl.engine.request import Request
 from ternvl.engine.schedule import Schedule
 from ternvl.engine.scheduler import Scheduler
@@ -46,7 +46,7 @@ def sequence_of(request: Request, arrival: int = 0, sibling: Sequence | None = N
 def make_scheduler(num_blocks: int = 64, **options: Any) -> Scheduler:
     options = {"max_num_batched_tokens": 2048, "max_num_batched_tiles": 13, "enable_prefix_caching": False, **options}
     config = EngineConfig(max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, **options)
-    return Scheduler(config, BlockPool(num_blocks, BLOCK_SIZE), ImageCache(options.get("image_cache_memory", 99), 1))
+    return Scheduler(config, BlockPool(num_blocks, BLOCK_SIZE), TileCache(options.get("image_cache_memory", 99), 1))
 
 
 def step(scheduler: Scheduler) -> Schedule:
@@ -63,7 +63,7 @@ def shares(schedule: Schedule) -> list[tuple[str, int]]:
 def test_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import ternvl.engine.cache.block_keys, ternvl.engine.cache.block_pool, ternvl.engine.cache.images\n"
+        "import ternvl.engine.cache.block_keys, ternvl.engine.cache.block_pool, ternvl.engine.cache.tiles\n"
         "import ternvl.engine.schedule, ternvl.engine.scheduler, ternvl.engine.sequence"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -142,8 +142,9 @@ def test_tokens_of_an_image_wait_for_its_tiles() -> None:
     request = Request("0", Prompt(tuple(range(22)), (image, second)), SamplingParams(max_tokens=2))
     scheduler.add(sequence_of(request))
     steps = [step(scheduler) for _ in range(3)]
-    tiles = [[(work.image.digest, work.first, work.count) for work in s.tiles] for s in steps]
-    assert tiles == [[(b"a", 0, 2)], [(b"a", 2, 1), (b"b", 0, 1)], []]
+    tiles = [[(work.row, work.key) for work in s.tiles] for s in steps]
+    keys = (*image.tile_keys, *second.tile_keys)
+    assert tiles == [[(0, keys[0]), (1, keys[1])], [(2, keys[2]), (3, keys[3])], []]
     assert [(chunk.start, chunk.num_tokens) for s in steps for chunk in s.chunks] == [(0, 11), (11, 11), (22, 1)]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ternvl.config import EngineConfig
 from ternvl.engine.cache.block_pool import BlockPool
-from ternvl.engine.cache.images import ImageCache
+from ternvl.engine.cache.tiles import TileCache
 from ternvl.engine.request import Request
 from ternvl.engine.schedule import Chunk, Schedule
 from ternvl.engine.scheduler import Scheduler
@@ -34,11 +34,15 @@ class World:
     """A scheduler, and what its steps would have done to a device."""
 
     scheduler: Scheduler
+    by_tile: bool
+    """Whether images that begin with the same tiles share the blocks of these."""
     memory: dict[tuple[int, int], object] = field(default_factory=dict)
-    encoded: dict[bytes, int] = field(default_factory=dict)
+    encoded: set[bytes] = field(default_factory=set)
     sequences: list[Sequence] = field(default_factory=list)
     prefixes: dict[Sequence, Prefixes] = field(default_factory=dict)
     scores: dict[Sequence, PromptLogprobs] = field(default_factory=dict)
+    on_disk: int = 0
+    """Bits of the first byte of tiles that are on disk."""
     num_steps: int = 0
     num_held: int = 0
 
@@ -52,6 +56,7 @@ class World:
             max_model_len=config.max_model_len,
             block_size=config.block_size,
             sibling=sibling,
+            shares_tiles=self.by_tile,
         )
         self.sequences.append(sequence)
         self.prefixes[sequence] = Prefixes(sequence)
@@ -60,6 +65,8 @@ class World:
 
     def step(self, *, fails: bool = False) -> None:
         """A step that fails has written to the memory, and one of its sequences is dropped."""
+        missing = list(self.scheduler.next_missing_tiles())
+        self.scheduler.tiles.stored = {key: memoryview(b"") for key in missing if self.on_disk & key[0]}
         schedule = self.scheduler.schedule()
         self._check_budgets(schedule)
         for chunk in schedule.chunks:
@@ -68,16 +75,17 @@ class World:
                     source = self.memory.get((chunk.reuse.copied_block, offset))
                     self.memory[chunk.new_blocks[0], offset] = source
         for work in schedule.tiles:
-            assert self.encoded.get(work.image.digest, 0) == work.first, "tiles are encoded twice, or out of order"
-            self.encoded[work.image.digest] = work.first + work.count
+            assert work.key not in self.encoded, "a tile is encoded twice"
+            self.encoded.add(work.key)
+        assert not self.encoded & schedule.stored.keys(), "a tile is read that has features"
+        self.encoded |= schedule.stored.keys()
         for chunk in schedule.chunks:
             self._compute(chunk)
         if fails:
             self.scheduler.fail(schedule)
             for chunk in schedule.chunks[:1]:
                 self.scheduler.finish(chunk.sequence)
-            for work in schedule.tiles:
-                self.encoded[work.image.digest] = work.first
+            self.encoded -= {work.key for work in schedule.tiles} | schedule.stored.keys()
         else:
             drawn = [self._draw(chunk) for chunk in schedule.sampling]
             self.scheduler.update(schedule, drawn, [self._score(chunk) for chunk in schedule.scoring])
@@ -91,16 +99,16 @@ class World:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        self.encoded = {k: n for k, n in self.encoded.items() if k in self.scheduler.images.digests}
+        self.encoded &= set(self.scheduler.tiles.keys)
         self.scheduler.check_integrity()
 
     def _check_budgets(self, schedule: Schedule) -> None:
         config = self.scheduler.config
         num_tokens = sum(chunk.num_tokens for chunk in schedule.chunks)
-        num_tiles = sum(work.count for work in schedule.tiles)
+        num_tiles = len(schedule.tiles)
         assert num_tokens <= (config.max_num_batched_tokens or 0)
         assert num_tiles <= (config.max_num_batched_tiles or 0)
-        assert num_tokens + num_tiles + len(schedule.preempted) > 0, "a step that does nothing"
+        assert num_tokens + num_tiles + len(schedule.stored) + len(schedule.preempted) > 0, "a step that does nothing"
 
     def _score(self, chunk: Chunk) -> PromptLogprobs:
         """Scores that name what they follow from, which the chunk must have computed."""
@@ -118,9 +126,10 @@ class World:
         for position in range(chunk.start):
             assert self.memory[slot(position)] == prefixes[position], "a position holds another prefix"
         for image in chunk.sequence.request.prompt.images:
-            needed = min(chunk.stop, image.stop) - image.start
-            if chunk.num_tokens and chunk.start < image.stop and needed > 0:
-                assert self.encoded[image.digest] * TOKENS_PER_TILE >= needed, "a token came before its tile"
+            for tile, key in enumerate(image.tile_keys):
+                start = image.start + tile * TOKENS_PER_TILE
+                if chunk.start < start + TOKENS_PER_TILE and start < chunk.stop:
+                    assert key in self.encoded, "a token came before its tile"
         for position in range(chunk.start, chunk.stop):
             self.memory[slot(position)] = prefixes[position]
 
@@ -142,13 +151,17 @@ class Prefixes:
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
-        self.images = {image.start: image.digest for image in sequence.request.prompt.images}
+        self.tiles = {
+            image.start + place * TOKENS_PER_TILE: key
+            for image in sequence.request.prompt.images
+            for place, key in enumerate(image.tile_keys)
+        }
         self.last = hash(sequence.request.cache_salt)
         self.known: list[int] = []
 
     def all(self) -> list[int]:
         for position in range(len(self.known), self.sequence.num_tokens):
-            self.last = hash((self.last, self.sequence.token_ids[position], self.images.get(position)))
+            self.last = hash((self.last, self.sequence.token_ids[position], self.tiles.get(position)))
             self.known.append(self.last)
         return self.known
 
@@ -167,9 +180,10 @@ def prompts(draw: st.DrawFn) -> Prompt:
     images: list[ImageSpan] = []
     for part in draw(st.lists(st.sampled_from(["text", "same", "image"]), min_size=1, max_size=4)):
         if part == "image" and len(ids) < 20:
-            digest, num_tiles = draw(st.sampled_from([(b"A", 1), (b"B", 1), (b"C", 3), (b"D", 2)]))
+            digest, num_tiles = draw(st.sampled_from([(b"A", 1), (b"B", 1), (b"C", 3), (b"D", 2), (b"E", 3)]))
+            tiles = {b"A": (b"p",), b"C": (b"q", b"p", b"q"), b"E": (b"q", b"r", b"p")}.get(digest, ())
             first_tile = sum(image.num_tiles for image in images)
-            images.append(ImageSpan(len(ids), num_tiles * TOKENS_PER_TILE, first_tile, num_tiles, digest * 32))
+            images.append(ImageSpan(len(ids), num_tiles * TOKENS_PER_TILE, first_tile, num_tiles, digest * 32, tiles))
             ids += [7] * (num_tiles * TOKENS_PER_TILE)
         elif part == "same":
             ids += [1, 2, 3, 4, 5, 6]
@@ -209,6 +223,8 @@ EVENTS = st.one_of(
     image_memory=st.integers(0, 6),
     speculation=st.sampled_from(["ngram", "ngram", "off"]),
     drafted=st.integers(1, 9),
+    on_disk=st.sampled_from([0, 0, 1, 2, 255]),
+    by_tile=st.booleans(),
 )
 def test_random_schedules(
     events: list[tuple[str, int, Any, Any]],
@@ -221,6 +237,8 @@ def test_random_schedules(
     image_memory: int,
     speculation: str,
     drafted: int,
+    on_disk: int,
+    by_tile: bool,
 ) -> None:
     max_model_len = 60
     config = EngineConfig(
@@ -235,7 +253,7 @@ def test_random_schedules(
         num_speculative_tokens=drafted,
     )
     pool = BlockPool(-(-max_model_len // block_size) + extra_blocks, block_size)
-    world = World(Scheduler(config, pool, ImageCache(image_memory, 1)))
+    world = World(Scheduler(config, pool, TileCache(image_memory, 1)), by_tile, on_disk=on_disk)
     for kind, number, prompt, options in events:
         alive = [sequence for sequence in world.sequences if sequence.status is not Status.FINISHED]
         if kind in ("step", "fail"):
@@ -257,7 +275,7 @@ def test_random_schedules(
         world.step()
     assert pool.num_free == pool.num_blocks
     assert world.num_held == world.scheduler.num_accepted_tokens <= world.scheduler.num_draft_tokens
-    assert world.scheduler.images.num_held == 0
+    assert world.scheduler.tiles.num_held_images == 0
     for sequence in world.sequences:
         if sequence.finish_reason is not None:
             assert sequence.num_output_tokens <= (sequence.request.params.max_tokens or 0)

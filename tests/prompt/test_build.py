@@ -157,6 +157,18 @@ def test_digests_differ_between_images_and_agree_for_the_same_tiles() -> None:
     assert ask(picture, detail="low").images[0].digest != digests[0]
 
 
+def test_tiles_have_digests_of_their_own_pixels() -> None:
+    wide = Image.new("RGB", (SIDE * 3, SIDE), "white")
+    wide.paste("red", (SIDE, 0, SIDE * 2, SIDE))
+    first, second = ask(wide, wide.crop((SIDE, 0, SIDE * 2, SIDE))).images
+    assert first.num_tiles == len(first.tile_digests) == len(first.tile_keys) == 4
+    left, middle, right, thumbnail = first.tile_digests
+    assert left == right != middle
+    assert thumbnail not in (left, middle)
+    assert second.tile_digests == (middle,)
+    assert second.digest != middle
+
+
 @pytest.mark.parametrize(
     "text",
     [

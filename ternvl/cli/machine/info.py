@@ -58,8 +58,8 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     """
     from ternvl.checkpoint import source
     from ternvl.engine.settings import free_memory
+    from ternvl.kernels.loader import instruction_set
     from ternvl.loading import automatic_scheme, resolve_device, why_unquantised
-    from ternvl.lts.settings import instruction_set
     from ternvl.model.internvl import num_parameters
     from ternvl.quant.size import weight_bytes
 
@@ -96,10 +96,10 @@ def _files(folder: Path) -> dict[str, Any]:
     from ternvl.checkpoint.names import layout_of
     from ternvl.checkpoint.weights import tensor_names
 
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = [path for kind in ("*.safetensors", "*.gguf") for path in sorted(folder.glob(kind))]
     names = tensor_names(folder)
     return {
-        "layout": layout_of(names),
+        "layout": "GGUF" if paths[0].suffix == ".gguf" else layout_of(names),
         "count": len(paths),
         "bytes": sum(path.stat().st_size for path in paths),
         "tensors": len(names),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ternvl.engine.scheduler import Scheduler
 from ternvl.engine.sequence import Sequence
-from ternvl.types import ImageSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Backlog:
     num_tokens: int = 0
     """Tokens of prompts that are computed before, without those that were in the prefix cache when they were added."""
     num_tiles: int = 0
-    """Tiles that are encoded before. Tiles of an image that several requests have count once."""
+    """Tiles that are encoded before. Equal tiles count once."""
     num_steps: int = 0
     """The fewest whole steps that these tokens and tiles take."""
 
@@ -34,9 +33,9 @@ def backlog(scheduler: Scheduler, *, has_images: bool) -> Backlog:
     config, sequences = scheduler.config, running + waiting
     most_tokens, most_tiles = config.max_num_batched_tokens or 1, config.max_num_batched_tiles or 1
     num_slots = len(running) if _is_full(scheduler, waiting) else config.max_num_seqs
-    tiles = sum(_num_tiles(scheduler, sequences))
+    tiles = _num_tiles(scheduler, sequences)
     if len(sequences) < num_slots and not has_images:  # a text runs beside images whose tiles are not encoded yet
-        ready = [each for each in sequences if not any(_num_tiles(scheduler, [each]))]
+        ready = [each for each in sequences if not any(scheduler.missing_tiles([each]))]
         num_steps = sum(map(_num_prompt_tokens, ready)) // most_tokens
         tokens, tiles = num_steps * most_tokens, min(tiles, num_steps * most_tiles)
     else:
@@ -57,25 +56,12 @@ def _is_full(scheduler: Scheduler, waiting: tuple[Sequence, ...]) -> bool:
     )
 
 
-def _start(sequence: Sequence) -> int:
-    """Return the number of tokens that are computed, or will be found in the cache."""
-    return max(sequence.num_computed, sequence.num_found)
-
-
 def _num_prompt_tokens(sequence: Sequence) -> int:
     """Return how many tokens must be computed before the sequence draws; a sibling's prompt is computed once."""
-    rest = sequence.num_tokens - _start(sequence)
+    rest = sequence.num_tokens - sequence.num_known
     return rest if rest > 1 and sequence.sibling is None else 0
 
 
-def _num_tiles(scheduler: Scheduler, sequences: Iterable[Sequence]) -> Iterator[int]:
-    seen: set[bytes] = set()
-    for image in _images(sequences):
-        if image.digest not in seen:
-            seen.add(image.digest)
-            yield image.num_tiles - scheduler.images.num_encoded(image.digest)
-
-
-def _images(sequences: Iterable[Sequence]) -> Iterator[ImageSpan]:
-    for sequence in sequences:
-        yield from sequence.images_after(_start(sequence))
+def _num_tiles(scheduler: Scheduler, sequences: Iterable[Sequence]) -> int:
+    """Return how many tiles must be encoded for sequences; equal ones count once."""
+    return len(set(scheduler.missing_tiles(sequences)))

@@ -50,7 +50,7 @@ def _engine(serving: Serving) -> dict[str, Any]:
     }
     if isinstance(engine, Engine):
         told |= {"kv_cache_bytes": engine.kv_cache_bytes, "kv_cache_tokens": engine.kv_cache_tokens}
-        told |= {"num_cached_images": engine.scheduler.images.num_cached}
+        told |= {"num_cached_tiles": engine.scheduler.tiles.num_cached}
     return told
 
 

@@ -132,6 +132,10 @@ TOTALS = {
         "engine_image_lookups", "mm_cache_queries", "Number of images looked up in the image cache."
     ),
     "num_image_hits": Family("engine_image_hits", "mm_cache_hits", "Number of images found in the image cache."),
+    "num_tile_lookups": Family("engine_tile_lookups", None, "Number of image tiles looked up in the image cache."),
+    "num_tile_hits": Family("engine_tile_hits", None, "Number of image tiles found in the image cache in memory."),
+    "num_stored_tile_hits": Family("engine_stored_tile_hits", None, "Number of image tiles read from disk."),
+    "num_damaged_tiles": Family("engine_damaged_tiles", None, "Number of files of image tiles that could not be used."),
     "num_encoded_tiles": Family("engine_encoded_tiles", None, "Number of encoded image tiles."),
     "num_preemptions": Family("engine_preemptions", "num_preemptions", "Number of preempted sequences."),
 }

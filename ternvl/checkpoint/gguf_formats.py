@@ -1,0 +1,91 @@
+"""The number formats of GGUF files: how many bytes a block of numbers has, and which numbers it stands for.
+
+The computation is that of llama.cpp's `ggml-quants.c`, in float32 and in the same order, so the numbers are the same to
+the bit. A block holds its numbers' low bits in halves: byte i has number i in its low and number i + half in its high
+four bits.
+
+Shapes: B blocks, each a row of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BlockFormat(NamedTuple):
+    """A format of GGUF."""
+
+    name: str
+    block_size: int
+    """The numbers of a block."""
+    block_bytes: int
+    decode: Callable[[Tensor], Tensor] | None = None
+    """[B, block bytes] uint8 -> [B, block size] float32; None for plain numbers."""
+    dtype: torch.dtype = torch.float32
+    """The type of plain numbers."""
+
+
+def _half(blocks: Tensor, start: int) -> Tensor:
+    """Return the float16 at a byte of each block: [B, 1] float32."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """[..., n] bytes -> [..., 2, n]: the low four bits, then the high ones."""
+    return torch.stack([packed & 15, packed >> 4], dim=-2)
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * _half(blocks, 0)
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 2:]).flatten(1).float() - 8)
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * _nibbles(blocks[:, 4:]).flatten(1).float() + _half(blocks, 2)
+
+
+def _q4_k(blocks: Tensor) -> Tensor:
+    """Eight groups of 32, each with a scale and a minimum of six bits."""
+    low, middle, high = blocks[:, 4:16].view(-1, 3, 4).unbind(1)  # [B, 4] each
+    scales = torch.cat([low & 63, (high & 15) | ((low >> 2) & 48)], dim=1).float()  # [B, 8]
+    minima = torch.cat([middle & 63, (high >> 4) | ((middle >> 2) & 48)], dim=1).float()
+    numbers = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).flatten(1, 2).float()  # [B, 8, 32]
+    scale, minimum = (_half(blocks, 0) * scales)[..., None], (_half(blocks, 2) * minima)[..., None]
+    return (scale * numbers - minimum).flatten(1)
+
+
+def _q6_k(blocks: Tensor) -> Tensor:
+    """Sixteen groups of 16, each with a scale of eight bits; the upper two bits of the numbers stand apart."""
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 8, 32)
+    packed = blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(1, 1, 4, 1)
+    high = ((packed >> shifts) & 3).reshape(-1, 8, 32)
+    numbers = ((low | (high << 4)).float() - 32).reshape(-1, 16, 16)
+    scales = blocks[:, 192:208].contiguous().view(torch.int8).float()
+    return ((_half(blocks, 208) * scales)[..., None] * numbers).flatten(1)
+
+
+FORMATS = {
+    0: BlockFormat("F32", 1, 4),
+    1: BlockFormat("F16", 1, 2, dtype=torch.float16),
+    2: BlockFormat("Q4_0", 32, 18, _q4_0),
+    3: BlockFormat("Q4_1", 32, 20, _q4_1),
+    8: BlockFormat("Q8_0", 32, 34, _q8_0),
+    12: BlockFormat("Q4_K", 256, 144, _q4_k),
+    14: BlockFormat("Q6_K", 256, 210, _q6_k),
+    30: BlockFormat("BF16", 1, 2, dtype=torch.bfloat16),
+}
+"""By their numbers in files (`ggml.h`)."""
+OTHERS = {
+    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
+    18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
+    27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+"""Formats that are refused by name."""
