@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
-# libgomp, torch's OpenMP library on Linux, reads these once, when torch is loaded. By itself it lets a thread that waits
-# for others spin for 11 ms, in which it keeps a processor from the thread that it waits for if other processes run.
-# 10,000 turns are 0.3 ms: as fast on idle processors, where waits are shorter.
+# libgomp, torch's OpenMP library on Linux, reads these once, when torch is loaded. By itself it lets a thread that
+# waits for others spin for 11 ms, in which it keeps a processor from the thread that it waits for if other processes
+# run. 10,000 turns are 0.3 ms: as fast on idle processors, where waits are shorter.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 

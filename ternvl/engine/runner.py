@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ternvl.engine.batch import Batch
 from ternvl.engine.schedule import TileWork
+from ternvl.kernels.memory import allocate
 from ternvl.lora.adapter import Adapter
 from ternvl.lora.bank import AdapterBank, Span, attach
 from ternvl.model.internvl import InternVL
@@ -46,8 +47,7 @@ class Runner:
         with self._with_adapters(spans, len(pixels)):
             encoded = self.model.encode_tiles(pixels)  # [N, M, C]
         for each, features in zip(work, encoded, strict=True):
-            # A copy unless it is alone: a view would keep the features of all others in memory.
-            self._features[each.key] = features.clone() if len(work) > 1 else features
+            self._features[each.key] = _alone(features)
 
     def load(self, stored: Mapping[bytes, memoryview]) -> None:
         """Keep features that were read from disk, as `stored_form` returned them."""
@@ -97,6 +97,17 @@ class Runner:
         """Drop the features of tiles, those of them that have any."""
         for key in tiles:
             self._features.pop(key, None)
+
+
+def _alone(features: Tensor) -> Tensor:
+    """Return a copy in memory of its own.
+
+    A view would keep the features of other tiles in memory. On the CPU the copy is not in the C library's memory,
+    either, because what is kept for long between what is freed at once lets a process grow.
+    """
+    if features.device.type != "cpu":
+        return features.clone()
+    return allocate(features.nbytes).view(features.dtype).view(features.shape).copy_(features)
 
 
 def _pixels(work: TileWork) -> Tensor:
