@@ -73,7 +73,7 @@ def short_of_memory(folder: Path) -> Outcome:
         began = time.monotonic()
         expect(server.ask(body=inline(picture(65))).status == 200, "images are not answered after it")
         words = f"{counted(found)}; others: {counted(seen)}"
-        return Outcome(words, said(server, "There is no more memory"), time.monotonic() - began)
+        return Outcome(words, said(server, "The system has no more memory"), time.monotonic() - began)
 
 
 def allow_threads(server: Server, most: int) -> None:
@@ -107,4 +107,4 @@ def no_threads(folder: Path) -> Outcome:
         began = time.monotonic()
         expect(server.ask(body=inline(picture(99))).status == 200, "images are not answered after it")
         words = f"images {counted(found)} ({found[0].message}); /health 200; others: {counted(seen)}"
-        return Outcome(words, said(server, "There is no more"), time.monotonic() - began)
+        return Outcome(words, said(server, "The system has no more"), time.monotonic() - began)

@@ -142,7 +142,7 @@ def _log_lack(error: BaseException | None) -> str:
     """Log what the machine lacked, and return it; nothing and an empty text if the error has another cause."""
     if error is None or not (lack := _lack(error)):
         return ""
-    logger.error("There is no more %s for a request%s: %s", lack, in_words(), str(error) or type(error).__name__)
+    logger.error("The system has no more %s for a request%s: %s", lack, in_words(), str(error) or type(error).__name__)
     return lack
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +14,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ternvl.config import ServerConfig
 from ternvl.server.connection.limits import Connections
+from ternvl.server.connection.lingering import SECONDS as LINGERING_SECONDS
 from ternvl.server.connection.strict import StrictConnection
+
+logger = logging.getLogger("ternvl.server")
 
 
 def protocol_of(config: ServerConfig, connections: Connections) -> Any:
@@ -30,6 +34,7 @@ class _Protocol(H11Protocol):
         self.address = ""
         self._all, self._head_timeout = connections, head_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._is_discarding = False
 
     @property
     def is_idle(self) -> bool:
@@ -54,9 +59,13 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_discarding:
             return
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except MemoryError:
+            logger.error("The system has no more memory for a request that arrives from %s: MemoryError", self.address)
+            return self._discard()
         self._watch_head()
 
     def on_response_complete(self) -> None:
@@ -93,6 +102,24 @@ class _Protocol(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE, h11.ERROR) and not self._is_answering:
             self.transport.write(_answer(status, message))
         self.transport.close()
+
+    def _discard(self) -> None:
+        """Give up a request for which there is no memory, and read the rest of it so that the client gets the answer.
+
+        A connection that is closed while there is something to read is reset, and the answer is lost.
+        """
+        self._is_discarding = True
+        self._stop_watching()
+        is_answering = self._is_answering
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.conn = StrictConnection()  # the old one has what has arrived
+        if is_answering:
+            return self.transport.close()
+        self.flow.resume_reading()
+        self.transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, "The server has no more memory for this request."))
+        self.loop.call_later(LINGERING_SECONDS, self.transport.close)
 
     @property
     def _is_answering(self) -> bool:

@@ -17,7 +17,7 @@ from ternvl.config import ServerConfig
 from ternvl.errors import ConfigError
 from ternvl.server import bind
 from ternvl.server.connection import limits
-from ternvl.server.connection.strict import MAX_HEAD
+from ternvl.server.connection.strict import MAX_HEAD, StrictConnection
 from tests.server.fakes import serving, tiny_llm
 
 BODY = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
@@ -208,3 +208,27 @@ def test_the_limit_of_open_files_leaves_room(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 300))
     with pytest.raises(ConfigError, match=r"max_connections is 1000, but .* leaves 196 connections"):
         bind(ServerConfig(port=0, max_connections=1000))
+
+
+def test_a_body_for_which_there_is_no_memory_gets_an_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    received = StrictConnection.receive_data
+    total = 0
+
+    def short_of_memory(self: StrictConnection, data: bytes) -> None:
+        nonlocal total
+        total += len(data)
+        if total > 2**20:
+            raise MemoryError
+        received(self, data)
+
+    monkeypatch.setattr(StrictConnection, "receive_data", short_of_memory)
+    with serving(tiny_llm()) as url, httpx.Client(base_url=url, timeout=60) as http:
+        refused = http.post("/v1/completions", json={"prompt": "a" * 8 * 2**20})
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        assert refused.headers["retry-after"]
+        assert refused.json()["error"]["message"] == "The server has no more memory for this request."
+        assert "The system has no more memory for a request that arrives from 127.0.0.1" in caplog.text
+        total = -(2**20)
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
