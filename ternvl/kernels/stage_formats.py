@@ -5,6 +5,8 @@ Shapes: N outputs, K inputs, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +17,9 @@ from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
 _ROWS = 4096
-"""The outputs whose weights are in float32 at a time: of an output head they would take gigabytes."""
+"""The outputs that are packed at a time, whole panels: of an output head, all at once would take a gigabyte."""
+_BY_OUTPUT = ("panels", "scales", "offsets", "bias")
+"""The tensors of a stage with a row for each output, or for each panel."""
 
 
 def pack(layer: Layer) -> Stage:
@@ -32,17 +36,20 @@ def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
 
     `smoothing` [K] are factors of the inputs, by which the weights are divided first.
     """
-    pieces = [_whole(_smoothed(piece, smoothing)) for piece in layer.weight.split(_ROWS)]
-    whole, scales = (torch.cat(each) for each in zip(*pieces, strict=True))
-    packed, offsets = panels.pack_int8(_in_panels(layer, whole))
-    return Stage(
-        *(_size(layer), Format.INT8, layer.after, packed),
-        scales=_in_panels(layer, scales),
-        offsets=offsets,
-        bias=_bias(layer),
-        smoothing=smoothing,
-        norm=_norm(layer),
-    )
+
+    def packed(part: Layer) -> Stage:
+        whole, scales = _whole(_smoothed(part.weight, smoothing))
+        rows, offsets = panels.pack_int8(_in_panels(part, whole))
+        return Stage(
+            *(_size(part), Format.INT8, part.after, rows),
+            scales=_in_panels(part, scales),
+            offsets=offsets,
+            bias=_bias(part),
+            smoothing=smoothing,
+            norm=_norm(part),
+        )
+
+    return _in_parts(layer, packed)
 
 
 def pack_int4(
@@ -58,18 +65,44 @@ def pack_int4(
     Given sample inputs `compensate` [R, K], before smoothing, later weights compensate for the rounding errors of
     earlier ones. `smoothing` [K] is as in `pack_int8`.
     """
-    weight = _smoothed(layer.weight, smoothing)
-    if compensate is None:
-        whole, scales = int4_rounding.nearest(weight, importance)
-    else:
-        whole, scales = int4_rounding.compensated(weight, compensate if smoothing is None else compensate * smoothing)
-    packed = panels.pack_int4(_in_panels(layer, whole), _in_panels(layer, scales))
-    return Stage(
-        *(_size(layer), Format.INT4, layer.after, packed),
-        bias=_bias(layer),
-        smoothing=smoothing,
-        norm=_norm(layer),
-    )
+
+    def packed(part: Layer) -> Stage:
+        weight = _smoothed(part.weight, smoothing)
+        if compensate is None:
+            whole, scales = int4_rounding.nearest(weight, importance)
+        else:
+            inputs = compensate if smoothing is None else compensate * smoothing
+            whole, scales = int4_rounding.compensated(weight, inputs)
+        rows = panels.pack_int4(_in_panels(part, whole), _in_panels(part, scales))
+        return Stage(
+            *(_size(part), Format.INT4, part.after, rows),
+            bias=_bias(part),
+            smoothing=smoothing,
+            norm=_norm(part),
+        )
+
+    return _in_parts(layer, packed)
+
+
+def _in_parts(layer: Layer, pack: Callable[[Layer], Stage]) -> Stage:
+    """Pack some outputs at a time if there are many, which saves memory. Outputs do not depend on each other.
+
+    The gates and ups of SwiGLU are packed at once, because their panels alternate.
+    """
+    num_outputs = len(layer.weight)
+    if num_outputs <= _ROWS or layer.after is After.SWIGLU:
+        return pack(layer)
+    whole: dict[str, Tensor] = {}
+    for first in range(0, num_outputs, _ROWS):
+        bias = None if layer.bias is None else layer.bias[first : first + _ROWS]
+        part = pack(Layer(layer.weight[first : first + _ROWS], bias, layer.norm, layer.after))
+        for name in _BY_OUTPUT:
+            if (rows := getattr(part, name)) is not None:
+                outputs_a_row = PANEL if name == "panels" else 1
+                size = -(-num_outputs // PANEL) * PANEL // outputs_a_row
+                whole.setdefault(name, rows.new_empty(size, *rows.shape[1:]))
+                whole[name][first // outputs_a_row :][: len(rows)] = rows
+    return Stage(_size(layer), part.format, layer.after, **whole, smoothing=part.smoothing, norm=_norm(layer))
 
 
 def _in_panels(layer: Layer, values: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
 from ternvl.fused.packed import WideEmbedding
 from ternvl.fused.replace import rest_to_float32
-from ternvl.fused.stages import stage_of
+from ternvl.fused.stages import layer_of
 from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.kernels.memory import give_back
 from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage_formats import pack
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import pixel_shuffle
 from ternvl.quant.cache_errors import MeasuredAttention
@@ -127,18 +128,17 @@ class _Conversion:
         """Convert the output head. Raises ConfigError if a logit is NaN or infinite."""
         language = self.model.language_model
         plain = language.lm_head
-        head = stage_of([plain])
+        layer = layer_of([plain])
+        head = pack(layer)
         seen = record_for("language_model.lm_head", self.scheme)
         for x in hidden:
             if not all(head(rows).isfinite().all() for rows in x.split(_ROWS)):
                 raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
             seen.add(head.inputs(x))
-        if not language.is_tied:
-            give_back(plain.parameters())
-        language.lm_head = head  # type: ignore[assignment]
-        del plain, head
-        self._choose("language_model", language, {"lm_head": seen})
-        give_back(())  # what the largest stage took
+        path, formats = "language_model.lm_head", formats_for("language_model.lm_head", self.scheme)
+        unused = () if language.is_tied else plain.parameters()
+        language.lm_head = self._report(*choose(path, head, seen, formats, layer))  # type: ignore[assignment]
+        give_back(unused)
 
     def _run(self, path: str, module: nn.Module, xs: Iterable[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Run a module over inputs, then choose formats for its stages; return the unquantised outputs."""
@@ -157,13 +157,14 @@ class _Conversion:
     def _choose(self, path: str, module: nn.Module, records: dict[str, Record]) -> None:
         """Choose formats for the stages right below a module."""
         for name, stage in list(_stages(module)):
-            chosen, report = choose(
-                f"{path}.{name}", stage, records.get(name), formats_for(f"{path}.{name}", self.scheme)
-            )
-            setattr(module, name, chosen)
-            self.reports.append(report)
-            if self._progress is not None:
-                self._progress(len(self.reports), self._count)
+            formats = formats_for(f"{path}.{name}", self.scheme)
+            setattr(module, name, self._report(*choose(f"{path}.{name}", stage, records.get(name), formats)))
+
+    def _report(self, chosen: Stage, report: StageReport) -> Stage:
+        self.reports.append(report)
+        if self._progress is not None:
+            self._progress(len(self.reports), self._count)
+        return chosen
 
 
 def _embedded(embed: WideEmbedding, sample: Prompt, features: Tensor | None) -> Tensor:

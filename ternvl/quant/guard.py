@@ -22,8 +22,8 @@ from ternvl.fused.decoder import FusedDecoder
 from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import Stage
-from ternvl.kernels.stage_types import Format
-from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries
+from ternvl.kernels.stage_types import Format, Layer
+from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries, layer_of
 
 SCHEMES = ("int8", "int4")
 _FEW, _MANY = (64, 256), (256, 1024)
@@ -113,10 +113,13 @@ def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) ->
     return StageReport(f"{name}.attention", "float32", 0.0, False, tried)
 
 
-def choose(name: str, stage: Stage, seen: Record | None, formats: Sequence[Format]) -> tuple[Stage, StageReport]:
+def choose(
+    name: str, stage: Stage, seen: Record | None, formats: Sequence[Format], layer: Layer | None = None
+) -> tuple[Stage, StageReport]:
     """Return the stage in the first format that is within its bound, and the report.
 
-    A stage whose inputs were not recorded stays unquantised.
+    A stage whose inputs were not recorded stays unquantised. `layer` is what it was packed from; without it, its
+    weights are unpacked.
     """
     tried: dict[str, float] = {}
     if seen is not None and seen.largest is not None:
@@ -124,7 +127,7 @@ def choose(name: str, stage: Stage, seen: Record | None, formats: Sequence[Forma
         for format in formats:
             tries = int4_tries if format is Format.INT4 else int8_tries
             made = []
-            for label, each, error in tries(stage, rows, seen.largest):
+            for label, each, error in tries(stage, layer or layer_of(stage), rows, seen.largest):
                 tried[label] = error
                 made.append((each, error))
             best, error = min(made, key=lambda pair: pair[1])
