@@ -112,7 +112,7 @@ async def _rendered_prompt(serving: Serving, ask: Ask, name: str, kind: str) -> 
     return {
         "request_id": new_id(kind),
         "model": name,
-        "token_ids": ask.input.token_ids,
+        "token_ids": list(ask.input.token_ids),
         "features": _features(images),
         "lora_name": ask.adapter,
         "lora_id": adapter_id(adapter),
