@@ -1,0 +1,53 @@
+"""Simulates a fleet of servers, checks the simulation against real ones, and answers questions about fleets.
+
+    python -m benchmarks.scale validate
+    python -m benchmarks.scale tables
+
+`--write` writes the answers into docs/scale.md, and figures into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from benchmarks.live.page import write_between
+from benchmarks.live.server import ROOT
+from benchmarks.scale import report, validate
+from benchmarks.scale.rates import RESULTS, write
+
+PAGE = ROOT / "docs" / "scale.md"
+MEASURED = RESULTS / "scale.json"
+
+
+def _validate(args: argparse.Namespace) -> int:
+    found = {"processor": report.processor(), **validate.measure(args)}
+    print(report.validation(found))
+    if args.write:
+        write(MEASURED, found)
+        write_between(PAGE, "validation", report.validation(found))
+    missed = report.missed(validate.rows(found))
+    print(json.dumps({"benchmark": "scale", "missed": missed, "rows": validate.rows(found)}))
+    return int(bool(missed))
+
+
+def main(arguments: Any = None) -> int:
+    """Run a command; return the exit code: 1 if a prediction misses its bound."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("validate", help="measure two servers, and predict the same")
+    one.add_argument("--threads", type=int, default=1, help="threads of each server")
+    one.add_argument("--rounds", type=int, default=3, help="how often each measurement is made")
+    one.add_argument("--seconds", type=float, default=14.0, help="seconds of each measurement")
+    one.add_argument("--loads", type=float, nargs="+", default=[0.4, 0.7], help="loads in times of the capacity")
+    one.add_argument("--seed", default="validation", help="seed of the requests")
+    one.add_argument("--write", action="store_true", help="write docs/scale.md and benchmarks/results/scale.json")
+    one.set_defaults(run=_validate)
+    args = parser.parse_args(arguments)
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The share of a processor that a server gets on a machine that others use too, as Linux' scheduler counts it.
+
+`/proc/PID/task/TID/schedstat` has the nanoseconds for which a thread ran, and for which it could have run and waited
+for a processor. A probe reads both for the engine's thread while a load is measured. The simulation of that load then
+works as much slower as the machine was: what others take of the machine cannot be predicted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+EVERY = 0.05
+"""Seconds between two samples."""
+LEAST = 0.002
+"""Seconds that a thread must want to work in a sample, else the sample says nothing and the last one holds."""
+
+
+class Pace:
+    """How fast work goes at a time: the part of a second of work that is done in a second."""
+
+    def __init__(self, times: Sequence[float] = (), shares: Sequence[float] = ()) -> None:
+        """`shares[i]` holds from `times[i]` to the next time; before and after all, work takes its own time."""
+        self._times = [*times] or [0.0]
+        self._shares = [*shares, 1.0] if times else [1.0]
+        self._done = list(
+            accumulate(
+                ((end - begin) * share for (begin, end), share in zip(pairwise(self._times), self._shares, strict=False)),
+                initial=0.0,
+            )
+        )
+
+    def _total(self, time: float) -> float:
+        """Return the work that can be done from the first time to another one."""
+        index = bisect_right(self._times, time) - 1
+        if index < 0:
+            return time - self._times[0]
+        return self._done[index] + (time - self._times[index]) * self._shares[index]
+
+    def work(self, start: float, end: float) -> float:
+        """Return the seconds of work that can be done between two times."""
+        return self._total(end) - self._total(start)
+
+    def end(self, start: float, seconds: float) -> float:
+        """Return when so many seconds of work are done that begin at `start`."""
+        goal = self._total(start) + seconds
+        index = bisect_right(self._done, goal) - 1
+        if index < 0:
+            return self._times[0] + goal
+        return self._times[index] + (goal - self._done[index]) / self._shares[index]
+
+    @property
+    def mean(self) -> float:
+        """The mean share."""
+        span = self._times[-1] - self._times[0]
+        return self._done[-1] / span if span else 1.0
+
+
+class Probe:
+    """Samples the engines of some servers, from entering the context to leaving it."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._files = [[task / "schedstat" for task in Path(f"/proc/{pid}/task").iterdir()] for pid in pids]
+        self._samples: list[tuple[float, list[list[tuple[int, int]]]]] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Probe:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while True:
+            self._samples.append((time.monotonic(), [[_schedstat(file) for file in files] for files in self._files]))
+            if self._end.wait(EVERY):
+                return
+
+    def paces(self, began: float) -> list[Pace]:
+        """Return the pace of each server, in seconds since `began` of the monotonic clock."""
+        times = [at - began for at, _ in self._samples]
+        return [Pace(times, self._shares(number)) for number in range(len(self._files))]
+
+    def _shares(self, server: int) -> list[float]:
+        """Return for each sample the share of the thread that ran for longest, which is the engine's."""
+        first, end = self._samples[0][1][server], self._samples[-1][1][server]
+        thread = max(range(len(first)), key=lambda each: end[each][0] - first[each][0])
+        shares, last = list[float](), 1.0
+        for (_, before), (_, after) in pairwise(self._samples):
+            old, new = before[server][thread], after[server][thread]
+            ran, waited = (new[0] - old[0]) / 1e9, (new[1] - old[1]) / 1e9
+            if ran + waited >= LEAST:
+                last = max(0.02, ran / (ran + waited))
+            shares.append(last)
+        return shares
+
+
+def _schedstat(file: Path) -> tuple[int, int]:
+    """Return the nanoseconds that a thread ran and waited."""
+    try:
+        ran, waited, _ = file.read_text().split()
+    except (OSError, ValueError):  # it has ended, or this is not Linux
+        return 0, 0
+    return int(ran), int(waited)
