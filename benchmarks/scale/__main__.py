@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.live.page import write_between
 from benchmarks.live.server import ROOT
-from benchmarks.scale import report, validate
-from benchmarks.scale.rates import RESULTS, write
+from benchmarks.scale import report, tables, validate
+from benchmarks.scale.models import embedded, full_size
+from benchmarks.scale.rates import RESULTS, read, write
 
 PAGE = ROOT / "docs" / "scale.md"
-MEASURED = RESULTS / "scale.json"
+MEASURED, ANSWERS = RESULTS / "scale.json", RESULTS / "scale-tables.json"
+PICTURE = ROOT / "docs" / "scale.svg"
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -31,6 +34,28 @@ def _validate(args: argparse.Namespace) -> int:
     missed = report.missed(validate.rows(found))
     print(json.dumps({"benchmark": "scale", "missed": missed, "rows": validate.rows(found)}))
     return int(bool(missed))
+
+
+def _tables(args: argparse.Namespace) -> int:
+    try:
+        measured = read(MEASURED)
+    except OSError:
+        print(f"{MEASURED} is missing: run `python -m benchmarks.scale validate --write` first.", file=sys.stderr)
+        return 1
+    models = (embedded(measured), full_size())
+    if args.render:
+        found = read(ANSWERS)
+    else:
+        found = {"date": datetime.now(UTC).date().isoformat(), **tables.ask(models, lambda name: print(name, flush=True))}
+    made = tables.sections(found, models, args.core_hour)
+    for name, text in made.items():
+        print(f"\n{name}\n\n{text}")
+        if args.write:
+            write_between(PAGE, name, text)
+    if args.write:
+        write(ANSWERS, found)
+        tables.plot(found, PICTURE)
+    return 0
 
 
 def main(arguments: Any = None) -> int:
@@ -45,6 +70,11 @@ def main(arguments: Any = None) -> int:
     one.add_argument("--seed", default="validation", help="seed of the requests")
     one.add_argument("--write", action="store_true", help="write docs/scale.md and benchmarks/results/scale.json")
     one.set_defaults(run=_validate)
+    two = commands.add_parser("tables", help="answer the questions of docs/scale.md")
+    two.add_argument("--core-hour", type=float, default=0.04, help="the price of a core for an hour")
+    two.add_argument("--render", action="store_true", help="simulate nothing: take the figures of the last --write")
+    two.add_argument("--write", action="store_true", help="write docs/scale.md, its plot and its figures")
+    two.set_defaults(run=_tables)
     args = parser.parse_args(arguments)
     return int(args.run(args))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scale.client import Seen
-from benchmarks.scale.pace import Pace
+from benchmarks.scale.pace import Paces
 from benchmarks.scale.rates import Rates
 from benchmarks.scale.script import Item
 
@@ -29,7 +29,7 @@ POINTS = 50
 
 
 def fit(
-    records: Sequence[Lines], items: Sequence[Item], seen: Sequence[Seen], began: float, paces: Sequence[Pace]
+    records: Sequence[Lines], items: Sequence[Item], seen: Sequence[Seen], began: float, paces: Sequence[Paces]
 ) -> Rates:
     """Return the rates of a run of `items`, which began at a time of the monotonic clock, at the servers' paces."""
     rows = [row for record in records for row in pitches(record)]
@@ -39,7 +39,7 @@ def fit(
     scale = sum(each for _, each in noise) / sum(taken for taken, _ in noise)
     text, image = (delays(records, items, seen, began, paces, kind) for kind in (False, True))
     after = [
-        max(0.0, paces[number].work(line[1] - began, first))
+        max(0.0, paces[number].http.work(line[1] - began, first))
         for number, record in enumerate(records)
         for line, first in zip(
             (line for line in record if line[0] == "first"),
@@ -62,7 +62,7 @@ def delays(
     items: Sequence[Item],
     seen: Sequence[Seen],
     began: float,
-    paces: Sequence[Pace],
+    paces: Sequence[Paces],
     with_image: bool,
 ) -> list[float]:
     """Return the work from when requests were due to when they came to an engine; they are matched in order."""
@@ -71,7 +71,7 @@ def delays(
         adds = [line[1] - began for line in record if line[0] == "add" and line[2] is with_image]
         pairs = zip(items, seen, strict=True)
         dues = [item.due for item, each in pairs if each.server == number and has_image(item) is with_image]
-        found += [max(0.0, paces[number].work(due, add)) for due, add in zip(dues, adds, strict=True)]
+        found += [max(0.0, paces[number].http.work(due, add)) for due, add in zip(dues, adds, strict=True)]
     return found
 
 

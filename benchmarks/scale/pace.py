@@ -11,12 +11,13 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 EVERY = 0.05
 """Seconds between two samples."""
-LEAST = 0.002
+LEAST = 0.0005
 """Seconds that a thread must want to work in a sample, else the sample says nothing and the last one holds."""
 
 
@@ -60,6 +61,14 @@ class Pace:
         return self._done[-1] / span if span else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Paces:
+    """The paces of a server: of its engine, whose thread runs for longest, and of HTTP, which the main thread does."""
+
+    engine: Pace
+    http: Pace
+
+
 class Probe:
     """Samples the engines of some servers, from entering the context to leaving it."""
 
@@ -83,15 +92,19 @@ class Probe:
             if self._end.wait(EVERY):
                 return
 
-    def paces(self, began: float) -> list[Pace]:
-        """Return the pace of each server, in seconds since `began` of the monotonic clock."""
+    def paces(self, began: float) -> list[Paces]:
+        """Return the paces of each server, in seconds since `began` of the monotonic clock."""
         times = [at - began for at, _ in self._samples]
-        return [Pace(times, self._shares(number)) for number in range(len(self._files))]
+        found = []
+        for server, files in enumerate(self._files):
+            first, end = self._samples[0][1][server], self._samples[-1][1][server]
+            engine = max(range(len(first)), key=lambda each: end[each][0] - first[each][0])
+            main = next(index for index, file in enumerate(files) if file.parent.name == file.parents[2].name)
+            found.append(Paces(*(Pace(times, self._shares(server, thread)) for thread in (engine, main))))
+        return found
 
-    def _shares(self, server: int) -> list[float]:
-        """Return for each sample the share of the thread that ran for longest, which is the engine's."""
-        first, end = self._samples[0][1][server], self._samples[-1][1][server]
-        thread = max(range(len(first)), key=lambda each: end[each][0] - first[each][0])
+    def _shares(self, server: int, thread: int) -> list[float]:
+        """Return the share of a thread in each sample."""
         shares, last = list[float](), 1.0
         for (_, before), (_, after) in pairwise(self._samples):
             old, new = before[server][thread], after[server][thread]

@@ -56,6 +56,8 @@ class Request:
     """When the client has the first token."""
     ended: float = math.nan
     num_cached: int = 0
+    num_missed: int = 0
+    """Images that were found neither with the prefix nor by their features."""
     refused: str = ""
     """Why it was refused; empty if it was not."""
     lease: Lease | None = field(default=None, repr=False)
@@ -71,18 +73,6 @@ class Request:
     def ttft(self) -> float:
         """Seconds until the client has the first token."""
         return self.first - self.arrival
-
-
-class Steady:
-    """A processor of its own: work takes its own time."""
-
-    def work(self, start: float, end: float) -> float:
-        """Return the seconds of work between two times."""
-        return end - start
-
-    def end(self, start: float, seconds: float) -> float:
-        """Return when so many seconds of work are done that begin at `start`."""
-        return start + seconds
 
 
 class Replica:
@@ -101,7 +91,7 @@ class Replica:
         """Seconds in steps."""
         self.most_used = 0
         """The most KV blocks in use at a time."""
-        self.pace: Pace | Steady = Steady()
+        self.pace = self.http_pace = Pace()
         self._clock, self._done, self._rng = clock, done, random.Random(0)
         self._waiting: deque[Request] = deque()
         self._prefilling: list[Request] = []
@@ -133,7 +123,7 @@ class Replica:
                 self._refuse(request, "adapters", has_adapter=False)
                 return
             delay += 0.0 if is_there else self.settings.adapter_seconds
-        self._clock.at(self.pace.end(self._clock.now, delay), lambda: self._enqueue(request))
+        self._clock.at(self.http_pace.end(self._clock.now, delay), lambda: self._enqueue(request))
 
     def _enqueue(self, request: Request) -> None:
         most = self.settings.num_blocks * self.settings.block_size
@@ -221,7 +211,7 @@ class Replica:
         request.num_computed = request.num_cached = lease.num_found
         request.images = tuple(each for each in request.images if each.start + each.num_tokens > lease.num_found)
         for image in request.images:
-            self.images.acquire(image.digest, image.num_tiles)
+            request.num_missed += not self.images.acquire(image.digest, image.num_tiles)
         self._prefilling.append(request)
         return True
 
@@ -253,7 +243,7 @@ class Replica:
         now = self._clock.now
         for request in drawing:
             self._prefilling.remove(request)
-            request.first = self.pace.end(now, self.rates.after) + request.distance / 2
+            request.first = self.http_pace.end(now, self.rates.after) + request.distance / 2
             assert request.lease is not None
             self.prefixes.publish(request.lease, request.chain)
             for image in request.images:
@@ -273,7 +263,7 @@ class Replica:
         if request.adapter is not None:
             self.adapters.release(request.adapter)
         request.lease = None
-        request.ended = self.pace.end(self._clock.now, self.rates.after) + request.distance / 2
+        request.ended = self.http_pace.end(self._clock.now, self.rates.after) + request.distance / 2
         self.num_outstanding -= 1
         self._is_blocked = False
         self._done(self, request)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.scale.clock import Clock
-from benchmarks.scale.pace import Pace
+from benchmarks.scale.pace import Pace, Paces
 from benchmarks.scale.rates import Rates, Settings
-from benchmarks.scale.replica import Replica, Request, Steady
+from benchmarks.scale.replica import Replica, Request
 from benchmarks.scale.routing import Router
 from benchmarks.scale.script import again
 
@@ -24,13 +24,14 @@ class Twin:
         return Replica(self.clock, Rates(1.0), settings, lambda _, request: self._ended.append(request))
 
     def run(
-        self, requests: Sequence[Request], policy: str, seed: int, rates: Rates, paces: Sequence[Pace] = ()
+        self, requests: Sequence[Request], policy: str, seed: int, rates: Rates, paces: Sequence[Paces] = ()
     ) -> list[Request]:
         """Send requests at their times, at the servers' paces; return them as they ended."""
         router, self._ended = Router(policy, seed), []
         self.clock.now = -1.0  # the caches stay, time begins anew
         for number, replica in self.replicas.items():
-            replica.rates, replica.pace = rates, paces[number] if paces else Steady()
+            given = paces[number] if paces else Paces(Pace(), Pace())
+            replica.rates, replica.pace, replica.http_pace = rates, given.engine, given.http
 
         def send(request: Request) -> None:
             self.replicas[router.choose(request.key, self.replicas)].send(request)

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.live.watch import percentile
 from benchmarks.scale.calibrate import fit, steps
 from benchmarks.scale.client import Client, Seen
-from benchmarks.scale.pace import Pace, Probe
+from benchmarks.scale.pace import Paces, Probe
 from benchmarks.scale.rates import Rates, as_json
 from benchmarks.scale.replica import Request
 from benchmarks.scale.routing import Router
@@ -110,12 +110,12 @@ class Bench:
             figures([each.ttft for each in predicted], [each.ended for each in predicted]),
             figures([each.ttft for each in bare], [each.ended for each in bare]),
             (sum(each.num_cached for each in seen), sum(each.num_cached for each in predicted)),
-            statistics.mean(each.mean for each in paces),
+            statistics.mean(each.engine.mean for each in paces),
             len(items),
         )
 
 
-def _measure(servers: Pair, items: Sequence[Item], policy: str, seed: int) -> tuple[Client, list[Seen], list[Pace]]:
+def _measure(servers: Pair, items: Sequence[Item], policy: str, seed: int) -> tuple[Client, list[Seen], list[Paces]]:
     client = Client(servers.ports, Router(policy, seed).choose)
     with Probe([each.process.pid for each in servers.servers]) as probe:
         seen = client.run(items)

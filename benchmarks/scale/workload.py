@@ -46,12 +46,15 @@ class Workload:
     swing: float = 0.6
     """How far the load goes above and below its mean over the day."""
     peak_hour: float = 20.0
+    surge: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """From when to when, in seconds since midnight, how many times as many people come."""
     region: int = 0
 
     def rate(self, time: float) -> float:
         """Return the sessions per second at a time of day, in seconds since midnight."""
         wave = math.cos(2 * math.pi * (time / DAY - self.peak_hour / 24))
-        return self.users / DAY * (1 + self.swing * wave)
+        begin, end, times = self.surge
+        return self.users / DAY * (1 + self.swing * wave) * (times if begin <= time < end else 1.0)
 
     @property
     def peak(self) -> float:
@@ -124,7 +127,7 @@ def conversation(workload: Workload, rng: random.Random, number: int) -> Convers
 
 def sessions(workload: Workload, rng: random.Random, start: float, seconds: float) -> Iterator[float]:
     """Yield the times at which sessions begin: a Poisson process with the day's rate, thinned."""
-    most = workload.users / DAY * (1 + workload.swing)
+    most = workload.users / DAY * (1 + workload.swing) * max(1.0, workload.surge[2])
     now = start
     while (now := now + rng.expovariate(most)) < start + seconds:
         if rng.random() * most < workload.rate(now):

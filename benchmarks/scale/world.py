@@ -87,8 +87,13 @@ class Outcome:
     def image_hits(self) -> float:
         """The share of images in prompts that were not encoded: found by their features, or with the prefix."""
         wanted = sum(isinstance(each.source, Conversation) and each.source.image is not None for each in self.answered)
-        encoded = sum(each.images.num_lookups - each.images.num_hits for fleet in self.fleets for each in fleet.all)
-        return 1 - min(1.0, encoded / max(1, wanted))
+        return 1 - sum(each.num_missed for each in self.answered) / max(1, wanted)
+
+    @property
+    def pace(self) -> float:
+        """The median of the tokens per second of an answer after its first."""
+        long = [each for each in self.answered if each.answer > 1]
+        return percentile([(each.answer - 1) / (each.ended - each.first) for each in long], 0.5)
 
     @property
     def adapter_loads(self) -> float:
