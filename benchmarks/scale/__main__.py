@@ -16,9 +16,10 @@ from typing import Any
 
 from benchmarks.live.page import write_between
 from benchmarks.live.server import ROOT
-from benchmarks.scale import report, tables, validate
+from benchmarks.scale import tables
 from benchmarks.scale.models import embedded, full_size
 from benchmarks.scale.rates import RESULTS, read, write
+from benchmarks.scale.validation import compare, report
 
 PAGE = ROOT / "docs" / "scale.md"
 MEASURED, ANSWERS = RESULTS / "scale.json", RESULTS / "scale-tables.json"
@@ -26,13 +27,13 @@ PICTURE = ROOT / "docs" / "scale.svg"
 
 
 def _validate(args: argparse.Namespace) -> int:
-    found = {"processor": report.processor(), **validate.measure(args)}
+    found = {"processor": report.processor(), **compare.measure(args)}
     print(report.validation(found))
     if args.write:
         write(MEASURED, found)
         write_between(PAGE, "validation", report.validation(found))
-    missed = report.missed(validate.rows(found))
-    print(json.dumps({"benchmark": "scale", "missed": missed, "rows": validate.rows(found)}))
+    missed = report.missed(compare.rows(found))
+    print(json.dumps({"benchmark": "scale", "missed": missed, "rows": compare.rows(found)}))
     return int(bool(missed))
 
 
@@ -46,7 +47,10 @@ def _tables(args: argparse.Namespace) -> int:
     if args.render:
         found = read(ANSWERS)
     else:
-        found = {"date": datetime.now(UTC).date().isoformat(), **tables.ask(models, lambda name: print(name, flush=True))}
+        found = {
+            "date": datetime.now(UTC).date().isoformat(),
+            **tables.ask(models, lambda name: print(name, flush=True)),
+        }
     made = tables.sections(found, models, args.core_hour)
     for name, text in made.items():
         print(f"\n{name}\n\n{text}")

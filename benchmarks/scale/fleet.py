@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.rates import Rates, Settings
-from benchmarks.scale.replica import Replica, Request
+from benchmarks.scale.replica import Replica
+from benchmarks.scale.request import Request
 from benchmarks.scale.routing import Router
 
 

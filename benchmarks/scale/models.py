@@ -60,8 +60,8 @@ def full_size() -> Model:
         tiles=1,
         tokens_per_tile=256,
         parts=((1_000, 1.0), (100_000, 1.0), (10_000_000, 0.01)),
-        sources="the medians of [its comparison with other programs](../benchmarks/results/peers.md), 2026-11-26, two CPUs "
-        "of an AMD EPYC; the load of an adapter is [measured](lora.md), the cost of HTTP is assumed",
+        sources="the medians of [its comparison with other programs](../benchmarks/results/peers.md), 2026-11-26, "
+        "two CPUs of an AMD EPYC; the load of an adapter is [measured](lora.md), the cost of HTTP is assumed",
     )
 
 
@@ -77,6 +77,6 @@ def embedded(found: dict[str, Any]) -> Model:
         pace=20.0,
         tiles=5,
         tokens_per_tile=16,
-        parts=((1_000, 1.0), (100_000, 1.0), (10_000_000, 0.05)),
+        parts=((1_000, 1.0), (100_000, 1.0), (10_000_000, 0.02)),
         sources=f"the calibration above, {found['date']}, {found['processor']}; the load of an adapter is assumed",
     )

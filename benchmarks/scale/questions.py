@@ -174,7 +174,12 @@ def to_zero(model: Model, users: float = 1_000) -> list[Row]:
     """What does it save to stop the only replica while nobody asks?"""
     rows = []
     day: dict[str, Any] = {"start": 0.0, "seconds": 86_400.0, "warm_up": 0.0}
-    for name, least, after in (("always one", 1, 0.0), ("30 minutes", 0, 1800.0), ("5 minutes", 0, 300.0), ("1 minute", 0, 60.0)):
+    for name, least, after in (
+        ("always one", 1, 0.0),
+        ("30 minutes", 0, 1800.0),
+        ("5 minutes", 0, 300.0),
+        ("1 minute", 0, 60.0),
+    ):
         for start in (model.ready, model.ready + POD):
             if least and start > model.ready:
                 continue

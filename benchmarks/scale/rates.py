@@ -35,9 +35,7 @@ class Rates:
 
     def of_step(self, prompt_tokens: int, tiles: int, answer_tokens: int) -> float:
         """Return the seconds of a step."""
-        return (
-            self.step + self.prompt_token * prompt_tokens + self.tile * tiles + self.answer_token * answer_tokens
-        )
+        return self.step + self.prompt_token * prompt_tokens + self.tile * tiles + self.answer_token * answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +87,5 @@ def as_json(rates: Rates) -> dict[str, Any]:
 
 def from_json(found: dict[str, Any]) -> Rates:
     """Return the rates that `as_json` wrote."""
-    return Rates(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in found.items()}
+    return Rates(**values)

@@ -12,67 +12,13 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from benchmarks.scale.caches import AdapterPool, Chain, ImageCache, Lease, PrefixCache
+from benchmarks.scale.caches import AdapterPool, ImageCache, PrefixCache
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.pace import Pace
 from benchmarks.scale.rates import Rates, Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image of a prompt: where its tokens stand, and its tiles."""
-
-    digest: Hashable
-    start: int
-    num_tokens: int
-    num_tiles: int
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request, and what became of it."""
-
-    arrival: float
-    chain: Chain
-    """The prompt."""
-    answer: int
-    """The tokens of the answer, at least 1."""
-    images: tuple[Image, ...] = ()
-    adapter: str | None = None
-    key: str = ""
-    """What a router by affinity looks at."""
-    then: tuple[Hashable, int] | None = None
-    """The segment that the answer becomes for the next turn of the conversation."""
-    region: int = 0
-    distance: float = 0.0
-    """Seconds for the way to the server and back."""
-    num_tokens: int = 0
-    num_computed: int = 0
-    started: float = math.nan
-    first: float = math.nan
-    """When the client has the first token."""
-    ended: float = math.nan
-    num_cached: int = 0
-    num_missed: int = 0
-    """Images that were found neither with the prefix nor by their features."""
-    refused: str = ""
-    """Why it was refused; empty if it was not."""
-    lease: Lease | None = field(default=None, repr=False)
-    waited_cold: bool = False
-    """Whether it waited for a replica to start."""
-    source: object = field(default=None, repr=False)
-    """The conversation that it belongs to."""
-
-    def __post_init__(self) -> None:
-        self.num_tokens = sum(tokens for _, tokens in self.chain)
-
-    @property
-    def ttft(self) -> float:
-        """Seconds until the client has the first token."""
-        return self.first - self.arrival
+from benchmarks.scale.request import Request
 
 
 class Replica:

@@ -39,142 +39,110 @@ def ask(models: Sequence[Model], progress: Callable[[str], None]) -> dict[str, A
     return found
 
 
-def sections(found: Mapping[str, Any], models: Sequence[Model], price: float) -> dict[str, str]:
-    """Return the text of each section of the page, by the name of its marks. `price` is that of a core for an hour."""
-    made = {f"sizes {number}": _sizes(found[f"sizes {number}"], each, price) for number, each in enumerate(models)}
-    builders: dict[str, Callable[[Rows], str]] = {
-        "slices": _slices, "affinity": _affinity, "failure": _failure, "adapters": _adapters, "warm": _warm,
-        "zero": lambda rows: _zero(rows, models[-1], price), "regions": lambda rows: _regions(rows, models[-1], price),
-    }  # fmt: skip
-    return made | {name: build(found[name]) for name, build in builders.items()}
-
-
 def seconds(value: float) -> str:
     """Return a time in words."""
     return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
 def share(value: float) -> str:
-    """Return a share in percent, with a digit after the point if it is small."""
-    return f"{100 * value:.1f} %" if 0 < value < 0.0995 else f"{100 * value:.0f} %"
+    """Return a share in percent, with a digit after the point if it is small or nearly all."""
+    return f"{100 * value:.1f} %" if 0 < value < 0.0995 or 0.99 <= value < 1 else f"{100 * value:.0f} %"
+
+
+def _is_text(row: Row) -> bool:
+    return str(row.get("case", "")).startswith("no images")
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Row], object]]] = {
+    "users": ("users a day", lambda row: f"{row['users']:,.0f}"),
+    "policy": ("router", lambda row: row["policy"]),
+    "replicas": ("replicas", lambda row: f"{row['replicas']:,}"),
+    "flat": ("replica-hours a day, always all", lambda row: f"{row['flat_hours']:,.0f}"),
+    "hours": ("replica-hours a day", lambda row: f"{row['hours']:,.4g}"),
+    "hourly": ("replica-hours an hour", lambda row: f"{row['hours']:.1f}"),
+    "prefix": ("prompt tokens found", lambda row: share(row["prefix"])),
+    "image": ("images found", lambda row: "-" if _is_text(row) else share(row["image"])),
+    "p50": ("first token, p50", lambda row: seconds(row["p50"])),
+    "p99": ("first token, p99", lambda row: seconds(row["p99"])),
+    "pace": ("tokens/s of an answer", lambda row: f"{row['pace']:.0f}"),
+    "part": ("part of 10 million", lambda row: f"{row['part']:g}"),
+    "requests": ("requests counted", lambda row: f"{row['requests']:,}"),
+    "people": ("people", lambda row: row["case"]),
+    "servers": ("servers", lambda row: row["case"]),
+    "max_loras": ("`--max-loras`", lambda row: row["most"]),
+    "loads": ("requests that load an adapter", lambda row: share(row["loads"])),
+    "refused": ("refused", lambda row: share(row["refused"])),
+    "what": ("what must start", lambda row: row["what"]),
+    "cold": ("cold start", lambda row: seconds(row["cold"])),
+    "target": ("requests per replica", lambda row: row["target"]),
+    "spare": ("spare replicas", lambda row: row["spare"]),
+    "most": ("most replicas", lambda row: row["most"]),
+    "within": ("first token in time", lambda row: share(row["within"])),
+    "after": ("the last replica stops after", lambda row: row["policy"]),
+    "starts": ("starts a day", lambda row: row["starts"]),
+    "waits": ("requests that wait for a start", lambda row: share(row["share"])),
+}
+
+
+def shown(rows: Rows, names: str, model: Model | None = None, price: float = 0.0) -> str:
+    """Return a table of columns by their names; "price" is that of the replica-hours."""
+    columns = dict(COLUMNS)
+    if model is not None:
+        columns["price"] = ("price a day", lambda row: f"{row['hours'] * model.cores * price:,.2f}")
+    chosen = [columns[name] for name in names.split()]
+    return table([head for head, _ in chosen], [[cell(row) for _, cell in chosen] for row in rows])
+
+
+FIELDS = {
+    "slices": "part users replicas requests p50 p99 prefix image pace",
+    "affinity": "people policy prefix image p50 p99 pace",
+    "adapters": "max_loras policy loads refused p50 p99",
+    "warm": "what cold target spare hourly most within p99 pace",
+    "zero": "after cold starts waits hours price p50 p99",
+    "regions": "servers most hours price prefix p50 p99",
+}
+
+
+def sections(found: Mapping[str, Any], models: Sequence[Model], price: float) -> dict[str, str]:
+    """Return the text of each section of the page, by the name of its marks. `price` is that of a core for an hour."""
+    made = {f"sizes {number}": _sizes(found[f"sizes {number}"], each, price) for number, each in enumerate(models)}
+    made |= {name: shown(found[name], fields, models[-1], price) for name, fields in FIELDS.items()}
+    return {**made, "failure": _failure(found["failure"])}
 
 
 def _sizes(rows: Rows, model: Model, price: float) -> str:
-    shown = [
-        (
-            f"{row['users']:,}",
-            row["policy"],
-            f"{row['replicas']:,}",
-            f"{row['flat_hours']:,.0f}",
-            f"{row['hours']:,.0f}",
-            f"{row['hours'] * model.cores * price:,.2f}",
-            share(row["prefix"]),
-            share(row["image"]),
-            seconds(row["p50"]),
-            seconds(row["p99"]),
-            f"{row['pace']:.0f}",
-        )
-        for row in rows
-    ]
-    head = ("users a day", "router", "replicas at the peak", "replica-hours a day, always all", "as the load asks", "price a day",
-            "prompt tokens found", "images found", "first token, p50", "p99", "tokens/s of an answer")  # fmt: skip
     parts = ", ".join(f"{part:g} of {users:,}" for users, part in model.parts if part < 1)
+    fields = "users policy replicas flat hours price prefix image p50 p99 pace"
     return (
         f"For {model.name}. Service times: {model.sources}. Simulated as a fleet of its own: {parts}. Enough is what "
         f"keeps the 99th percentile of the first token within {model.bar:g} s and the median answer at "
-        f"{model.pace:g} tokens/s or more in the hour of the peak. A core costs {price:g} an hour.\n\n{table(head, shown)}"
+        f"{model.pace:g} tokens/s or more in the hour of the peak. A core costs {price:g} an hour.\n\n"
+        f"{shown(rows, fields, model, price)}"
     )
-
-
-def _slices(rows: Rows) -> str:
-    shown = [
-        (f"{row['part']:g}", f"{row['part'] * 1e7:,.0f}", row["replicas"], f"{row['requests']:,}", seconds(row["p50"]),
-         seconds(row["p99"]), share(row["prefix"]), share(row["image"]), f"{row['pace']:.0f}")
-        for row in rows
-    ]  # fmt: skip
-    head = ("part of 10 million", "users a day", "replicas", "requests counted", "first token, p50", "p99", "prompt tokens found",
-            "images found", "tokens/s of an answer")  # fmt: skip
-    return table(head, shown)
-
-
-def _affinity(rows: Rows) -> str:
-    shown = [
-        (row["case"], row["policy"], share(row["prefix"]), _images(row), seconds(row["p50"]), seconds(row["p99"]),
-         f"{row['pace']:.0f}")
-        for row in rows
-    ]  # fmt: skip
-    return table(
-        ("people", "router", "prompt tokens found", "images found", "first token, p50", "p99", "tokens/s of an answer"), shown
-    )
-
-
-def _images(row: Row) -> str:
-    return "-" if row["case"].startswith("no images") else share(row["image"])
 
 
 def _failure(rows: Rows) -> str:
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case"], []).append(row)
-    shown = []
+    lines = []
     for case, some in cases.items():
         light = some[0]["p99"]
-        checks: tuple[Callable[[Row], bool], ...] = (
-            lambda row, light=light: row["p99"] > 2 * light,  # type: ignore[misc]
-            lambda row: row["pace"] < 20,
-            lambda row: row["kv"] > 0.95,
-            lambda row: row["refused"] > questions.REFUSED,
-        )
         whole = next(row for row in some if row["load"] == 1.0)
-        shown.append((case, f"{whole['users']:,.0f}", seconds(light), *(_first(some, check) for check in checks)))
-    head = ("people", "users a day at load 1", "p99 of the first token at 0.3", "p99 is doubled", "answers fall below 20 tokens/s",
+        fails = (
+            _first(some, lambda row, light=light: row["p99"] > 2 * light),  # type: ignore[misc]
+            _first(some, lambda row: row["pace"] < 20),
+            _first(some, lambda row: row["kv"] > 0.95),
+            _first(some, lambda row: row["refused"] > questions.REFUSED),
+        )
+        lines.append((case, f"{whole['users']:,.0f}", seconds(light), *fails))
+    head = ("people", "users a day at load 1", "first token, p99, at 0.3", "p99 is doubled", "answers below 20 a second",
             "a KV cache is full", "requests are refused")  # fmt: skip
-    return table(head, shown)
+    return table(head, lines)
 
 
 def _first(rows: Rows, fails: Callable[[Row], bool]) -> str:
     return next((f"{row['load']:g}" for row in rows if fails(row)), f"above {rows[-1]['load']:g}")
-
-
-def _adapters(rows: Rows) -> str:
-    shown = [
-        (row["most"], row["policy"], share(row["loads"]), share(row["refused"]), seconds(row["p50"]), seconds(row["p99"]))
-        for row in rows
-    ]
-    return table(("`--max-loras`", "router", "requests that load an adapter", "refused", "first token, p50", "p99"), shown)
-
-
-def _warm(rows: Rows) -> str:
-    shown = [
-        (row["what"], seconds(row["cold"]), row["target"], row["spare"], f"{row['hours']:.1f}", row["most"], share(row["within"]),
-         seconds(row["p99"]), f"{row['pace']:.0f}")
-        for row in rows
-    ]  # fmt: skip
-    head = ("what must start", "cold start", "requests per replica", "spare replicas", "replica-hours an hour", "most replicas", "first token in time",
-            "first token, p99", "tokens/s of an answer")  # fmt: skip
-    return table(head, shown)
-
-
-def _zero(rows: Rows, model: Model, price: float) -> str:
-    shown = [
-        (row["policy"], "-" if row["policy"].startswith("always") else seconds(row["cold"]), row["starts"], share(row["share"]),
-         f"{row['hours']:.1f}", f"{row['hours'] * model.cores * price:.2f}", seconds(row["p50"]), seconds(row["p99"]))
-        for row in rows
-    ]  # fmt: skip
-    head = ("the last replica stops after", "cold start", "starts a day", "requests that wait for it", "replica-hours a day",
-            "price a day", "first token, p50", "p99")  # fmt: skip
-    return table(head, shown)
-
-
-def _regions(rows: Rows, model: Model, price: float) -> str:
-    shown = [
-        (row["case"], row["most"], f"{row['hours']:.0f}", f"{row['hours'] * model.cores * price:.2f}", share(row["prefix"]),
-         seconds(row["p50"]), seconds(row["p99"]))
-        for row in rows
-    ]  # fmt: skip
-    head = ("servers", "replicas, sum of each region's most", "replica-hours a day", "price a day", "prompt tokens found",
-            "first token, p50", "p99")  # fmt: skip
-    return table(head, shown)
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:

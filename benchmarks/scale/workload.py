@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from benchmarks.scale.replica import Image, Request
+from benchmarks.scale.request import Image, Request
 
 DAY = 86_400.0
 

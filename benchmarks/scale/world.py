@@ -14,7 +14,7 @@ from benchmarks.live.watch import percentile
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.fleet import Fleet, Scaling
 from benchmarks.scale.rates import Rates, Settings
-from benchmarks.scale.replica import Request
+from benchmarks.scale.request import Request
 from benchmarks.scale.workload import Conversation, Workload, conversation, sessions
 
 

@@ -12,7 +12,8 @@ import pytest
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.pace import Pace
 from benchmarks.scale.rates import Rates, Settings
-from benchmarks.scale.replica import Image, Replica, Request
+from benchmarks.scale.replica import Replica
+from benchmarks.scale.request import Image, Request
 
 ONE_AT_A_TIME = Settings(max_num_seqs=1, max_queue=10**6, num_blocks=10**6)
 SERVICE, LOAD, NUM = 1.0, 0.7, 40_000

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.live.watch import percentile
-from benchmarks.scale.calibrate import fit, steps
-from benchmarks.scale.client import Client, Seen
-from benchmarks.scale.pace import Paces, Probe
 from benchmarks.scale.rates import Rates, as_json
-from benchmarks.scale.replica import Request
+from benchmarks.scale.request import Request
 from benchmarks.scale.routing import Router
-from benchmarks.scale.script import Item, Writer, rendered
-from benchmarks.scale.servers import Pair, pair
-from benchmarks.scale.twin import Twin
+from benchmarks.scale.validation.calibrate import fit, steps
+from benchmarks.scale.validation.client import Client, Seen
+from benchmarks.scale.validation.probe import Paces, Probe
+from benchmarks.scale.validation.script import Item, Writer, rendered
+from benchmarks.scale.validation.servers import Pair, pair
+from benchmarks.scale.validation.twin import Twin
 
 POLICIES = ("random", "affinity")
 WARM = 80
@@ -125,7 +125,7 @@ def _measure(servers: Pair, items: Sequence[Item], policy: str, seed: int) -> tu
     return client, seen, probe.paces(client.began)
 
 
-def figures(ttfts: Sequence[float], ends: Sequence[float]) -> Figures:
+def figures(ttfts: list[float], ends: list[float]) -> Figures:
     """Return what is compared: seconds to the first token, and answers per second until the last one ended."""
     return {
         "TTFT p50": percentile(ttfts, 0.5),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.scale.script import CHAT, Item
+from benchmarks.scale.validation.script import CHAT, Item
 
 DONE = b"data: [DONE]"
 

@@ -1,13 +1,13 @@
 """`ternvl serve` that also writes down what its engine does and when.
 
-    python -m benchmarks.scale.recorder FILE serve --port 8000
+    python -m benchmarks.scale.validation.recorder FILE serve --port 8000
 
 Each line of FILE is a JSON array; times are seconds of the monotonic clock:
 
 - `["add", time, has_images]`: a request came to the engine's queue;
 - `["first", time]`: an answer's first token was drawn;
 - `["step", began, ended, prompt_tokens, tiles, answer_tokens, num_left, waited, waited_then]`: a step, the requests
-  that the engine has after it, and for how long its thread had waited for a processor since its start, before and after.
+  that the engine has after it, and for how long its thread had waited for a processor in all, before it and after it.
 
 Calibration uses it; validation measures plain `ternvl serve`.
 """
@@ -63,7 +63,8 @@ def install(file: IO[str]) -> None:
             waited_then,
         )
 
-    Loop.add, Loop._deliver, Loop._step = timed_add, timed_deliver, timed_step  # type: ignore[method-assign]
+    for name, method in (("add", timed_add), ("_deliver", timed_deliver), ("_step", timed_step)):
+        setattr(Loop, name, method)
 
 
 def _waited() -> float:

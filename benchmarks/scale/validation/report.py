@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.live.page import table
-from benchmarks.scale.validate import LATE, rows
+from benchmarks.scale.validation.compare import LATE, rows
 
 BOUND = 0.15
 """How far a prediction may be from the measurement."""

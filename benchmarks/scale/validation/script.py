@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image as Picture
 
 from benchmarks.live.server import Server
-from benchmarks.scale.replica import Image, Request
+from benchmarks.scale.request import Image, Request
 from benchmarks.scale.workload import zipf
 
 NUM_IMAGES, NUM_TENANTS = 24, 12
@@ -123,7 +123,9 @@ def _chain(token_ids: Sequence[int], images: Sequence[Image]) -> list[tuple[Hash
     parent = b""
     for start in range(0, len(token_ids), BLOCK):
         tokens = tuple(token_ids[start : start + BLOCK])
-        within = [(each.digest, each.start - start) for each in images if start - each.num_tokens < each.start < start + BLOCK]
+        within = [
+            (each.digest, each.start - start) for each in images if start - each.num_tokens < each.start < start + BLOCK
+        ]
         parent = blake2b(parent + repr((tokens, within)).encode(), digest_size=12).digest()
         chain.append((parent, len(tokens)))
     return chain

@@ -72,7 +72,7 @@ def pair(folder: Path, threads: int, *, recording: bool = False) -> Iterator[Pai
         for number in range(2):
             if recording:
                 records.append(folder / f"steps-{number}.jsonl")
-                command = [sys.executable, "-m", "benchmarks.scale.recorder", str(records[-1])]
+                command = [sys.executable, "-m", "benchmarks.scale.validation.recorder", str(records[-1])]
                 servers.append(stack.enter_context(Server(folder, *flags, command=command)))
             else:
                 servers.append(stack.enter_context(Server(folder, *flags)))
@@ -83,4 +83,3 @@ def pair(folder: Path, threads: int, *, recording: bool = False) -> Iterator[Pai
         yield Pair(servers, records, ready)
         for each in servers:
             each.end()
-

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.scale.clock import Clock
-from benchmarks.scale.pace import Pace, Paces
+from benchmarks.scale.pace import Pace
 from benchmarks.scale.rates import Rates, Settings
-from benchmarks.scale.replica import Replica, Request
+from benchmarks.scale.replica import Replica
+from benchmarks.scale.request import Request
 from benchmarks.scale.routing import Router
-from benchmarks.scale.script import again
+from benchmarks.scale.validation.probe import Paces
+from benchmarks.scale.validation.script import again
 
 
 class Twin:

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.scale.client import Seen
-from benchmarks.scale.pace import Paces
 from benchmarks.scale.rates import Rates
-from benchmarks.scale.script import Item
+from benchmarks.scale.validation.client import Seen
+from benchmarks.scale.validation.probe import Paces
+from benchmarks.scale.validation.script import Item
 
 Lines = Sequence[Sequence[Any]]
 
 
 def steps(record: Path) -> list[list[Any]]:
     """Return the lines of a record that are whole."""
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    return [
+        json.loads(line) for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"
+    ]
 
 
 POINTS = 50
@@ -33,7 +35,8 @@ def fit(
 ) -> Rates:
     """Return the rates of a run of `items`, which began at a time of the monotonic clock, at the servers' paces."""
     rows = [row for record in records for row in pitches(record)]
-    rates = Rates(*least_squares(rows))
+    step, prompt_token, tile, answer_token, request = least_squares(rows)
+    rates = Rates(step, prompt_token, tile, answer_token, request)
     expected = [rates.of_step(int(row[1]), int(row[2]), int(row[3])) + row[4] * rates.request for row in rows]
     noise = [(row[5], each) for row, each in zip(rows, expected, strict=True) if row[1] and each]
     scale = sum(each for _, each in noise) / sum(taken for taken, _ in noise)
@@ -123,7 +126,7 @@ def least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
     """
     table: NDArray[np.float64] = np.array(rows, float)
     counts, times = table[:, :-1], table[:, -1]
-    rates, used = np.zeros(counts.shape[1]), counts.any(axis=0)
+    rates, used = np.zeros(counts.shape[1]), np.array(counts.any(axis=0))
     weights = np.full(len(times), 1.0)
     for _ in range(30):
         rates[:] = 0
