@@ -77,6 +77,6 @@ def embedded(found: dict[str, Any]) -> Model:
         pace=20.0,
         tiles=5,
         tokens_per_tile=16,
-        parts=((1_000, 1.0), (100_000, 1.0), (10_000_000, 0.02)),
+        parts=((1_000, 1.0), (100_000, 1.0), (10_000_000, 0.1)),
         sources=f"the calibration above, {found['date']}, {found['processor']}; the load of an adapter is assumed",
     )

@@ -37,12 +37,12 @@ def least_fleet(model: Model, workload: Workload, policy: str) -> tuple[int, Out
     """Return the smallest fleet that is enough at the peak, and what it does."""
     one = fixed(model, replace(workload, users=min(workload.users, 2_000)), 1, policy)
     share = one.busy * workload.users / min(workload.users, 2_000)
-    number = max(1, math.ceil(0.5 * share))
-    found = fixed(model, workload, number, policy)
+    number, seconds = max(1, math.ceil(0.5 * share)), 3_600.0 if workload.users <= 300_000 else 1_500.0
+    found = fixed(model, workload, number, policy, seconds=seconds)
     while not is_enough(model, found):
         number = max(number + 1, math.ceil(1.12 * number))
-        found = fixed(model, workload, number, policy)
-    while number > 1 and is_enough(model, fewer := fixed(model, workload, number - 1, policy)):
+        found = fixed(model, workload, number, policy, seconds=seconds)
+    while number > 1 and is_enough(model, fewer := fixed(model, workload, number - 1, policy, seconds=seconds)):
         number, found = number - 1, fewer
     return number, found
 

@@ -21,7 +21,7 @@ class Rates:
     answer_token: float = 0.0
     """For each token that is drawn: the slope over the number of running answers."""
     request: float = 0.0
-    """Processor time of the server for each request (HTTP, prompt); the engine's next step is later by it."""
+    """Processor time of the server for a request (HTTP, prompt) that comes during a step; the next one is later by it."""
     before: float = 0.0
     """From the client's send to the engine's queue, beside other requests' work."""
     image: float = 0.0

@@ -76,12 +76,14 @@ class Replica:
         if request.num_tokens + request.answer > most or len(self._waiting) >= self.settings.max_queue:
             self._refuse(request, "queue" if request.num_tokens + request.answer <= most else "length")
             return
-        self._debt += self.rates.request
         self._waiting.append(request)
+        if self._version % 2 == 0:
+            self._begin_step()
+            return
+        self._debt += self.rates.request
         if self._burst is None:
-            if self._version % 2 == 0:
-                self._begin_step()
-        elif not self._is_blocked and self.num_running < self.settings.max_num_seqs:
+            return
+        if not self._is_blocked and self.num_running < self.settings.max_num_seqs:
             self._cut_burst()
 
     def _refuse(self, request: Request, why: str, *, has_adapter: bool = True) -> None:

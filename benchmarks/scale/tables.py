@@ -136,7 +136,7 @@ def _failure(rows: Rows) -> str:
             _first(some, lambda row: row["refused"] > questions.REFUSED),
         )
         lines.append((case, f"{whole['users']:,.0f}", seconds(light), *fails))
-    head = ("people", "users a day at load 1", "first token, p99, at 0.3", "p99 is doubled", "answers below 20 a second",
+    head = ("people", "users a day at load 1", "first token, p99, at 0.3", "it is doubled", "answers below 20 a second",
             "a KV cache is full", "requests are refused")  # fmt: skip
     return table(head, lines)
 

@@ -114,8 +114,7 @@ def pitches(record: Lines) -> list[list[float]]:
             end, waited = (line[1], line[7]) if before[6] else (before[2], before[8])
             seconds = max(1e-5, end - before[1] - (waited - before[7]))
             rows.append([1.0, *before[3:6], num_added if before[6] else 0, seconds])
-            num_added = 0 if before[6] else num_added
-        before = line
+        before, num_added = line, 0  # requests that come while there is no work delay no step
     return rows
 
 

@@ -48,7 +48,14 @@ class Connections:
             if time.monotonic() - since < IDLE:
                 return connection
             connection[1].close()
+            await connection[1].wait_closed()
         return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def close(self) -> None:
+        """Close all connections, which have no requests any more."""
+        for _, (_, writer) in self._free:
+            writer.close()
+            await writer.wait_closed()
 
     def give(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
@@ -73,8 +80,13 @@ class Client:
 
     def run(self, items: Sequence[Item], at_once: int = 0) -> list[Seen]:
         """Send the requests when they are due or, with `at_once`, so many at a time; return what was seen."""
-        asyncio.run(self._closed(items, at_once) if at_once else self._opened(items))
+        asyncio.run(self._run(items, at_once))
         return self.seen
+
+    async def _run(self, items: Sequence[Item], at_once: int) -> None:
+        await (self._closed(items, at_once) if at_once else self._opened(items))
+        for connections in self._connections:
+            await connections.close()
 
     async def _opened(self, items: Sequence[Item]) -> None:
         ready = [(item, item.data) for item in items]

@@ -61,7 +61,7 @@ class Bench:
 
     def __init__(self, plain: Pair, recording: Pair, seed: str) -> None:
         self._plain, self._recording = plain, recording
-        self._writer, self._tiles = Writer(seed), dict[str, int]()
+        self._writer = Writer(seed)
         self._twin, self._bare = Twin(plain.settings()), Twin(plain.settings())
         self._num_runs = 0
         self.rates: list[Rates] = []
@@ -81,7 +81,7 @@ class Bench:
         self.capacity = WARM / (time.monotonic() - began)
 
     def _requests(self, items: Sequence[Item]) -> list[Request]:
-        return rendered(self._recording.servers[0], items, self._tiles)
+        return rendered(self._recording.servers[0].ask, items)
 
     def _seed(self) -> int:
         self._num_runs += 1

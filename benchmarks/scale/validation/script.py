@@ -6,14 +6,14 @@ import base64
 import io
 import json
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 from PIL import Image as Picture
 
-from benchmarks.live.server import Server
+from benchmarks.live.ask import Seen
 from benchmarks.scale.request import Image, Request
 from benchmarks.scale.workload import zipf
 
@@ -21,7 +21,8 @@ NUM_IMAGES, NUM_TENANTS = 24, 12
 """Images, and system messages, that come again by Zipf's law."""
 IMAGE_SHARE = 0.4
 CHAT = "/v1/chat/completions"
-BLOCK = 16
+BLOCK, TOKENS_PER_TILE = 16, 16
+"""Tokens of a block of the KV cache, and of an image's tile in the embedded model."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,13 @@ class Writer:
         return [self.item(0.0) for _ in range(count)]
 
 
-def rendered(server: Server, items: Sequence[Item], tiles: dict[str, int]) -> list[Request]:
-    """Return what the requests are to a simulation: their blocks and images, as a server renders them.
-
-    `tiles` are those of the images by their identifiers, as far as they are known; it is added to.
-    """
-    return [_request(server, item, tiles) for item in items]
+def rendered(ask: Callable[[str, Any], Seen], items: Sequence[Item]) -> list[Request]:
+    """Return what the requests are to a simulation: their blocks and images, as `ask`, a server's, renders them."""
+    return [_request(ask, item) for item in items]
 
 
-def _request(server: Server, item: Item, tiles: dict[str, int]) -> Request:
-    answer = server.ask(CHAT + "/render", {"messages": item.body["messages"]})
+def _request(ask: Callable[[str, Any], Seen], item: Item) -> Request:
+    answer = ask(CHAT + "/render", {"messages": item.body["messages"]})
     if answer.status != 200:
         raise RuntimeError(f"render answered {answer.status}: {answer.message}")
     found = json.loads(answer.body)
@@ -107,14 +105,9 @@ def _request(server: Server, item: Item, tiles: dict[str, int]) -> Request:
     if found["features"]:
         digests = found["features"]["mm_hashes"]["image"]
         for digest, place in zip(digests, found["features"]["mm_placeholders"]["image"], strict=True):
-            count = tiles.setdefault(digest, max(1, place["length"] // TOKENS_PER_TILE))
-            images.append(Image(digest, place["offset"], place["length"], count))
+            images.append(Image(digest, place["offset"], place["length"], place["length"] // TOKENS_PER_TILE))
     chain = _chain(found["token_ids"], images)
     return Request(item.due, chain, item.body["max_tokens"], tuple(images), key=item.key)
-
-
-TOKENS_PER_TILE = 16
-"""Of the embedded model."""
 
 
 def _chain(token_ids: Sequence[int], images: Sequence[Image]) -> list[tuple[Hashable, int]]:

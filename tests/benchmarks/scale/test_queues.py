@@ -86,7 +86,7 @@ def test_a_step_takes_what_its_work_takes() -> None:
     replica = Replica(clock, rates, Settings(), lambda _, each: ended.append(each))
     replica.send(Request(0.0, [("a", 300)], 3, (Image("i", 20, 32, 2),)))
     clock.run()
-    first = 0.1 + 0.25 + (1 + 2 + 36 * 0.01)  # one tile a step: 20 tokens before the image and 16 of its first tile
+    first = 0.1 + (1 + 2 + 36 * 0.01)  # one tile a step: 20 tokens before the image and 16 of its first tile
     second = first + (1 + 2 + 256 * 0.01)
     third = second + (1 + 8 * 0.01 + 0.5)
     assert ended[0].first == pytest.approx(third + 0.2)
@@ -101,6 +101,16 @@ def test_a_request_that_comes_during_steps_enters_after_the_one_that_runs() -> N
         clock.at(each.arrival, lambda each=each: replica.send(each))  # type: ignore[misc]
     clock.run()
     assert (first.first, second.first, second.ended, first.ended) == (1.0, 5.0, 6.0, 10.0)
+
+
+def test_http_delays_the_step_after_the_one_that_runs() -> None:
+    clock, ended = Clock(), list[Request]()
+    replica = Replica(clock, Rates(step=1.0, request=0.25), Settings(), lambda _, each: ended.append(each))
+    for at in (0.0, 2.5):
+        clock.at(at, lambda at=at: replica.send(Request(at, [(at, 8)], 4)))  # type: ignore[misc]
+    clock.run()
+    assert [each.first for each in ended] == [1.0, 4.25]
+    assert [each.ended for each in ended] == [4.25, 7.25]
 
 
 def test_a_slow_processor_makes_everything_later() -> None:
