@@ -44,20 +44,18 @@ def _tables(args: argparse.Namespace) -> int:
         print(f"{MEASURED} is missing: run `python -m benchmarks.scale validate --write` first.", file=sys.stderr)
         return 1
     models = (embedded(measured), full_size())
-    if args.render:
-        found = read(ANSWERS)
-    else:
-        found = {
-            "date": datetime.now(UTC).date().isoformat(),
-            **tables.ask(models, lambda name: print(name, flush=True)),
-        }
+    found = read(ANSWERS) if args.render or args.only else {}
+    if not args.render:
+        asked = tables.ask(models, lambda name: print(name, flush=True), args.only)
+        found |= {"date": datetime.now(UTC).date().isoformat(), **asked}
+    if args.write:
+        write(ANSWERS, found)
     made = tables.sections(found, models, args.core_hour)
     for name, text in made.items():
         print(f"\n{name}\n\n{text}")
         if args.write:
             write_between(PAGE, name, text)
     if args.write:
-        write(ANSWERS, found)
         tables.plot(found, PICTURE)
     return 0
 
@@ -76,6 +74,7 @@ def main(arguments: Any = None) -> int:
     one.set_defaults(run=_validate)
     two = commands.add_parser("tables", help="answer the questions of docs/scale.md")
     two.add_argument("--core-hour", type=float, default=0.04, help="the price of a core for an hour")
+    two.add_argument("--only", nargs="*", default=[], help="the sections to simulate again, such as `sizes 0`")
     two.add_argument("--render", action="store_true", help="simulate nothing: take the figures of the last --write")
     two.add_argument("--write", action="store_true", help="write docs/scale.md, its plot and its figures")
     two.set_defaults(run=_tables)

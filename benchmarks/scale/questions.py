@@ -34,12 +34,17 @@ def is_enough(model: Model, found: Outcome) -> bool:
 
 
 def least_fleet(model: Model, workload: Workload, policy: str) -> tuple[int, Outcome]:
-    """Return the smallest fleet that is enough at the peak, and what it does."""
+    """Return the smallest fleet that is enough at the peak, and what it does.
+
+    Raises ValueError if not even twenty times as many replicas as the work takes are enough.
+    """
     one = fixed(model, replace(workload, users=min(workload.users, 2_000)), 1, policy)
     share = one.busy * workload.users / min(workload.users, 2_000)
     number, seconds = max(1, math.ceil(0.5 * share)), 3_600.0 if workload.users <= 300_000 else 1_500.0
-    found = fixed(model, workload, number, policy, seconds=seconds)
+    found, most = fixed(model, workload, number, policy, seconds=seconds), 20 * number
     while not is_enough(model, found):
+        if number > most:
+            raise ValueError(f"{number} replicas miss {model.bar:g} s, as any number would: raise the bar.")
         number = max(number + 1, math.ceil(1.12 * number))
         found = fixed(model, workload, number, policy, seconds=seconds)
     while number > 1 and is_enough(model, fewer := fixed(model, workload, number - 1, policy, seconds=seconds)):
@@ -75,12 +80,13 @@ def seen(found: Outcome) -> Row:
     }  # fmt: skip
 
 
-def slices(model: Model, number: int) -> list[Row]:
-    """Does the result depend on the part that is simulated? `number` replicas for 100,000 users."""
+def slices(model: Model, number: int, total: float = 1e7) -> list[Row]:
+    """Does the result depend on the part that is simulated? A hundredth of all users has `number` replicas."""
     rows = []
     for part in (0.002, 0.005, 0.01, 0.02, 0.04):
-        replicas = max(1, round(number * part / 0.01))
-        rows.append({"part": part, "replicas": replicas, **seen(fixed(model, model.workload(1e7 * part), replicas))})
+        replicas, users = max(1, round(number * part / 0.01)), total * part
+        found = fixed(model, model.workload(users), replicas)
+        rows.append({"part": part, "users": users, "replicas": replicas, **seen(found)})
     return rows
 
 

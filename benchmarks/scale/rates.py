@@ -21,7 +21,7 @@ class Rates:
     answer_token: float = 0.0
     """For each token that is drawn: the slope over the number of running answers."""
     request: float = 0.0
-    """Processor time of the server for a request (HTTP, prompt) that comes during a step; the next one is later by it."""
+    """The time of the server for a request that comes during a step (HTTP, prompt), by which the next one is later."""
     before: float = 0.0
     """From the client's send to the engine's queue, beside other requests' work."""
     image: float = 0.0

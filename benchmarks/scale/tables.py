@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ USERS, PEAK = 100_000, 10
 Rows = Sequence[Row]
 
 
-def ask(models: Sequence[Model], progress: Callable[[str], None]) -> dict[str, Any]:
-    """Run all simulations; return their figures. The last model answers all questions, the others that of sizes."""
+def ask(models: Sequence[Model], progress: Callable[[str], None], only: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the simulations of all questions or of some; return their figures.
+
+    The last model answers all questions, the others that of sizes.
+    """
     main = models[-1]
     asked: dict[str, Callable[[], Rows]] = {
+        **{f"sizes {number}": partial(questions.sizes, model) for number, model in enumerate(models)},
         "slices": lambda: questions.slices(main, PEAK),
         "affinity": lambda: questions.affinity(main, USERS, PEAK),
         "failure": lambda: questions.first_failure(main, PEAK),
@@ -30,12 +35,10 @@ def ask(models: Sequence[Model], progress: Callable[[str], None]) -> dict[str, A
         "regions": lambda: questions.regions(main, USERS / 3, PEAK // 2),
     }
     found: dict[str, Any] = {}
-    for number, model in enumerate(models):
-        progress(f"sizes of {model.name}")
-        found[f"sizes {number}"] = questions.sizes(model)
     for name, question in asked.items():
-        progress(name)
-        found[name] = question()
+        if not only or name in only:
+            progress(name)
+            found[name] = question()
     return found
 
 
