@@ -49,6 +49,8 @@ def seconds(value: float) -> str:
 
 def share(value: float) -> str:
     """Return a share in percent, with a digit after the point if it is small or nearly all."""
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
     return f"{100 * value:.1f} %" if 0 < value < 0.0995 or 0.99 <= value < 1 else f"{100 * value:.0f} %"
 
 
@@ -61,7 +63,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], object]]] = {
     "policy": ("router", lambda row: row["policy"]),
     "replicas": ("replicas", lambda row: f"{row['replicas']:,}"),
     "flat": ("replica-hours a day, always all", lambda row: f"{row['flat_hours']:,.0f}"),
-    "hours": ("replica-hours a day", lambda row: f"{row['hours']:,.4g}"),
+    "hours": ("replica-hours a day", lambda row: f"{row['hours']:,.0f}"),
     "hourly": ("replica-hours an hour", lambda row: f"{row['hours']:.1f}"),
     "prefix": ("prompt tokens found", lambda row: share(row["prefix"])),
     "image": ("images found", lambda row: "-" if _is_text(row) else share(row["image"])),
