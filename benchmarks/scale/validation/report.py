@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.live.page import table
-from benchmarks.scale.validation.compare import LATE, rows
+from benchmarks.scale.validation.compare import FIGURES, LATE, rows
 
 BOUND = 0.15
 """How far a prediction may be from the measurement."""
@@ -60,8 +60,25 @@ def validation(found: dict[str, Any]) -> str:
         f"{found['capacity']:.1f} requests/s. Load average at the end {found['load_average']:.1f}; the engines got "
         f"{min(shares):.0%} to {max(shares):.0%} of the processor time that they wanted. {verdict}.\n\n"
         f"{table(head, shown)}\n\n"
-        f"Tokens found in the KV caches: {measured:,} measured, {predicted:,} predicted."
+        f"Tokens found in the KV caches: {measured:,} measured, {predicted:,} predicted. Single figures of single runs "
+        f"within 15 %: {_by_share(found['runs'])}."
     )
+
+
+SHARES = ((0.5, 1.01, "at least half"), (0.15, 0.5, "15 to 50 %"), (0.0, 0.15, "less than 15 %"))
+"""Groups of runs by the share of a processor that the engines got."""
+
+
+def _by_share(runs: Sequence[dict[str, Any]]) -> str:
+    """Return how many figures are right, by the share of a processor that the engines got."""
+    parts = []
+    for low, high, words in SHARES:
+        some = [run for run in runs if low <= run["share"] < high]
+        ratios = [run["predicted"][name] / run["measured"][name] for run in some for name in FIGURES]
+        if ratios:
+            good = sum(abs(each - 1) <= BOUND for each in ratios)
+            parts.append(f"{good} of {len(ratios)} where the engines got {words} of their time")
+    return ", ".join(parts)
 
 
 def _value(row: dict[str, Any], kind: str) -> str:
