@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.live.page import write_between
-from benchmarks.live.server import ROOT
+from benchmarks.live.server import ROOT, StartError
 from benchmarks.scale import tables
 from benchmarks.scale.models import embedded, full_size
 from benchmarks.scale.rates import RESULTS, read, write
@@ -27,7 +27,11 @@ PICTURE = ROOT / "docs" / "scale.svg"
 
 
 def _validate(args: argparse.Namespace) -> int:
-    found = {"processor": report.processor(), **compare.measure(args)}
+    try:
+        found = {"processor": report.processor(), **compare.measure(args)}
+    except (RuntimeError, StartError) as error:
+        print(f"Nothing was measured: {error}", file=sys.stderr)
+        return 1
     print(report.validation(found))
     if args.write:
         write(MEASURED, found)
