@@ -41,6 +41,7 @@ REQUESTS: dict[str, Any] = {
     },
     "/v1/chat/completions/render": {"messages": [CAPITALS], "cache_salt": "tenant"},
     "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1},
+    "/v1/completions/render": {"prompt": ["The capital of France is", "The capital of Spain is"]},
     "/v1/responses": {
         "instructions": "You are a helpful assistant.",
         "input": QUESTION,
@@ -84,6 +85,9 @@ of a character has OpenAI's name for it, such as `bytes:\\xe2\\x82`. `echo` puts
 `prompt_logprobs`, `max_tokens` may be 0: the prompt is scored and nothing is generated. `prompt_logprobs` is that of
 [Chat Completions](server.md#log-probabilities), in each choice. Benchmarks of log likelihoods use both:
 [clients.md](clients.md#benchmarks-with-lm-eval).""",
+    "/v1/completions/render": """\
+It takes the fields of `/v1/completions`, and needs no room in the queue. The answer is a list with an entry for each
+prompt, in the form of `/v1/chat/completions/render`.""",
     "/v1/responses": """\
 The server keeps no state: `input` holds the whole conversation, and `previous_response_id`, `conversation`,
 `background` and `store: true` are refused. Items are messages (`input_text`, `input_image` with a URL,

@@ -10,6 +10,9 @@ from pathlib import Path
 _UNLIMITED = 2**60
 """Version 1 writes a number near 2^63 where there is no limit."""
 
+_MEMORY = (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Of version 2 and 1: the controller, and the files of the limit and of the use."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
@@ -30,24 +33,21 @@ class Cgroup:
 
     def memory(self) -> int | None:
         """Return the bytes of memory that this process may use together with its group; None if there is no limit."""
-        texts = [_read(folder / "memory.max") for folder in self._folders("")]
-        texts += [_read(folder / "memory.limit_in_bytes") for folder in self._folders("memory")]
-        return min((int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED), default=None)
+        limits = [_bytes(folder / name) for controller, name, _ in _MEMORY for folder in self._folders(controller)]
+        return min((each for each in limits if each is not None), default=None)
 
     def free_memory(self) -> int | None:
-        """Return the bytes that are left of `memory`, without caches that can be dropped; None if there is no limit."""
-        limit = self.memory()
-        if limit is None:
-            return None
-        for folder, name in self._pairs():
-            used = _read(folder / name)
-            if used.isdigit():
-                return max(0, limit - int(used) + _droppable(folder))
-        return limit
+        """Return the bytes that are left of `memory`, without caches that can be dropped; None if there is no limit.
 
-    def _pairs(self) -> Iterator[tuple[Path, str]]:
-        yield from ((folder, "memory.current") for folder in self._folders(""))
-        yield from ((folder, "memory.usage_in_bytes") for folder in self._folders("memory"))
+        Each group above this one has its own limit and its own use, to which other processes may add.
+        """
+        left = []
+        for controller, limit_name, use_name in _MEMORY:
+            for folder in self._folders(controller):
+                limit, used = _bytes(folder / limit_name), _read(folder / use_name)
+                if limit is not None:
+                    left.append(max(0, limit - int(used) + _droppable(folder)) if used.isdigit() else limit)
+        return min(left, default=None)
 
     def _folders(self, controller: str) -> Iterator[Path]:
         """Yield the folder of the group and those above it; `controller` is empty for version 2."""
@@ -55,7 +55,7 @@ class Cgroup:
         for line in _read(self.process).splitlines():
             _, _, rest = line.partition(":")
             names, _, path = rest.partition(":")
-            if controller in names.split(","):
+            if controller in names.split(",") and ".." not in path.split("/"):  # else outside of what is mounted
                 folder = base / path.lstrip("/")
                 while folder != base and base in folder.parents:
                     yield folder
@@ -67,6 +67,12 @@ def _read(path: Path) -> str:
     with suppress(OSError, ValueError):
         return path.read_text().strip()
     return ""
+
+
+def _bytes(path: Path) -> int | None:
+    """Return the limit in a file; None if there is none."""
+    text = _read(path)
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
 
 
 def _ratio(limit: str, period: str) -> float | None:

@@ -16,13 +16,14 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over minutes, from zero."""
+    """Lines over minutes or another unit, from zero."""
 
     title: str
     lines: Mapping[str, Points]
-    """The points of each line by its name: minutes and a value."""
+    """The points of each line by its name: minutes, or what `unit` says, and a value."""
     limit: float | None = None
     """A value that is marked by a dotted line."""
+    unit: str = "min"
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
@@ -49,7 +50,7 @@ def _panel(panel: Panel) -> str:
 
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold" fill="#212529">{escape(panel.title)}</text>']
     parts += [_level(top * share / 4, place(0, top * share / 4)) for share in range(5)]
-    parts += [_minute(end * share / 5, place(end * share / 5, 0), is_last=share == 5) for share in range(6)]
+    parts += [_minute(end * share / 5, place(end * share / 5, 0), panel.unit, is_last=share == 5) for share in range(6)]
     if panel.limit is not None:
         ends = f"{place(0, panel.limit)} {place(end, panel.limit)}"
         parts.append(f'<polyline points="{ends}" fill="none" stroke="#212529" stroke-dasharray="3 3"/>')
@@ -70,9 +71,9 @@ def _level(value: float, at: str) -> str:
     )
 
 
-def _minute(value: float, at: str, *, is_last: bool) -> str:
+def _minute(value: float, at: str, unit: str, *, is_last: bool) -> str:
     x, anchor = at.partition(",")[0], "end" if is_last else "middle"
-    return f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}" fill="#495057">{value:.3g} min</text>'
+    return f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}" fill="#495057">{value:.3g} {unit}</text>'
 
 
 def _round_up(value: float) -> float:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -45,20 +45,21 @@ class Server:
         tls: bool = False,
         key: str | None = None,
         tree: Path = ROOT,
+        command: Sequence[str] = (sys.executable, "-m", "ternvl"),
         **popen: Any,
     ) -> None:
         """Start it. `output` takes the place of its log; `key` is sent with every request; `popen` goes to Popen.
 
-        `tree` is the root of the sources that it runs.
+        `tree` is the root of the sources that it runs; `command` takes the place of `ternvl`.
         """
         self.port = port or free_port()
         self.log_path = folder / f"server-{self.port}.log"
         self.key, self.tls = key, tls
-        command = [sys.executable, "-m", "ternvl", "serve", "--port", str(self.port), *map(str, flags)]
+        whole = [*command, "serve", "--port", str(self.port), *map(str, flags)]
         with self.log_path.open("ab") as log:
             target = log if output is None else output
             self.process = subprocess.Popen(
-                command, stdout=target, stderr=target, cwd=tree, env={**os.environ, **(env or {})}, **popen
+                whole, stdout=target, stderr=target, cwd=tree, env={**os.environ, **(env or {})}, **popen
             )
         self.began = time.monotonic()
 

@@ -113,19 +113,23 @@ async def prompt_of(serving: Serving, request: PromptRequest) -> Prompt:
     return await serving.threads.build_prompt(ask, deadline=deadline)
 
 
-async def rendered(serving: Serving, request: TextRequest, to_ask: Callable[[SamplingParams], Ask]) -> tuple[Ask, str]:
-    """Return the ask of a request, with its prompt as input, and the name of the model or adapter that would answer.
+async def rendered(
+    serving: Serving, request: TextRequest, to_asks: Callable[[SamplingParams], Sequence[Ask]]
+) -> tuple[list[Ask], str]:
+    """Return the asks of a request, with prompts as input, and the name of the model or adapter that would answer.
 
     Raises what `answer` raises before it begins, but for its limits on answers.
     """
     chosen = serving.names.choose(request.model, request.lora)
-    deadline = serving.deadline()
-    ask = await serving.threads.run(partial(to_ask, serving.llm.default_params()), deadline=deadline)
-    ask = isolated(serving, replace(ask, adapter=chosen.adapter))
-    limit = serving.llm.engine.config.max_model_len
-    prompt = await serving.threads.build_prompt(ask, max_tokens=limit, deadline=deadline)
-    check_prompt(prompt, serving.llm.config, limit, path=ask.path)
-    return replace(ask, input=prompt), chosen.name
+    deadline, limit = serving.deadline(), serving.llm.engine.config.max_model_len
+    asks = await serving.threads.run(partial(to_asks, serving.llm.default_params()), deadline=deadline)
+    ready = []
+    for each in asks:
+        ask = isolated(serving, replace(each, adapter=chosen.adapter))
+        prompt = await serving.threads.build_prompt(ask, max_tokens=limit, deadline=deadline)
+        check_prompt(prompt, serving.llm.config, limit, path=ask.path)
+        ready.append(replace(ask, input=prompt))
+    return ready, chosen.name
 
 
 def _name_unenforced(request: TextRequest, paths: list[str]) -> None:

@@ -34,7 +34,7 @@ OPERATIONS = (
         answer=text_answers.ChatCompletion,
     ),
     Operation(
-        "post", "/v1/chat/completions/render", tokens.render,
+        "post", "/v1/chat/completions/render", tokens.render_chat,
         summary="Returns the prompt of a conversation as the KV cache knows it.", request=ChatRequest,
         answer=answers.RenderedPrompt,
     ),
@@ -42,6 +42,11 @@ OPERATIONS = (
         "post", "/v1/completions", completions.completions,
         summary="Continues plain prompts.", request=CompletionRequest, streams=True,
         answer=text_answers.TextCompletion,
+    ),
+    Operation(
+        "post", "/v1/completions/render", tokens.render_completions,
+        summary="Returns plain prompts as the KV cache knows them.", request=CompletionRequest,
+        answer=list[answers.RenderedPrompt],
     ),
     Operation(
         "post", "/v1/responses", responses.responses,

@@ -9,9 +9,11 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ternvl.answer.ask import Ask, PreparedAsk, build_prompt
+from ternvl.cgroup import Cgroup
 from ternvl.config import ServerConfig
 from ternvl.engine.request import check_prompt
 from ternvl.errors import RequestTimeoutError
@@ -42,12 +44,20 @@ _SETTLED = 1.0
 _T = TypeVar("_T")
 
 
+def num_decoders(most: int, cgroup: Cgroup | None = None) -> int:
+    """Return how many processes decode images: `most`, but no more than the quota of a container has processors."""
+    quota = (cgroup or Cgroup()).processors()
+    return most if quota is None else min(most, max(1, ceil(quota)))
+
+
 class Threads:
     """Runs blocking work for requests, each kind in a pool of its own."""
 
     def __init__(self, llm: LLM, config: ServerConfig, metrics: Metrics) -> None:
         self._llm, self._metrics = llm, metrics
-        self._decoders = DecoderPool(config.prompt_workers, llm.builder.limits, config.image_decode_timeout)
+        self._decoders = DecoderPool(
+            num_decoders(config.prompt_workers), llm.builder.limits, config.image_decode_timeout
+        )
         self._builder = llm.builder.decoding_in(self._decoders)
         # A thread for each request, because it mostly waits: for its turn to fetch or to decode, which is fair.
         self._builders = LastingThreads(config.max_concurrent_requests, "prompt")

@@ -242,6 +242,18 @@ def test_a_conversation_continues_from_the_blocks_of_its_answer(llm: LLM, router
         assert predicted == answered(http, follow_up)[0]
 
 
+def test_the_hits_of_plain_prompts_are_predicted_too(llm: LLM, router: Router) -> None:
+    plain = {"prompt": [LONG + "Is it round?", LONG], "max_tokens": 1, "cache_salt": "plain"}
+    with serving(llm) as url, httpx.Client(base_url=url, timeout=60) as http:
+        http.post("/v1/completions", json=plain).raise_for_status()
+        for prompt in plain["prompt"]:
+            request = {**plain, "prompt": prompt}
+            (rendered,) = http.post("/v1/completions/render", json=request).raise_for_status().json()
+            router.follow()
+            usage = http.post("/v1/completions", json=request).json()["usage"]
+            assert router.predict(rendered) == usage["prompt_tokens_details"]["cached_tokens"] > 0
+
+
 def test_a_subscriber_gets_what_happens_after_a_replay(llm: LLM, publisher: Publisher, router: Router) -> None:
     router.follow()  # what came before; a subscription needs a moment, which a replay bridges
     with serving(llm) as url, httpx.Client(base_url=url, timeout=60) as http:

@@ -50,7 +50,10 @@ class ImageFeatures(TypedDict):
 
 
 class RenderedPrompt(TypedDict):
-    """The answer of `POST /v1/chat/completions/render`: all that names the prompt's blocks in the KV cache."""
+    """The answer of `POST /v1/chat/completions/render`: all that names the prompt's blocks in the KV cache.
+
+    That of `POST /v1/completions/render` is a list of these.
+    """
 
     request_id: str
     model: str

@@ -1,4 +1,4 @@
-"""`POST /tokenize`, `POST /detokenize` and `POST /v1/chat/completions/render`, in vLLM's form."""
+"""`POST /tokenize`, `POST /detokenize`, and `/render` of both kinds of completions, in vLLM's form."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ternvl.errors import RequestError
 from ternvl.params import SamplingParams
 from ternvl.prompt.tokenizer import Tokenizer
 from ternvl.server.answering import new_id, prompt_of, rendered
+from ternvl.server.docs.answers import ImageFeatures, Placeholder, RenderedPrompt
 from ternvl.server.endpoint import read, serving_of
 from ternvl.server.long_json import json_response
 from ternvl.server.protocols.chat_schema import ChatMessage, ChatRequest, ToolDefinition
+from ternvl.server.protocols.completions_schema import CompletionRequest
 from ternvl.server.schema.fields import validate
 from ternvl.server.schema.images import PlacedImages, TileFields
 from ternvl.server.schema.sampling import TokenId
 from ternvl.server.schema.types import MAX_MESSAGES, MAX_TOOLS, Schema, one_of, refuse
 from ternvl.server.schema.videos import VideoFields
+from ternvl.server.serving import Serving
 from ternvl.types import ImageSpan, Prompt
 
 
@@ -85,30 +88,42 @@ async def detokenize(request: Request) -> Response:
     return await json_response({"prompt": text}, headers)
 
 
-async def render(request: Request) -> Response:
+async def render_chat(request: Request) -> Response:
     """Answer `POST /v1/chat/completions/render`: the prompt of a request as the KV cache knows it, and no answer."""
     serving = serving_of(request)
     wanted, headers = await read(request, ChatRequest, "chat")
-    ask, name = await rendered(serving, wanted, wanted.to_ask)
+    (ask,), name = await rendered(serving, wanted, lambda defaults: [wanted.to_ask(defaults)])
+    return await json_response(await _rendered_prompt(serving, ask, name, "chatcmpl"), headers)
+
+
+async def render_completions(request: Request) -> Response:
+    """Answer `POST /v1/completions/render`: the same for each of the prompts, in their order."""
+    serving = serving_of(request)
+    wanted, headers = await read(request, CompletionRequest, "completions")
+    asks, name = await rendered(serving, wanted, wanted.to_asks)
+    return await json_response([await _rendered_prompt(serving, ask, name, "cmpl") for ask in asks], headers)
+
+
+async def _rendered_prompt(serving: Serving, ask: Ask, name: str, kind: str) -> RenderedPrompt:
+    """Return all that names the prompt's blocks in the KV cache. `kind` begins the ids of its answers."""
     assert isinstance(ask.input, Prompt)
     async with serving.adapters.lease(ask.adapter) as adapter:
         images = own_images(ask.input, adapter, ask.cache_salt)
-    answer = {
-        "request_id": new_id("chatcmpl"),
+    return {
+        "request_id": new_id(kind),
         "model": name,
-        "token_ids": ask.input.token_ids,
+        "token_ids": list(ask.input.token_ids),
         "features": _features(images),
         "lora_name": ask.adapter,
         "lora_id": adapter_id(adapter),
         "cache_salt": salt_id(ask.cache_salt),
     }
-    return await json_response(answer, headers)
 
 
-def _features(images: Sequence[ImageSpan]) -> dict[str, Any] | None:
+def _features(images: Sequence[ImageSpan]) -> ImageFeatures | None:
     if not images:
         return None
-    places = [{"offset": image.start, "length": image.num_tokens} for image in images]
+    places: list[Placeholder] = [{"offset": image.start, "length": image.num_tokens} for image in images]
     return {"mm_hashes": {"image": [image.digest.hex() for image in images]}, "mm_placeholders": {"image": places}}
 
 

@@ -100,3 +100,35 @@ def test_a_text_has_no_features_and_a_wrong_request_an_error(http: httpx.Client)
     assert http.post("/v1/chat/completions/render", json={"messages": []}).status_code == 400
     absent = http.post("/v1/chat/completions/render", json={"messages": messages, "model": "absent"})
     assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_rendered_completions_are_the_prompts_that_are_answered(http: httpx.Client) -> None:
+    def rendered(prompt: Any, **fields: Any) -> list[dict[str, Any]]:
+        body = {"prompt": prompt, **fields}
+        answers = http.post("/v1/completions/render", json=body).raise_for_status().json()
+        usage = http.post("/v1/completions", json={**body, "max_tokens": 1}).json()["usage"]
+        assert usage["prompt_tokens"] == sum(len(each["token_ids"]) for each in answers)
+        return list(answers)
+
+    tokens = tiny_tokenizer().encode_text("the cat")
+    (text,), (ids,) = rendered("the cat"), rendered(tokens)
+    assert text["token_ids"] == ids["token_ids"] == tokens
+    assert text["request_id"].startswith("cmpl-")
+    assert (text["features"], text["lora_name"], text["lora_id"], text["cache_salt"]) == (None, None, None, None)
+    assert [each["token_ids"] for each in rendered(["the cat", "the"])] == [tokens, tiny_tokenizer().encode_text("the")]
+    assert [each["token_ids"] for each in rendered([tokens, [5]])] == [tokens, [5]]
+    salts = {each["cache_salt"] for each in rendered(["a", "b"], cache_salt="tenant")}
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "cache_salt": "tenant"}
+    assert salts == {http.post("/v1/chat/completions/render", json=chat).json()["cache_salt"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({}, "prompt"), ({"prompt": [[10**9]]}, "prompt"), ({"prompt": "a " * 600}, "prompt"), ({"prompt": [[]]}, None)],
+)
+def test_completions_that_could_not_be_answered_are_not_rendered(
+    http: httpx.Client, fields: dict[str, Any], param: str | None
+) -> None:
+    rendered = http.post("/v1/completions/render", json=fields)
+    assert rendered.status_code == 400
+    assert param is None or rendered.json()["error"]["param"] == param
