@@ -37,6 +37,12 @@ SET_BY_CHART = frozenset(
         "api-key-file",
         "ssl-certfile",
         "ssl-keyfile",
+        "replicas",
+        "max-replicas",
+        "affinity",
+        "load-factor",
+        "replica-cpus",
+        "replica-gpus",
     }
 )
 """Flags of `ternvl serve` that follow from other values, or that hold a secret."""

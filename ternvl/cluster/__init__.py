@@ -8,6 +8,6 @@ from ternvl.errors import ConfigError
 
 
 def require_ray() -> None:
-    """Raise ConfigError unless Ray is installed with Serve."""
-    if find_spec("ray") is None or find_spec("ray.serve") is None:
+    """Raise ConfigError unless Ray is installed with Serve. It does not import Ray, which reads its settings then."""
+    if any(find_spec(name) is None for name in ("ray", "fastapi")):
         raise ConfigError("Several replicas need Ray, which is not installed; run pip install 'ternvl[cluster]'.")

@@ -7,22 +7,20 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from ternvl.cluster.adapters import ADAPTER, CHANGING_PATHS, refusal
-from ternvl.cluster.affinity import NONE, Affinity, affinity_of
 from ternvl.cluster.exchange import ForwardedRequest, Message, forwarded
 from ternvl.cluster.failures import Stream, response_to
 from ternvl.cluster.merged_metrics import merged
 from ternvl.cluster.remote import RemoteAnswer
+from ternvl.cluster.routing.affinity import NONE, Affinity, affinity_of
+from ternvl.cluster.routing.names import base_names
 from ternvl.cluster.settings import ClusterSettings
-from ternvl.embedded import MODEL
 from ternvl.errors import TernvlError, UnavailableError
 from ternvl.server.errors import HTTPError
-from ternvl.server.names import ALIASES
 
 logger = logging.getLogger("ternvl.cluster")
 
@@ -168,9 +166,3 @@ async def _live(receive: Any, send: Any) -> None:
     while kind != "lifespan.shutdown":
         kind = (await receive())["type"]
         await send({"type": f"{kind}.complete"})
-
-
-def base_names(settings: ClusterSettings) -> frozenset[str]:
-    """Return the names of the model itself. Other names in requests may be those of adapters."""
-    given = settings.model or MODEL.name
-    return frozenset({*settings.server.served_model_name, *ALIASES, given, Path(given).name})

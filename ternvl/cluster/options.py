@@ -26,7 +26,7 @@ def engine_options(settings: ClusterSettings) -> dict[str, Any]:
         "health_check_period_s": 5.0,
         "health_check_timeout_s": max(30.0, settings.server.stuck_timeout),
         "request_router_config": {
-            "request_router_class": "ternvl.cluster.router:AffinityRouter",
+            "request_router_class": "ternvl.cluster.routing.router:AffinityRouter",
             "request_router_kwargs": {
                 "is_on": settings.cluster.affinity,
                 "load_factor": settings.cluster.load_factor,

@@ -39,6 +39,8 @@ class RemoteAnswer:
         try:
             self.head = await anext(self._messages)
             self.replica = self.head.pop(REPLICA)
+            # Serve's proxy returns the id of the request, which it has also sent to the replica.
+            self.head["headers"] = [each for each in self.head["headers"] if each[0] != b"x-request-id"]
             if not _is_stream(self.head):
                 self._waiting = [message async for message in self._messages]
         except BaseException:

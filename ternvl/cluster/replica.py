@@ -21,7 +21,7 @@ from ternvl.kernels import build
 class EngineReplica:
     """Loads the model once and answers requests with the server's own application."""
 
-    async def __init__(self, plain: Mapping[str, Any]) -> None:
+    async def __init__(self, plain: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         """`plain` are the settings as `ClusterSettings.plain` returns them.
 
         Raises TernvlError if the model cannot be loaded, which names the replica and the reason.
@@ -93,9 +93,14 @@ class EngineReplica:
             "seconds_to_load": self.seconds_to_load,
         }
 
+    async def drain(self) -> None:
+        """Refuse new requests with 503, and wait for the running ones, which are aborted after `drain_timeout`."""
+        if not self._serving.gate.draining:
+            await self._serving.drain()
+
     async def __del__(self) -> None:
         """Drain what Serve has left, and stop the engine. Serve calls it once the replica's requests have ended."""
         if getattr(self, "_serving", None) is not None:
-            await self._serving.drain()
+            await self.drain()
         if getattr(self, "_stack", None) is not None:
             await self._stack.aclose()

@@ -5,12 +5,10 @@ Serve sends this class to the processes that route, by value; everything else of
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from ternvl.cluster.exchange import ForwardedRequest
-from ternvl.cluster.hashing import by_load, chosen
+from ternvl.cluster.routing.hashing import by_load, chosen
 
 
 class AffinityRouter(RequestRouter):  # type: ignore[misc]

@@ -8,6 +8,7 @@ node has more than a factor of the mean load, and what would be too much goes to
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from math import ceil
 
@@ -36,5 +37,5 @@ def chosen(key: bytes, loads: Mapping[str, int], factor: float) -> list[str]:
 
 
 def by_load(loads: Mapping[str, int]) -> list[str]:
-    """Return nodes, the one with the least load first."""
-    return sorted(loads, key=lambda node: loads[node])
+    """Return nodes, the one with the least load first; those with equal loads in random order."""
+    return sorted(loads, key=lambda node: (loads[node], random.random()))
