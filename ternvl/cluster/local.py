@@ -65,15 +65,20 @@ def placed(settings: ClusterSettings) -> ClusterSettings:
     return replace(settings, loading=replace(loading, threads=threads), cluster=replace(cluster, replica_cpus=cpus))
 
 
+def prepare_environment() -> None:
+    """Set the variables that Ray reads when it is imported, unless they are set."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextmanager
 def ray_here(settings: ClusterSettings, **options: Any) -> Iterator[None]:
     """Keep a Ray of this machine alone running while the context is open. `options` are further ones of `ray.init`.
 
     It listens on the loopback interface as far as Ray can, asks for a token, and reports no usage.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    prepare_environment()
     import ray
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
