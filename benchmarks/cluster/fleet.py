@@ -18,7 +18,7 @@ from ternvl.cluster.options import ENGINE, NAME, serve_config
 from ternvl.cluster.settings import ClusterSettings
 
 _STORE = 100 * 1024**2
-_PATIENCE = 150.0
+_PATIENCE = 300.0
 """The most seconds that replicas may take to be as they should be."""
 
 

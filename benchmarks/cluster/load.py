@@ -65,9 +65,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], path: str = CHAT)
     return found
 
 
-async def _stream(
-    client: httpx.AsyncClient, body: dict[str, Any], path: str, found: Outcome, began: float
-) -> None:
+async def _stream(client: httpx.AsyncClient, body: dict[str, Any], path: str, found: Outcome, began: float) -> None:
     has_ended = False
     async with client.stream("POST", path, json=body) as answer:
         found.status = answer.status_code

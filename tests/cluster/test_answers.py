@@ -23,7 +23,7 @@ pytest.importorskip("ray.serve", reason="Ray is not installed (pip install 'tern
 from benchmarks.cluster.fleet import Fleet, wait_for
 from benchmarks.cluster.load import CHAT, asked, picture, words
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours
 
 
 def image(color: int) -> str:
@@ -43,8 +43,18 @@ def one() -> Iterator[str]:
 def without_identity(value: Any) -> Any:
     """An answer without what differs from one answer to the next."""
     if isinstance(value, dict):
-        varying = ("id", "created", "created_at", "completed_at", "system_fingerprint", "item_id", "prompt_tokens_details",
-                   "input_tokens_details", "cache_read_input_tokens", "usage")
+        varying = (
+            "id",
+            "created",
+            "created_at",
+            "completed_at",
+            "system_fingerprint",
+            "item_id",
+            "prompt_tokens_details",
+            "input_tokens_details",
+            "cache_read_input_tokens",
+            "usage",
+        )
         return {name: without_identity(each) for name, each in value.items() if name not in varying}
     return [without_identity(each) for each in value] if isinstance(value, list) else value
 

@@ -16,7 +16,7 @@ pytest.importorskip("ray.serve", reason="Ray is not installed (pip install 'tern
 from benchmarks.cluster.fleet import Fleet, kill, wait_for
 from benchmarks.cluster.load import Outcome, asked, words
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours
 
 
 @contextmanager
