@@ -20,8 +20,8 @@ SETTINGS = ClusterSettings(
 """Keys are a file of the Secret `ternvl-keys`, as in the other manifests."""
 
 _TEMPLATE = """\
-# Written by `python scripts/manifests.py`; docs/cluster.md says how to use it. It needs the KubeRay operator, and an image
-# with the extra: `--build-arg PACKAGES='ray[data,serve]==2.60.0'` (docs/containers.md).
+# Written by `python scripts/manifests.py`; docs/cluster.md says how to use it. It needs the KubeRay operator, and an
+# image with the extra: `--build-arg PACKAGES='ray[data,serve]==2.60.0'` (docs/containers.md).
 apiVersion: ray.io/v1
 kind: RayService
 metadata:

@@ -111,11 +111,12 @@ def killed(cluster: Fleet) -> str:
     began = time.perf_counter()
     work.join()
     cluster.wait(2)
+    seconds = time.perf_counter() - began
     failed = [each for each in outcomes if not each.is_whole]
     told = sum("replica" in each.error for each in failed)
     return (
-        f"{victim['num_running']} of 16 streams ran on the replica that was killed; {len(failed)} failed, {told} of them "
-        f"with an error event, {16 - len(failed)} were whole; two replicas again after {time.perf_counter() - began:.0f} s"
+        f"{victim['num_running']} of 16 streams ran on the replica that was killed; {len(failed)} failed, {told} of "
+        f"them with an error event, {16 - len(failed)} were whole; two replicas again after {seconds:.0f} s"
     )
 
 

@@ -42,16 +42,22 @@ def serve_replicas(settings: ClusterSettings) -> None:
     """
     settings = placed(settings.check())
     require_ray()
-    source.load_config(source.resolve(settings.model, revision=settings.loading.revision))  # also downloads it, once
+    checked(settings)
     with bind(settings.server) as sock:  # so that a taken address is reported at once
         port = sock.getsockname()[1]
     settings = replace(settings, server=replace(settings.server, port=port))
-    with ray_here(settings), _stop_signals() as stopping, serving_here(settings):  # Ray sets handlers of its own
+    with ray_here(settings), _stop_signals() as stopping, serving_here(settings):
         deploy(settings)
         if wait_until_running(stopping):
             print(_greeting(settings), flush=True)
             _watch(stopping)
             drain(settings.server.drain_timeout)
+
+
+def checked(settings: ClusterSettings) -> ClusterSettings:
+    """Return the settings once their model is on this machine. Raises CheckpointError if it is not a model."""
+    source.load_config(source.resolve(settings.model, revision=settings.loading.revision))
+    return settings
 
 
 def placed(settings: ClusterSettings) -> ClusterSettings:
@@ -90,7 +96,11 @@ def ray_here(settings: ClusterSettings, **options: Any) -> Iterator[None]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "logging_level": "warning",
     }
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", **(given | options))
+    if is_main and before is not None:
+        signal.signal(signal.SIGTERM, before)  # Ray sets a handler of its own, which prints a stack
     try:
         yield
     finally:

@@ -40,22 +40,15 @@ def one() -> Iterator[str]:
         yield url
 
 
+VARYING = frozenset(
+    ("id", "created", "created_at", "completed_at", "system_fingerprint", "item_id", "usage", "prompt_tokens_details")
+)
+
+
 def without_identity(value: Any) -> Any:
     """An answer without what differs from one answer to the next."""
     if isinstance(value, dict):
-        varying = (
-            "id",
-            "created",
-            "created_at",
-            "completed_at",
-            "system_fingerprint",
-            "item_id",
-            "prompt_tokens_details",
-            "input_tokens_details",
-            "cache_read_input_tokens",
-            "usage",
-        )
-        return {name: without_identity(each) for name, each in value.items() if name not in varying}
+        return {name: without_identity(each) for name, each in value.items() if name not in VARYING}
     return [without_identity(each) for each in value] if isinstance(value, list) else value
 
 
