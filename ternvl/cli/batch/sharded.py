@@ -121,14 +121,19 @@ class ShardWorker:
         from ternvl.cli.batch.asking import Asking
 
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        lines = [BatchLine(int(row["number"]), int(row["offset"]), row["id"], row["custom_id"]) for row in rows]
-        shard_of = {row["id"]: int(row["shard"]) for row in rows}
+        lines = [_line(row) for row in rows]
         headers = {"Content-Type": "application/json"}
         client = httpx.AsyncClient(base_url="http://ternvl", headers=headers, transport=self._transport, timeout=None)
-        collected = _Collected({row["id"]: row["path"] for row in rows})
+        collected = _Collected({line.id: row["path"] for line, row in zip(lines, rows, strict=True)})
         asyncio.run(Asking(client, collected, collected, self._concurrency).run(lines, lambda done, total: None))
-        found = collected.results
-        return {"shard": [shard_of[each["id"]] for each in found], "result": [json.dumps(each) for each in found]}
+        found = [(each["id"].partition(" "), each) for each in collected.results]
+        results = [json.dumps(each | {"id": own}) for (_, _, own), each in found]
+        return {"shard": [int(shard) for (shard, _, _), _ in found], "result": results}
+
+
+def _line(row: Mapping[str, Any]) -> BatchLine:
+    """Return a line whose id begins with its shard, because equal lines of two files have equal ids."""
+    return BatchLine(int(row["number"]), int(row["offset"]), f"{int(row['shard'])} {row['id']}", row["custom_id"])
 
 
 class _Collected:
