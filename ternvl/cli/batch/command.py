@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,13 +84,18 @@ def batch(
         parts = ClusterSettings(
             model, ClusterConfig(batch.replicas), loading, room, images, videos, _server_config(batch)
         )
-        finish(answers, answer_shards(shards(requests, answers), parts, batch))
+        finish(answers, answer_shards(shards(requests, answers), parts, batch.error_file, batch.concurrency))
 
     def client() -> httpx.AsyncClient:
         if batch.url is not None:
             return _remote(batch.url, batch.api_key)
         return _local(load_model(model, loading, room, images, videos), batch)
 
+    _answer(requests, answers, batch, client)
+
+
+def _answer(requests: Path, answers: Path, batch: BatchConfig, client: Callable[[], httpx.AsyncClient]) -> None:
+    """Answer the lines of a file that have no answer yet. `client` is called if there are any."""
     with RequestFile(requests) as file:
         known = {line.id for line in file.lines}
         with Results(answers, batch.error_file, known) as results:

@@ -21,7 +21,6 @@ from ternvl.terminal import is_watched, progress_bar
 if TYPE_CHECKING:
     import httpx
 
-    from ternvl.cli.batch.command import BatchConfig
 
 _MOST_SHARDS = 400
 """The files of answers that are open at the same time."""
@@ -44,8 +43,12 @@ def shards(requests: Path, answers: Path) -> list[tuple[Path, Path]]:
     return [(path, answers / path.name) for path in found]
 
 
-def answer_shards(pairs: Sequence[tuple[Path, Path]], settings: ClusterSettings, batch: BatchConfig) -> int:
+def answer_shards(
+    pairs: Sequence[tuple[Path, Path]], settings: ClusterSettings, error_file: Path | None, concurrency: int
+) -> int:
     """Answer the lines that have no answer yet, and return how many lines have failed in all runs.
+
+    `error_file` is for lines that fail, of one file of requests. Each replica answers `concurrency` lines at once.
 
     Raises ConfigError for unusable files, TernvlError if a replica fails.
     """
@@ -53,13 +56,13 @@ def answer_shards(pairs: Sequence[tuple[Path, Path]], settings: ClusterSettings,
         results, rows = list[Results](), list[dict[str, Any]]()
         for index, (requests, answers) in enumerate(pairs):
             with RequestFile(requests) as file:
-                found = files.enter_context(Results(answers, batch.error_file, {line.id for line in file.lines}))
+                found = files.enter_context(Results(answers, error_file, {line.id for line in file.lines}))
                 record_problems(file, found)
                 done = found.done
                 rows += [_row(index, requests, line) for line in file.lines if line.id not in done]
                 results.append(found)
         if rows:
-            _answer(rows, results, settings, batch)
+            _answer(rows, results, settings, concurrency)
         return sum(not is_good for each in results for is_good in each.done.values())
 
 
@@ -69,17 +72,17 @@ def _row(index: int, path: Path, line: BatchLine) -> dict[str, Any]:
 
 
 def _answer(
-    rows: Sequence[dict[str, Any]], results: Sequence[Results], settings: ClusterSettings, batch: BatchConfig
+    rows: Sequence[dict[str, Any]], results: Sequence[Results], settings: ClusterSettings, concurrency: int
 ) -> None:
     from ternvl.cluster.batch import answered
     from ternvl.cluster.local import checked, placed
 
     settings = checked(placed(settings))
-    arguments = {"plain": settings.plain(), "concurrency": batch.concurrency}
+    arguments = {"plain": settings.plain(), "concurrency": concurrency}
     done = total = sum(len(each.done) for each in results)
     total += len(rows)
     with progress_bar("Answering", is_wanted=is_watched()) as progress:
-        for row in answered(ShardWorker, arguments, rows, settings, batch.concurrency):
+        for row in answered(ShardWorker, arguments, rows, settings, concurrency):
             result = json.loads(row["result"])
             found = results[int(row["shard"])]
             if result["id"] not in found.done:
