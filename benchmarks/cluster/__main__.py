@@ -71,19 +71,17 @@ def hits(cluster: Fleet) -> str:
     random.Random(3).shuffle(shuffled)
     asked(cluster.url, shuffled, 4)
     after = {name: cluster.total(name) for name in _COUNTS}
-    images = (after["num_image_hits"] - before["num_image_hits"]) / (
-        after["num_image_lookups"] - before["num_image_lookups"]
-    )
+    tiles = after["num_encoded_tiles"] - before["num_encoded_tiles"]  # each image is one
     conversations(cluster)
     final = {name: cluster.total(name) for name in _COUNTS}
     prompts = final["num_prompt_tokens"] - after["num_prompt_tokens"]
     prefix = (final["num_prefix_hit_tokens"] - after["num_prefix_hit_tokens"]) / prompts
     name = "on" if cluster.settings.cluster.affinity else "off"
-    tiles = after["num_encoded_tiles"] - before["num_encoded_tiles"]
-    return f"| {name} | {images:.0%} | {tiles} | {prefix:.0%} |"
+    images = 1 - tiles / len(shuffled)
+    return f"| {name} | {images:.0%} of {len(shuffled)} | {tiles} | {prefix:.0%} |"
 
 
-_COUNTS = ("num_image_hits", "num_image_lookups", "num_encoded_tiles", "num_prompt_tokens", "num_prefix_hit_tokens")
+_COUNTS = ("num_encoded_tiles", "num_prompt_tokens", "num_prefix_hit_tokens")
 
 
 def conversations(cluster: Fleet) -> None:
@@ -208,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if wants("throughput"):
             say(throughput(cluster))
         if wants("hits"):
-            say("\n| affinity | images found | tiles encoded | tokens of prompts found |\n|---|---|---|---|")
+            say("\n| affinity | requests whose image was there | tiles encoded | tokens of prompts found |")
+            say("|---|---|---|---|")
             say(hits(cluster))
         for part, measure in (("kill", killed), ("update", updated)):
             if wants(part):
