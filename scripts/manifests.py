@@ -21,6 +21,9 @@ from typing import Any
 
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import rayservice
+
 from ternvl.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +40,12 @@ SET_BY_CHART = frozenset(
         "api-key-file",
         "ssl-certfile",
         "ssl-keyfile",
+        "replicas",
+        "max-replicas",
+        "affinity",
+        "load-factor",
+        "replica-cpus",
+        "replica-gpus",
     }
 )
 """Flags of `ternvl serve` that follow from other values, or that hold a secret."""
@@ -90,6 +99,7 @@ def plain() -> Iterator[tuple[Path, str]]:
         yield PLAIN / f"{stem}.yaml", _without_helm(text)
     for stem, values in OPTIONAL.items():
         yield PLAIN / "optional" / f"{stem}.yaml", _without_helm(render(values)[stem])
+    yield PLAIN / "optional" / "rayservice.yaml", rayservice.manifest()
 
 
 def _without_helm(text: str) -> str:

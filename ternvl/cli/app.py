@@ -15,6 +15,8 @@ from ternvl.cli.backend import load_model
 from ternvl.cli.batch.command import batch
 from ternvl.cli.bench import bench
 from ternvl.cli.chat.command import chat, run
+from ternvl.cli.cluster.command import cluster as cluster_app
+from ternvl.cli.cluster.command import serve_replicas
 from ternvl.cli.completion import completion
 from ternvl.cli.evaluate import evaluate
 from ternvl.cli.finetune import finetune, lora
@@ -26,6 +28,7 @@ from ternvl.cli.quantization import quantize
 from ternvl.cli.signals import outlasting_hangups
 from ternvl.cli.tasks import task
 from ternvl.cli.verify import verify
+from ternvl.cluster.settings import ClusterConfig, ClusterSettings
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
 from ternvl.engine.cache.events import EventsConfig
 from ternvl.errors import TernvlError, lacks_memory
@@ -42,6 +45,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(cluster_app, name="cluster")
 app.command(epilog="Example: [bold]ternvl quantize OpenGVLab/InternVL3-1B --quantization int4[/bold]")(quantize)
 app.command(epilog="Example: [bold]ternvl verify OpenGVLab/InternVL3-1B --calibration my-samples[/bold]")(verify)
 app.command(epilog="Example: [bold]ternvl lock OpenGVLab/InternVL3-1B --quantization int8 -o model.lock[/bold]")(lock)
@@ -70,9 +74,13 @@ def serve(
     images: ImageLimits,
     videos: VideoLimits,
     events: EventsConfig,
+    cluster: ClusterConfig,
 ) -> None:
     """Serve a model over HTTP with the protocols of OpenAI and Anthropic."""
     import gc
+
+    if cluster.is_wanted:
+        return serve_replicas(ClusterSettings(model, cluster, loading, engine, images, videos, server), events)
 
     build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start

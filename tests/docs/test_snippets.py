@@ -47,6 +47,7 @@ of a page follow one another."""
 _ENGINE = "needs a container engine; scripts/container_steps.py runs the steps, and tests/deploy check the arguments"
 _EVENTS = "needs an extra and the network; tests/server/test_router.py publishes events"
 _CLUSTER = "needs a cluster; tests/deploy render the chart and check the manifests"
+_RAY = "needs the extra cluster; tests/cluster start replicas and deploy such a file"
 _SYSTEM = "it changes the system"
 NOT_RUN = {
     "pip install 'ternvl[finetune]'": _INSTALLS,
@@ -129,6 +130,14 @@ NOT_RUN = {
     "kubectl apply --kustomize deploy/kubernetes": _CLUSTER,
     "helm upgrade ternvl deploy/chart/ternvl --namespace ternvl --reuse-values --set image.tag=0.2.0": _CLUSTER,
     "helm rollback ternvl --namespace ternvl": _CLUSTER,
+    "pip install 'ternvl[cluster]'": _INSTALLS,
+    "ternvl serve OpenGVLab/InternVL3-1B --replicas 2": _WEIGHTS,
+    "ternvl cluster config OpenGVLab/InternVL3-1B --replicas 4 --max-replicas 8 --replica-gpus 1"
+    " --host 0.0.0.0 > serve.yaml": _RAY,
+    "serve deploy serve.yaml": _RAY,
+    "docker build --file deploy/container/Dockerfile --tag ternvl:0.1.0"
+    " --build-arg PACKAGES='ray[data,serve]==2.60.0' .": _ENGINE,
+    "kubectl apply -f deploy/kubernetes/optional/rayservice.yaml": _CLUSTER,
 }
 """Commands that are not run here, without their comments, and the reason."""
 

@@ -99,7 +99,7 @@ def test_an_interpreter_that_is_missing_or_too_old_is_refused(checkout: Checkout
 def test_an_unknown_extra_is_refused(checkout: Checkout) -> None:
     refused = checkout.install("tests")
     assert refused.returncode == 1
-    known = "test, dev, docs, finetune, kv-events, otel, training and video"
+    known = "test, cluster, dev, docs, finetune, kv-events, otel, training and video"
     assert refused.stderr == f"ternvl: there is no extra named 'tests'; there are {known}.\n"
     assert checkout.calls() == []
 

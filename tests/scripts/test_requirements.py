@@ -48,9 +48,16 @@ def test_the_package_imports_nothing_that_it_does_not_require() -> None:
     video = {ROOT / "ternvl" / "prompt" / "video" / "recording.py"}
     otel = {ROOT / "ternvl" / "server" / "tracing" / name for name in ("middleware.py", "provider.py")}
     events = {ROOT / "ternvl" / "engine" / "cache" / "publisher.py"}
+    cluster = set((ROOT / "ternvl" / "cluster").rglob("*.py"))
     required = set().union(*(MODULES_OF.get(requirement.name, {requirement.name}) for requirement in REQUIRED))
-    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training - video - otel - events) <= required
-    for paths, extra in ((training, "finetune"), (video, "video"), (otel, "otel"), (events, "kv-events")):
+    assert imports_of(set((ROOT / "ternvl").rglob("*.py")) - training - video - otel - events - cluster) <= required
+    for paths, extra in (
+        (training, "finetune"),
+        (video, "video"),
+        (otel, "otel"),
+        (events, "kv-events"),
+        (cluster, "cluster"),
+    ):
         names = {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
         more = set().union(*(MODULES_OF.get(name, {name}) for name in names))
         assert imports_of(paths) <= required | more

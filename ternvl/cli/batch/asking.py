@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import httpx
 
-from ternvl.cli.batch.requests import BatchLine, BatchRequest, RequestFile
-from ternvl.cli.batch.results import Results, answered, failed
+from ternvl.cli.batch.requests import BatchLine, BatchRequest
+from ternvl.cli.batch.results import answered, failed
 from ternvl.errors import TernvlError
 from ternvl.tasks.requests import together
 from ternvl.types import Progress
@@ -23,13 +24,35 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT = 60.0
 
 
+class RequestSource(Protocol):
+    """Where the requests of lines are, such as a `RequestFile`."""
+
+    def request(self, line: BatchLine) -> BatchRequest:
+        """Return what a line asks."""
+
+
+class ResultSink(Protocol):
+    """Where the lines of answers go, such as `Results`."""
+
+    @property
+    def num_added(self) -> int:
+        """The lines that were added."""
+
+    @property
+    def done(self) -> Mapping[str, bool]:
+        """The ids that have a line."""
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Add a line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asking:
     """A run over the lines that have no answer yet."""
 
     client: httpx.AsyncClient
-    requests: RequestFile
-    results: Results
+    requests: RequestSource
+    results: ResultSink
     concurrency: int
     waits: Sequence[float] = WAITS
 
@@ -52,7 +75,7 @@ class Asking:
         async with self.client:
             await together(work(waiting) for _ in range(min(self.concurrency, len(lines))))
 
-    async def _answer(self, line: BatchLine) -> dict[str, object]:
+    async def _answer(self, line: BatchLine) -> dict[str, Any]:
         assert line.custom_id is not None
         response = await self._response(line)
         if response.status_code in _REFUSED:

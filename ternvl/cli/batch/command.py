@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +12,11 @@ import typer
 
 from ternvl.cli.backend import load_model
 from ternvl.cli.batch.requests import BatchLine, RequestFile
-from ternvl.cli.batch.results import Results, failed
+from ternvl.cli.batch.results import Results, record_problems
+from ternvl.cli.batch.sharded import answer_shards, finish, shards
 from ternvl.cli.flags import ModelOption, with_flags
 from ternvl.cli.signals import interruptible
+from ternvl.cluster.settings import ClusterConfig, ClusterSettings
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
 from ternvl.errors import ConfigError, TernvlError
 from ternvl.setting import setting
@@ -23,8 +25,6 @@ from ternvl.terminal import is_watched, progress_bar
 if TYPE_CHECKING:
     import httpx
 
-_SHOWN = 20
-"""The most lines that are named on standard error."""
 _QUEUE = 2**20
 """The places of the engine's queue, of which a request with many prompts and answers takes many: --concurrency is the
 bound, and no line may be refused because of the others."""
@@ -38,7 +38,10 @@ class BatchConfig:
     error_file: Path | None = setting(
         None, "The file for the lines that fail, as OpenAI has one; by default they are among the answers."
     )
-    concurrency: int = setting(32, "The number of requests that are asked at the same time.")
+    replicas: int = setting(
+        1, "The number of engines on this machine, over Ray Data; more than 1, or folders, need the extra cluster."
+    )
+    concurrency: int = setting(32, "The number of requests that are asked at the same time, of each engine.")
     url: str | None = setting(
         None, "The server that answers, such as http://127.0.0.1:8000/v1; by default a model in this process."
     )
@@ -55,9 +58,11 @@ class BatchConfig:
 
 @with_flags
 def batch(
-    requests: Annotated[Path, typer.Argument(metavar="IN.JSONL", help="The file of requests.")],
+    requests: Annotated[
+        Path, typer.Argument(metavar="IN.JSONL", help="The file of requests, or a folder of such files.")
+    ],
     answers: Annotated[
-        Path, typer.Argument(metavar="OUT.JSONL", help="The file of answers; a run in it is continued.")
+        Path, typer.Argument(metavar="OUT.JSONL", help="The file or folder of answers; a run in it is continued.")
     ],
     model: ModelOption = None,
     *,
@@ -74,17 +79,27 @@ def batch(
     _check(requests, answers, batch)
     if batch.url is not None:
         _refuse_settings(model, batch, loading, engine, images, videos)
+    room = replace(engine, max_queue=max(engine.max_queue, _QUEUE))
+    if requests.is_dir() or batch.replicas > 1:
+        parts = ClusterSettings(
+            model, ClusterConfig(batch.replicas), loading, room, images, videos, _server_config(batch)
+        )
+        finish(answers, answer_shards(shards(requests, answers), parts, batch.error_file, batch.concurrency))
 
     def client() -> httpx.AsyncClient:
         if batch.url is not None:
             return _remote(batch.url, batch.api_key)
-        room = replace(engine, max_queue=max(engine.max_queue, _QUEUE))
         return _local(load_model(model, loading, room, images, videos), batch)
 
+    _answer(requests, answers, batch, client)
+
+
+def _answer(requests: Path, answers: Path, batch: BatchConfig, client: Callable[[], httpx.AsyncClient]) -> None:
+    """Answer the lines of a file that have no answer yet. `client` is called if there are any."""
     with RequestFile(requests) as file:
         known = {line.id for line in file.lines}
         with Results(answers, batch.error_file, known) as results:
-            _record_problems(file, results)
+            record_problems(file, results)
             done = results.done
             waiting = [line for line in file.lines if line.id not in done]
             try:
@@ -105,8 +120,15 @@ def _check(requests: Path, answers: Path, batch: BatchConfig) -> None:
     paths = [path for path in (requests, answers, batch.error_file) if path is not None]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("The requests, the answers and --error-file must be different files.")
-    if batch.concurrency < 1:
-        raise ConfigError(f"--concurrency is {batch.concurrency}, but must be at least 1.")
+    for name in ("concurrency", "replicas"):
+        if getattr(batch, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(batch, name)}, but must be at least 1.")
+    if requests.is_dir() and batch.error_file is not None:
+        raise ConfigError(
+            "--error-file is for one file of requests; in a folder, lines that fail are among the answers."
+        )
+    if batch.url is not None and (requests.is_dir() or batch.replicas > 1):
+        raise ConfigError("--url names a server, but --replicas and folders are for engines of this machine.")
 
 
 def _refuse_settings(model: str | None, batch: BatchConfig, *configs: Any) -> None:
@@ -141,33 +163,24 @@ def _remote(url: str, api_key: str | None) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits)
 
 
+def _server_config(batch: BatchConfig) -> ServerConfig:
+    return ServerConfig(
+        served_model_name=batch.served_model_name,
+        lora=batch.lora,
+        playground=False,
+        max_concurrent_requests=max(batch.concurrency, 256),
+    )
+
+
 def _local(llm: Any, batch: BatchConfig) -> httpx.AsyncClient:
     import httpx
 
     from ternvl.azion.inprocess import InProcessTransport
     from ternvl.server import create_app
 
-    config = ServerConfig(
-        served_model_name=batch.served_model_name,
-        lora=batch.lora,
-        playground=False,
-        max_concurrent_requests=max(batch.concurrency, 256),
-    )
     headers = {"Content-Type": "application/json"}
-    transport = InProcessTransport(create_app(llm, config))
+    transport = InProcessTransport(create_app(llm, _server_config(batch)))
     return httpx.AsyncClient(base_url="http://ternvl", headers=headers, transport=transport, timeout=None)
-
-
-def _record_problems(file: RequestFile, results: Results) -> None:
-    """Record the lines that cannot be asked, and name them."""
-    broken, done = [line for line in file.lines if line.problem is not None], results.done
-    for line in broken:
-        if line.id not in done:
-            results.add(failed(line.id, line.custom_id, line.code, f"Line {line.number}: {line.problem}."))
-    for line in broken[:_SHOWN]:
-        typer.echo(f"{file.path}:{line.number}: {line.problem}", err=True)
-    if len(broken) > _SHOWN:
-        typer.echo(f"{file.path}: {len(broken) - _SHOWN} more lines like these", err=True)
 
 
 def _ask(

@@ -68,9 +68,7 @@ class RequestFile:
 
     def request(self, line: BatchLine) -> BatchRequest:
         """Return what a line without a problem asks."""
-        self._file.seek(line.offset)
-        values = _object(self._file.readline())
-        return BatchRequest(values["url"], exact_json.dumps(values["body"]).encode())
+        return _request(self._file, line.offset)
 
     def _lines(self) -> Iterator[BatchLine]:
         first: dict[str, int] = {}
@@ -94,6 +92,18 @@ class RequestFile:
         except ValueError as error:
             problem = str(error)
         return BatchLine(number, offset, f"batch_req_{digest[:24]}", custom_id, problem, code)
+
+
+def read_request(path: Path, offset: int) -> BatchRequest:
+    """Return what the line of a file asks that begins at an offset and has no problem. Raises OSError."""
+    with open_regular(path) as file:
+        return _request(file, offset)
+
+
+def _request(file: IO[bytes], offset: int) -> BatchRequest:
+    file.seek(offset)
+    values = _object(file.readline())
+    return BatchRequest(values["url"], exact_json.dumps(values["body"]).encode())
 
 
 def _problem(values: dict[str, Any]) -> str | None:

@@ -11,7 +11,13 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self
 
+import typer
+
+from ternvl.cli.batch.requests import RequestFile
 from ternvl.errors import ConfigError, TernvlError
+
+_SHOWN = 20
+"""The most lines that are named on standard error."""
 
 with suppress(ImportError):  # not on Windows, where two runs into one file are not noticed
     import fcntl
@@ -143,3 +149,15 @@ def _result(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
     return result if isinstance(result.get("id"), str) else None
+
+
+def record_problems(file: RequestFile, results: Results) -> None:
+    """Record the lines that cannot be asked, and name them."""
+    broken, done = [line for line in file.lines if line.problem is not None], results.done
+    for line in broken:
+        if line.id not in done:
+            results.add(failed(line.id, line.custom_id, line.code, f"Line {line.number}: {line.problem}."))
+    for line in broken[:_SHOWN]:
+        typer.echo(f"{file.path}:{line.number}: {line.problem}", err=True)
+    if len(broken) > _SHOWN:
+        typer.echo(f"{file.path}: {len(broken) - _SHOWN} more lines like these", err=True)

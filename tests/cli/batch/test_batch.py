@@ -248,7 +248,9 @@ def test_images_are_read_where_it_is_allowed(
     ("arguments", "says"),
     [
         (["none.jsonl", "out.jsonl"], "none.jsonl cannot be read"),
-        (["{tmp}", "out.jsonl"], "{tmp} cannot be read: it is not a regular file"),
+        (["{tmp}/in.jsonl", "{tmp}/out.jsonl", "--replicas", "0"], "--replicas is 0"),
+        (["{tmp}", "{tmp}/out", "--error-file", "{tmp}/bad"], "--error-file is for one file"),
+        (["{tmp}", "{tmp}/out", "--url", "http://a/v1"], "--url names a server"),
         (["/dev/null", "out.jsonl"], "it is not a regular file"),
         (["{tmp}/empty.jsonl", "{tmp}/out.jsonl"], "has no requests"),
         (["{tmp}/in.jsonl", "{tmp}/in.jsonl"], "different files"),

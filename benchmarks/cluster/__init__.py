@@ -1,0 +1,1 @@
+"""Measures several replicas on one machine: `python -m benchmarks.cluster`."""

@@ -1,0 +1,1 @@
+"""`ternvl cluster`."""
