@@ -102,7 +102,10 @@ class PrefixCache:
 
 
 class ImageCache:
-    """Features of images, by digest. Those that no request uses take at most `max_tiles`."""
+    """Features of images, by digest. Those that no request uses take at most `max_tiles`.
+
+    No two images have a tile in common. Tiles are dropped one by one, so an image may have lost its first ones.
+    """
 
     def __init__(self, max_tiles: int) -> None:
         self._max_tiles = max_tiles
@@ -111,18 +114,19 @@ class ImageCache:
         self.num_lookups = self.num_hits = 0
 
     def acquire(self, digest: Hashable, num_tiles: int) -> bool:
-        """Keep an image for one more request; return whether it was there."""
+        """Keep an image for one more request; return whether all of it was there, or is being encoded."""
         image = self._images.get(digest)
         self.num_lookups += 1
         if image is None:
             self._images[digest] = [num_tiles, 0, 1]
             return False
-        self.num_hits += 1
+        is_hit = image[2] > 0 or image[1] == image[0]
+        self.num_hits += is_hit
         if not image[2]:
-            self._num_unused -= image[0]
+            self._num_unused -= image[1]
         image[2] += 1
         self._images.move_to_end(digest)
-        return True
+        return is_hit
 
     def num_encoded(self, digest: Hashable) -> int:
         """Return how many tiles of an image in use are encoded."""
@@ -139,12 +143,16 @@ class ImageCache:
         if image[2]:
             return
         self._images.move_to_end(digest)
-        self._num_unused += image[0]
-        if self._num_unused > self._max_tiles:
+        self._num_unused += image[1]
+        if self._num_unused > self._max_tiles or not image[1]:
             for old in [name for name, each in self._images.items() if not each[2]]:
-                if self._num_unused <= self._max_tiles:
+                dropped = min(self._images[old][1], max(0, self._num_unused - self._max_tiles))
+                self._images[old][1] -= dropped
+                self._num_unused -= dropped
+                if not self._images[old][1]:
+                    del self._images[old]
+                elif self._num_unused <= self._max_tiles:
                     break
-                self._num_unused -= self._images.pop(old)[0]
 
 
 class AdapterPool:

@@ -64,14 +64,13 @@ class Loop:
 
     @property
     def engine(self) -> StepEngine:
-        """The engine. Another one may take its place while it has no work; its steps are then predicted anew."""
+        """The engine. Another one may take its place while it has no work."""
         return self._engine
 
     @engine.setter
     def engine(self, engine: StepEngine) -> None:
-        self._engine = engine
+        self._engine, self._stats = engine, engine.stats()  # the latter after the latest step
         self._forecast = None if engine.config.max_queue_wait is None else Forecast()
-        self._stats = engine.stats()  # after the latest step, if there is a forecast
 
     @property
     def is_idle(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import pytest
 
 from benchmarks.scale.caches import AdapterPool, ImageCache, PrefixCache
 from ternvl.engine.cache.block_pool import BlockPool
-from ternvl.engine.cache.images import ImageCache as EngineImageCache
+from ternvl.engine.cache.tiles import TileCache, TileUse
 from ternvl.types import ImageSpan
 
 
@@ -92,23 +92,28 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
 
 
 def test_image_hits_are_those_of_the_engine() -> None:
-    rng, cache = random.Random(6), ImageCache(12)
-    engine = EngineImageCache(12 * 100, 100)
-    held: list[tuple[bytes, int]] = []
+    rng, cache, engine = random.Random(6), ImageCache(12), TileCache(12 * 100, 100)
+    held: list[TileUse] = []
     for _ in range(5_000):
         number = int(rng.paretovariate(0.7)) % 40
         digest, tiles = bytes([number]), 1 + number % 3
+        keys = tuple(bytes([number, tile]) for tile in range(tiles))
+        use = TileUse(ImageSpan(0, tiles, 0, tiles, digest, tile_digests=keys))
         cache.acquire(digest, tiles)
-        cache.encode(digest, tiles - cache.num_encoded(digest))
-        engine.acquire(ImageSpan(0, tiles, 0, tiles, digest))
-        engine.advance(digest, tiles - engine.num_encoded(digest))
-        held.append((digest, tiles))
+        engine.acquire(use)
+        missing = [key for key in keys if not engine.is_encoded(key)]
+        assert cache.num_encoded(digest) == tiles - len(missing)
+        cache.encode(digest, len(missing))
+        engine.finish(missing)
+        held.append(use)
         if len(held) > 3:
-            gone = held.pop(rng.randrange(4))[0]
-            cache.release(gone)
+            gone = held.pop(rng.randrange(4))
+            cache.release(gone.image.digest)
             engine.release(gone)
-        assert set(cache._images) == engine.digests
-    assert (cache.num_hits, cache.num_lookups) == (engine.num_hits, engine.num_lookups)
+        kept = Counter(key[0] for key in engine.keys)
+        assert {name[0]: image[1] for name, image in cache._images.items()} == kept
+    counts = engine.counts()
+    assert (cache.num_hits, cache.num_lookups) == (counts["num_image_hits"], counts["num_image_lookups"])
     assert 500 < cache.num_hits < 4_900
 
 

@@ -37,7 +37,7 @@ def test_a_fleet_is_the_smallest_that_is_enough() -> None:
     assert questions.is_enough(slow, found)
     assert number > 1
     assert not questions.is_enough(slow, questions.fixed(slow, slow.workload(30_000), number - 1, "least loaded"))
-    with pytest.raises(ValueError, match="replicas miss 0.01 s"):
+    with pytest.raises(ValueError, match=r"replicas miss 0\.01 s"):
         questions.least_fleet(replace(SMALL, bar=0.01), SMALL.workload(500), "least loaded")
     text = tables._sizes(questions.sizes(SMALL), SMALL, 0.05)
     assert len(text.splitlines()) == 2 + 2 + 4
