@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 import ternvl
-from ternvl.cli.flags import help_alone
+from ternvl.cli.flags import Model, help_alone
 from ternvl.errors import ConfigError
 
 bench = help_alone(typer.Typer(help="Measure the limits of this machine, or compare ternvl with its peers."))
@@ -36,6 +37,34 @@ def limits(
     measured = measure(threads)
     typer.echo(measured.table())
     typer.echo(json.dumps(measured.as_dict()))
+
+
+@bench.command()
+def here(
+    model: Model = None,
+    quantization: Annotated[
+        str, typer.Option("--quantization", help="The precision: auto, none, int8 or int4.")
+    ] = "auto",
+) -> None:
+    """Measure in about a minute what a model reaches on this machine, and say what to change.
+
+    Without MODEL, the embedded model is measured, which is too small to meet the machine's limits. The last line is
+    JSON.
+    """
+    from ternvl.bench.here import advice, as_json, measure_model
+    from ternvl.bench.limits import measure
+    from ternvl.llm import LLM
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    llm = LLM(model, quantization=quantization, max_model_len=2048)
+    limited = measure()
+    typer.echo(limited.table())
+    found = measure_model(llm, limited)
+    for each in found:
+        typer.echo(each.line())
+    said = advice(llm, limited, found, load) or ["Nothing: it runs as it should."]
+    typer.echo("\nWhat to change:\n" + "\n".join(f"- {each}" for each in said))
+    typer.echo(json.dumps(as_json(limited, found, said)))
 
 
 @bench.command(context_settings=_FORWARD, add_help_option=False)
