@@ -78,7 +78,7 @@ class Phase:
         plenty = [[new_body(self._rng, self._image) for _ in range(2000)] for _ in range(clients)]
         self._began = time.monotonic()
         _run([threading.Thread(target=work, args=(bodies,)) for bodies in plenty])
-        return len(self.seen) / (time.monotonic() - self._began)
+        return len(self.admitted) / (time.monotonic() - self._began)
 
     def opened(self, seconds: float, rate: float) -> None:
         """Send requests at random times, whether earlier ones have ended or not."""

@@ -36,11 +36,17 @@ def serving_of(request: Request) -> Serving:
     return serving
 
 
-async def read(request: Request, schema: type[S], protocol: str) -> tuple[S, dict[str, str]]:
+async def read(
+    request: Request, schema: type[S], protocol: str, *, generates: bool = False
+) -> tuple[S, dict[str, str]]:
     """Return the body of a request, and the headers for its answer, which list fields that have no effect.
 
-    `protocol` selects the rows of `KNOWN_FIELDS`. Raises the errors of `read_json` and `parse`.
+    `protocol` selects the rows of `KNOWN_FIELDS`. If it `generates` tokens and the queue has no room, it is refused
+    before its body is read: a server with too much work has no time to read what it refuses. Raises the errors of
+    `Service.check_room`, `read_json` and `parse`.
     """
+    if generates:
+        serving_of(request).service.check_room(1)
     config = serving_of(request).config
     body = await read_json(request, config)
     note_fields(request.scope, body)

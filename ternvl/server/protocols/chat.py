@@ -172,6 +172,6 @@ def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 async def chat_completions(request: Request) -> Response:
     """Answer `POST /v1/chat/completions`."""
-    wanted, headers = await read(request, ChatRequest, "chat")
+    wanted, headers = await read(request, ChatRequest, "chat", generates=True)
     form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
     return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

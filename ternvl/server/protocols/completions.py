@@ -181,6 +181,6 @@ def _extend(choice: dict[str, Any], more: Listed | None) -> None:
 
 async def completions(request: Request) -> Response:
     """Answer `POST /v1/completions`."""
-    wanted, headers = await read(request, CompletionRequest, "completions")
+    wanted, headers = await read(request, CompletionRequest, "completions", generates=True)
     form = openai_form(include_usage=wanted.includes_usage) if wanted.stream else None
     return await send(request, complete(serving_of(request), wanted), fold=fold, form=form, headers=headers)

@@ -172,7 +172,7 @@ FORM: Form[MessageEvent] = Form(named_event, _failure)
 
 async def messages(request: Request) -> Response:
     """Answer `POST /v1/messages`."""
-    wanted, headers = await read(request, MessagesRequest, "messages")
+    wanted, headers = await read(request, MessagesRequest, "messages", generates=True)
     events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=FORM if wanted.stream else None, headers=headers)
 

@@ -217,7 +217,7 @@ def _form() -> Form[ResponseEvent]:
 
 async def responses(request: Request) -> Response:
     """Answer `POST /v1/responses`."""
-    wanted, headers = await read(request, ResponseRequest, "responses")
+    wanted, headers = await read(request, ResponseRequest, "responses", generates=True)
     events = respond(serving_of(request), wanted)
     return await send(request, events, fold=fold, form=_form() if wanted.stream else None, headers=headers)
 
