@@ -20,8 +20,8 @@ from ternvl.engine.admission.forecast import Forecast
 from ternvl.engine.request import Request, RequestGroup
 from ternvl.engine.stats import MAX_SECONDS, EngineStats, Pace, StatsLog
 from ternvl.errors import EngineError, OverloadedError, RequestError, TernvlError
-from ternvl.kernels.memory import Trimmer
 from ternvl.types import FinishReason, TokenOutput
+from ternvl.workers.trim import Trimmer
 
 logger = logging.getLogger(__name__)
 

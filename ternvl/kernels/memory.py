@@ -1,4 +1,4 @@
-"""Memory in huge pages, whose reading needs fewer page-table walks, and memory that is returned to the system."""
+"""Memory in huge pages, where the system has them: reading it from end to end needs fewer page-table walks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import ctypes
 import mmap
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ternvl.workers.trim import trim
 
 _DONTNEED, _HUGEPAGE, _COLLAPSE = 4, 14, 25
 """Advice to Linux's madvise: pages are not needed, may become huge, and become huge now (since Linux 6.1)."""
@@ -74,32 +74,6 @@ def give_back(tensors: Iterable[Tensor]) -> None:
         if size > 0 and any(first <= start and start + size <= last for first, last in files):
             madvise(start, size, _DONTNEED)
     trim()
-
-
-def trim() -> None:
-    """Return freed memory to the system. Does nothing with a C library other than GNU's.
-
-    GNU's keeps the freed pieces that lie between used ones: a busy server would grow by about a tenth in its first
-    minutes. Every thread waits meanwhile that allocates from the part that is being walked.
-    """
-    if sys.platform == "linux":
-        with suppress(AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-class Trimmer:
-    """Calls `trim` at most once in so many seconds."""
-
-    def __init__(self, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` returns seconds."""
-        self._seconds, self._clock = seconds, clock
-        self._next = clock() + seconds
-
-    def __call__(self) -> None:
-        """Trim, if the time has come."""
-        if self._clock() >= self._next:
-            trim()
-            self._next = self._clock() + self._seconds
 
 
 def _files() -> list[tuple[int, int]]:

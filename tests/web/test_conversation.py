@@ -32,8 +32,8 @@ def test_an_answer_grows_as_it_is_written_and_is_the_models(page: Playground, ca
     )
     page.ask(CAPITALS)
     assert page.said() == capitals
+    # A busy machine may draw the answer once, when it is whole; a test below holds an answer in the middle.
     partial = [text for text in page.tab.evaluate("[...window.seen]") if text and text != capitals]
-    assert partial  # how many pieces are drawn depends on how busy the machine is
     assert all(capitals.startswith(text.rstrip()) for text in partial)
 
 

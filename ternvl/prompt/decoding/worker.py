@@ -22,6 +22,7 @@ from ternvl.errors import ImageError
 from ternvl.prompt.images import Tiles, decode_tiles
 from ternvl.prompt.tiling import TileSettings
 from ternvl.workers.confine import confine
+from ternvl.workers.trim import Trimmer
 
 _LATE = ("ImageCms", "ImageColor", "ImageFilter", "ImagePalette", "TiffImagePlugin")
 """Modules that Pillow imports when it first needs them, which would be too late: a worker opens no files."""
@@ -83,6 +84,7 @@ def answer(data: bytes, job: ImageJob, limits: ImageLimits) -> tuple[dict[str, A
 
 def serve(jobs: BinaryIO, out: BinaryIO, limits: ImageLimits) -> None:
     """Answer jobs until there are no more."""
+    trim = Trimmer()
     out.write(b"\n")
     out.flush()
     while line := jobs.readline():
@@ -92,6 +94,8 @@ def serve(jobs: BinaryIO, out: BinaryIO, limits: ImageLimits) -> None:
         for tile in tiles:
             out.write(np.ascontiguousarray(tile).data)
         out.flush()
+        del tiles
+        trim()
 
 
 def main() -> None:
