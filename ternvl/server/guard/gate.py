@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ternvl.errors import OverloadedError, UnavailableError
+from ternvl.server.connection.writing import TimedResponse
 from ternvl.server.errors import ClientGone, HTTPError, to_http
 from ternvl.server.guard.returns import Returns
 
@@ -21,8 +21,6 @@ _SLOW_SECONDS = 10.0
 
 _ARRIVING_FOR_EACH_WORKING = 4
 """The requests that may be there for each that may work: the others are still sending their bodies."""
-
-logger = logging.getLogger("ternvl.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +132,23 @@ class Gated:
         """Answer 429 or 503 in place of the application while the gate is closed."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answer = _Response(self._gate, send)
-        with suppress(ClientGone):
-            if scope["method"] != "POST":
-                return await self._app(scope, receive, answer.send)
-            try:
-                self._gate.enter()
-            except (UnavailableError, OverloadedError) as error:
-                return await to_http(error).response(scope)(scope, receive, answer.send)
-            await self._run(scope, receive, answer)
+        answer = TimedResponse(send, self._gate.limits.write_timeout, lambda: self._gate.draining)
+        try:
+            with suppress(ClientGone):
+                await self._pass(scope, receive, answer)
+        finally:
+            answer.end()
 
-    async def _run(self, scope: Scope, receive: Receive, answer: _Response) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, answer: TimedResponse) -> None:
+        if scope["method"] != "POST":
+            return await self._app(scope, receive, answer.send)
+        try:
+            self._gate.enter()
+        except (UnavailableError, OverloadedError) as error:
+            return await to_http(error).response(scope)(scope, receive, answer.send)
+        await self._run(scope, receive, answer)
+
+    async def _run(self, scope: Scope, receive: Receive, answer: TimedResponse) -> None:
         body = _Body(self._gate, scope, receive)
         try:
             await self._app(scope, body.receive, answer.send)
@@ -204,27 +208,3 @@ class _Body:
         if self._is_working:
             self._is_working = False
             self._gate.end_work()
-
-
-class _Response:
-    """Sends an answer, and closes its connection if the server is stopping."""
-
-    def __init__(self, gate: Gate, send: Send) -> None:
-        self.has_begun = False
-        self._gate = gate
-        self._send = send
-
-    async def send(self, message: Message) -> None:
-        """Send a message. Raises ClientGone if the client does not read it within `write_timeout` seconds."""
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            if self._gate.draining:
-                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        try:
-            async with asyncio.timeout(self._gate.limits.write_timeout) as limit:
-                await self._send(message)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            logger.warning("a client did not read its answer for %g seconds", self._gate.limits.write_timeout)
-            raise ClientGone from None

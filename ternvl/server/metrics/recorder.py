@@ -63,6 +63,7 @@ class Metrics:
         self._styles = [style for name, style in _STYLES.items() if names in (name, "both")]
         self._registry.register(_EngineCollector(stats, served, self._styles))
         self._models: set[str] = set()
+        self._children: dict[tuple[str, ...], list[Any]] = {}
         self._histograms = {key: self._made(Histogram, family) for key, family in families.HISTOGRAMS.items()}
         self._counters = {key: self._made(Counter, family) for key, family in families.COUNTERS.items()}
         self.requests = Counter(
@@ -87,18 +88,30 @@ class Metrics:
 
     def observe(self, key: str, value: float, model: str) -> None:
         """Record a value of one of `families.HISTOGRAMS`."""
-        for style, histogram in self._histograms[key]:
-            histogram.labels(**style.labels(self._bounded(model))).observe(value)
+        for child in self._of(self._histograms, key, model):
+            child.observe(value)
 
     def count(self, key: str, model: str, amount: int = 1, **labels: str) -> None:
         """Add to one of `families.COUNTERS`."""
-        for style, counter in self._counters[key]:
-            counter.labels(**style.labels(self._bounded(model)), **labels).inc(amount)
+        for child in self._of(self._counters, key, model, **labels):
+            child.inc(amount)
+
+    def _of(self, metrics: dict[str, list[tuple[_Style, Any]]], key: str, model: str, **labels: str) -> list[Any]:
+        """Return the metrics with their labels. They are kept, because looking them up for each token is slow."""
+        model = self._bounded(model)
+        found = self._children.get((key, model, *labels.values()))
+        if found is None:
+            found = [metric.labels(**style.labels(model), **labels) for style, metric in metrics[key]]
+            self._children[key, model, *labels.values()] = found
+        return found
 
     def _bounded(self, model: str) -> str:
+        if model in self._models:
+            return model
         if len(self._models) < _MAX_MODELS:
             self._models.add(model)
-        return model if model in self._models else _OTHER
+            return model
+        return _OTHER
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
