@@ -129,9 +129,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="requests of each kind in a round")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.epilog = "What follows -- are flags of both servers."
-    own, _, more = " ".join(sys.argv[1:]).partition(" -- ")
-    args = parser.parse_args(own.split())
-    args.flags = more.split()
+    given = [*sys.argv[1:], "--"]
+    args = parser.parse_args(given[: given.index("--")])
+    args.flags = given[given.index("--") + 1 : -1]
     flags = (*filter(None, [args.model]), "--max-model-len", "2048", "--log-level", "error", *args.flags)
     with tempfile.TemporaryDirectory(prefix="ternvl-trees-") as name, ExitStack() as stack:
         trees = (args.other.resolve(), ROOT)

@@ -69,7 +69,7 @@ class Loop:
 
     @engine.setter
     def engine(self, engine: StepEngine) -> None:
-        self._engine, self._stats = engine, engine.stats()  # the latter after the latest step
+        self._engine, self._stats = engine, engine.stats()  # the counters after the latest step
         self._forecast = None if engine.config.max_queue_wait is None else Forecast()
 
     @property

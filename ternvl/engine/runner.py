@@ -102,8 +102,8 @@ class Runner:
 def _alone(features: Tensor) -> Tensor:
     """Return a copy in memory of its own.
 
-    A view would keep the features of other tiles in memory. On the CPU the copy is not in the C library's memory,
-    either, because what is kept for long between what is freed at once lets a process grow.
+    A view would keep the features of other tiles in memory. On the CPU the copy is mapped by itself: long-lived tensors
+    among the C library's short-lived ones would keep it from returning freed memory, and the process would grow.
     """
     if features.device.type != "cpu":
         return features.clone()

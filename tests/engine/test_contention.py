@@ -125,17 +125,17 @@ import os, threading, time
 os.environ["GOMP_SPINCOUNT"] = "30000000000"
 import torch
 from ternvl.engine.contention import Sleepers
-from ternvl.kernels import loader
-loader.library()
+from ternvl.kernels.loader import library, set_num_threads, start_team
+library()
 def spins():
     before, end = time.process_time(), time.monotonic() + 2
-    loader.start_team()
+    start_team()
     while time.monotonic() < end and time.process_time() - before < 0.1:
         time.sleep(0.02)
     return time.process_time() - before >= 0.1
 def threads():
     return {each.name for each in threading.enumerate()}
-loader.set_num_threads(max(2, len(os.sched_getaffinity(0))))
+set_num_threads(max(2, len(os.sched_getaffinity(0))))
 sleepers = Sleepers()
 sleepers.begin(lambda number: False)
 print("ternvl-sleepers" in threads(), spins())

@@ -94,7 +94,7 @@ def serve(jobs: BinaryIO, out: BinaryIO, limits: ImageLimits) -> None:
         for tile in tiles:
             out.write(np.ascontiguousarray(tile).data)
         out.flush()
-        del tiles
+        del tiles  # so that their memory can be returned
         trim()
 
 
