@@ -59,6 +59,7 @@ class Sleepers:
         if self._end is None and loader.is_loaded() and can_start(number):
             end = Event()
             self._end = weakref.finalize(self, end.set)
+            self._end.atexit = False  # Python ends a thread that wakes up meanwhile in the middle of a native call
             Thread(target=_sleep, args=(number, end), name="ternvl-sleepers", daemon=True).start()
 
     def end(self) -> None:
