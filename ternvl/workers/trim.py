@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import select
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import BinaryIO
 
 
 def trim() -> None:
@@ -18,6 +20,16 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def trim_while_idle(jobs: BinaryIO, seconds: float = 1.0) -> None:
+    """Wait for a worker's next job, and call `trim` if none has come in so many seconds.
+
+    Otherwise each worker would keep what its largest image needed. To trim after every image would make the next one
+    slower by the time in which the system finds its memory again, about a millisecond for a tile.
+    """
+    if sys.platform == "linux" and not select.select([jobs], [], [], seconds)[0]:
+        trim()
 
 
 class Trimmer:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from ternvl.workers.trim import trim_while_idle
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory the process has")
@@ -31,3 +34,16 @@ print(filled, early, size())
     filled, early, late = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
     assert filled - early < 20
     assert filled - late > 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="trims with the C library of Linux alone")
+def test_a_worker_trims_once_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[bool] = []
+    monkeypatch.setattr("ternvl.workers.trim.trim", lambda: trims.append(True))
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as jobs, os.fdopen(writing, "wb", buffering=0) as client:
+        trim_while_idle(jobs, 0.01)
+        assert trims == [True]
+        client.write(b"a job")
+        trim_while_idle(jobs, 60.0)
+    assert trims == [True]

@@ -22,7 +22,7 @@ from ternvl.errors import ImageError
 from ternvl.prompt.images import Tiles, decode_tiles
 from ternvl.prompt.tiling import TileSettings
 from ternvl.workers.confine import confine
-from ternvl.workers.trim import Trimmer
+from ternvl.workers.trim import Trimmer, trim_while_idle
 
 _LATE = ("ImageCms", "ImageColor", "ImageFilter", "ImagePalette", "TiffImagePlugin")
 """Modules that Pillow imports when it first needs them, which would be too late: a worker opens no files."""
@@ -96,6 +96,7 @@ def serve(jobs: BinaryIO, out: BinaryIO, limits: ImageLimits) -> None:
         out.flush()
         del tiles  # so that their memory can be returned
         trim()
+        trim_while_idle(jobs)
 
 
 def main() -> None:

@@ -206,6 +206,23 @@ def test_a_worker_is_replaced_before_what_it_leaks_adds_up(pool: DecoderPool, mo
     assert len(pool.workers._all) <= 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="trims with the C library of Linux alone")
+def test_an_idle_worker_keeps_nothing_of_its_largest_image() -> None:
+    with opened() as pool:
+        decode(pool, encoded(noise(), "PNG"))
+        (worker,) = pool.state["workers"]
+
+        def size() -> int:
+            rows = Path(f"/proc/{worker['pid']}/smaps_rollup").read_text().splitlines()
+            return next(int(row.split()[1]) for row in rows if row.startswith("Anonymous:")) * 1024
+
+        small = size()
+        large = encoded(noise().resize((900, 900)), "JPEG", quality=95)
+        for settings in (SETTINGS, replace(SETTINGS, side=448)):
+            pool.decode(large, settings, NAME, "a", request="a")
+        eventually(lambda: size() < small + 2**20)
+
+
 @pytest.mark.parametrize(
     "lines",
     [
