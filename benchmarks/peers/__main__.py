@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokenizer", type=Path, help="folder with InternVL3's tokenizer.json")
     made.add_argument("--peers", nargs="+", default=[], metavar="NAME", help=f"{', '.join([*TITLES, *CONTESTANTS])}")
     made.add_argument("--workloads", nargs="+", default=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS))
+    made.add_argument(
+        "--neighbours", nargs="+", type=int, default=[], metavar="N", help="also beside N processes that compute: 1 2"
+    )
     made.add_argument("--repeats", type=int, default=5)
     made.add_argument(
         "--repeats-of",
@@ -93,8 +96,11 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
             raise ValueError(f"There is no workload {name!r}; there are {', '.join(WORKLOADS)}.")
     if args.long_tokens < 100:
         raise ValueError(f"--long-tokens is {args.long_tokens}, but must be at least 100.")
+    if any(number < 1 for number in args.neighbours):
+        raise ValueError(f"--neighbours is {min(args.neighbours)}, but must be at least 1.")
     long = replace(WORKLOADS["long"], title=f"{args.long_tokens:,}-token text", num_text_tokens=args.long_tokens)
-    return [long if name == "long" else WORKLOADS[name] for name in args.workloads]
+    alone = [long if name == "long" else WORKLOADS[name] for name in args.workloads]
+    return [each.beside(count) if count else each for each in alone for count in (0, *args.neighbours)]
 
 
 def counter(folder: Path) -> Any:
@@ -136,7 +142,7 @@ def result_of(
 
 
 def measure(args: argparse.Namespace, contestants: list[Contestant], work: list[Workload], path: Path) -> report.Result:
-    """Run the measurements; write the JSON after each workload, so that an interruption loses little."""
+    """Run the measurements; write the JSON after each one, so that an interruption loses none."""
     load = machine.load_average()
     if load > 0.5:
         print(
@@ -170,6 +176,7 @@ def render_all(result: report.Result, path: Path, *, readme: bool) -> None:
         for file, body in ((ROOT / "README.md", report.summary(result)), (ROOT / report.PAGE, report.full(result))):
             file.write_text(report.rewrite(file.read_text(encoding="utf-8"), body), encoding="utf-8")
     print(report.section(result))
+    print(report.beside(result))
     print(report.shares(result))
 
 

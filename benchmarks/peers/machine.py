@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_FAMILY = ("cpu family", "model")
+"""Fields that tell processors of one name apart: AMD EPYC of family 25 is Zen 3 or 4, of family 26 Zen 5."""
+
 
 def describe() -> dict[str, Any]:
     """Return the processor, its instruction sets that matter here, and the memory."""
@@ -19,6 +22,7 @@ def describe() -> dict[str, Any]:
     flags = set(fields.get("flags", "").split())
     return {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "family": ", ".join(f"{name.split()[-1]} {fields[name]}" for name in _FAMILY if name in fields),
         "num_cpus": len(os.sched_getaffinity(0)),
         "instructions": sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"}),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

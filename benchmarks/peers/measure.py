@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.neighbours import neighbours
 from benchmarks.peers import machine
 from benchmarks.peers.contestants import ROOT, Contestant, Places
 from benchmarks.peers.process import Process, Unavailable
@@ -150,7 +151,7 @@ def run(
     say: Say,
     done: Callable[[dict[str, dict[str, Row]]], None] = lambda rows: None,
 ) -> dict[str, dict[str, Row]]:
-    """Rows by workload and contestant; `done` is called with what there is after each workload."""
+    """Rows by workload and contestant; `done` is called with what there is after each measurement."""
     rows: dict[str, dict[str, Row]] = {}
     for index, workload in enumerate(workloads):
         loaded.keep(contestants, workloads[index:])
@@ -163,9 +164,10 @@ def run(
             for contestant in due[shift:] + due[:shift]:
                 row = rows[workload.name][contestant.name]
                 if row.missing is None:
-                    take_turn(loaded, row, contestant, workload, asks)
+                    with neighbours(workload.neighbours):
+                        take_turn(loaded, row, contestant, workload, asks)
                     say(f"  {contestant.title:<20}{shown(row)}")
-        done(rows)
+                    done(rows)
     return rows
 
 

@@ -98,6 +98,16 @@ def shown(value: float | None, metric: str) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
+def with_spread(result: Result, workload: str, contestant: str, metric: str) -> str:
+    """Format a median with its unit, and half of the range of all values as a share of it."""
+    middle = median(result, workload, contestant, metric)
+    text = shown(middle, metric)
+    if not middle:
+        return text
+    values = result["workloads"][workload]["rows"][contestant].get("values", {}).get(metric, [])
+    return f"{text} ±{(max(values) - min(values)) / 2 / middle:.0%}" if len(values) > 1 else text
+
+
 def shown_ratio(result: Result, line: Line) -> str:
     """Format the ratio, in bold if the target is reached."""
     reached = ratio(result, line)
@@ -123,9 +133,32 @@ def table(result: Result) -> str:
     ]
     for line in lines:
         there = [name if name in (line.only or COLUMNS) else "" for name in columns]
-        values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in there]
+        values = [with_spread(result, line.workload, name, line.metric) for name in there]
         rows.append([line.title, shown_ratio(result, line), line.target_text, *values])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def beside(result: Result) -> str:
+    """Return a table of what is left of the speed alone beside busy neighbours; nothing if there were none."""
+    titles, rows = result["contestants"], []
+    names = [name for name in COLUMNS if any(name in each["rows"] for each in result["workloads"].values())]
+    for workload in result["workloads"]:
+        alone, plus, number = workload.partition("+")
+        if plus:
+            line = next(line for line in LINES if line.workload == alone)
+            found = [_left(result, line, workload, name) for name in names]
+            rows.append([line.title.removesuffix(", int8"), number, *found])
+    if not rows:
+        return ""
+    head = [["", "busy neighbours", *(titles[name] for name in names)], ["---"] * (2 + len(names))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in head + rows)
+
+
+def _left(result: Result, line: Line, workload: str, contestant: str) -> str:
+    alone, now = (median(result, name, contestant, line.metric) for name in (line.workload, workload))
+    if not alone or not now:
+        return "-"
+    return f"{now / alone if line.higher else alone / now:.2f} ({shown(now, line.metric)})"
 
 
 def notes(result: Result) -> list[str]:
@@ -147,12 +180,21 @@ def notes(result: Result) -> list[str]:
     return found + [f"{count} repeats only: {', '.join(names)}" for count, names in sorted(few.items())]
 
 
+def processor(result: Result, *, briefly: bool = False) -> str:
+    """Return the processor, how many there are, its instruction sets, and the one that ternvl's kernels used."""
+    machine, limits = result["machine"], result["limits"]
+    sets = [machine.get("family", ""), *(() if briefly else machine.get("instructions", ()))]
+    used = [f"kernels for {limits['isa']}"] if limits else []
+    found = ", ".join(filter(None, [*sets, *used]))
+    return f"{machine['cpu']}, {machine['num_cpus']} CPUs" + (f" ({found})" if found else "")
+
+
 def section(result: Result) -> str:
     """Return the text for the README, between its markers."""
-    machine, limits = result["machine"], result["limits"]
+    limits = result["limits"]
     parts = [
-        f"{result['date']}, {machine['cpu']}, {machine['num_cpus']} CPUs; random weights of InternVL3-1B's shape; "
-        f"median of {result['settings']['repeats']}, programs alternating, greedy, lengths forced. "
+        f"{result['date']}, {processor(result)}; random weights of InternVL3-1B's shape; median of "
+        f"{result['settings']['repeats']} and half of the range of all, programs alternating, greedy, lengths forced. "
         f"Bold: the target is reached.",
         table(result),
     ]
@@ -169,7 +211,6 @@ def section(result: Result) -> str:
 
 def summary(result: Result) -> str:
     """Return what the README shows: a line for each of `SUMMARY`, a column for each program, and where the rest is."""
-    machine = f"{result['machine']['cpu']}, {result['machine']['num_cpus']} CPUs"
     rows = [["", "ternvl", "OpenVINO", "llama.cpp", "transformers", "ternvl : OpenVINO"], ["---"] * 6]
     for line in SUMMARY:
         if line.workload in result["workloads"]:
@@ -178,8 +219,8 @@ def summary(result: Result) -> str:
             values = [shown(median(result, line.workload, name, line.metric), line.metric) for name in names]
             rows.append([line.title, *values, shown_ratio(result, line).strip("*")])
     return (
-        f"{result['date']}, {machine}, random weights of InternVL3-1B's shape, medians. Weights are int8\n"
-        f"(llama.cpp: Q8_0; transformers: float32) except in the line of int4 (Q4_0).\n\n"
+        f"{result['date']}, {processor(result, briefly=True)}, medians. Weights are random, of\n"
+        "InternVL3-1B's shape, int8 (llama.cpp: Q8_0; transformers: float32) except in the line of int4 (Q4_0).\n\n"
         + "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
         + f"\n\nThe [whole table]({PAGE}) also has long prompts, targets and settings."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ class Workload:
     image_size: tuple[int, int] | None = None
     restarts: bool = False
     """Whether the contestant's process is started for each repeat, because the start is measured."""
+    neighbours: int = 0
+    """How many other processes compute meanwhile."""
+
+    def beside(self, neighbours: int) -> Workload:
+        """Return this workload with so many processes that compute meanwhile."""
+        plural = "s" if neighbours > 1 else ""
+        title = f"{self.title}, {neighbours} busy neighbour{plural}"
+        return replace(self, name=f"{self.name}+{neighbours}", title=title, neighbours=neighbours)
 
     @property
     def mode(self) -> str:

@@ -50,7 +50,7 @@ def result(**rows: dict[str, Any]) -> report.Result:
     }
     return {
         "date": "2026-11-24",
-        "machine": {"cpu": "Some CPU", "num_cpus": 2},
+        "machine": {"cpu": "Some CPU", "num_cpus": 2, "family": "family 25, model 1", "instructions": ["avx2"]},
         "limits": {
             "isa": "avx2",
             "num_threads": 2,
@@ -98,6 +98,31 @@ def test_the_table() -> None:
     assert lines[2:] == [
         "| decode, one stream, int8 | **1.25 x** | ≥ 1.25 x | 50.0 tok/s | - | 40.0 tok/s | - | 24.0 tok/s |",
         "| decode, one stream, int4 | 1.25 x | ≥ 1.7 x | - | 60.0 tok/s | - | 48.0 tok/s | - |",
+    ]
+
+
+def test_the_spread_is_half_of_the_range() -> None:
+    made = result(ternvl__int8={"median": {"decode": 50.0}, "values": {"decode": [48.0, 50.0, 53.0]}})
+    assert "| 50.0 tok/s ±5% |" in report.table(made)
+
+
+def test_the_processor_is_named() -> None:
+    assert report.processor(FULL) == "Some CPU, 2 CPUs (family 25, model 1, avx2, kernels for avx2)"
+    assert report.processor(FULL, briefly=True) == "Some CPU, 2 CPUs (family 25, model 1, kernels for avx2)"
+
+
+def test_what_neighbours_leave() -> None:
+    made = result(ternvl__int8={"median": {"decode": 50.0}}, openvino__int8={"median": {"decode": 40.0}})
+    assert report.beside(made) == ""
+    made["workloads"]["decode+2"] = {
+        "title": DECODE.beside(2).title,
+        "rows": {"ternvl-int8": {"median": {"decode": 20.0}}, "openvino-int8": {"median": {}}},
+    }
+    assert DECODE.beside(2).title == "decode, one stream, 2 busy neighbours"
+    assert report.beside(made).splitlines() == [
+        "|  | busy neighbours | ternvl int8 | OpenVINO int8 |",
+        "| --- | --- | --- | --- |",
+        "| decode, one stream | 2 | 0.40 (20.0 tok/s) | - |",
     ]
 
 
@@ -198,7 +223,14 @@ def test_contestants_alternate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     loaded = measure.Stage(Places(tmp_path, tmp_path), prompts, tmp_path / "log")
     monkeypatch.setattr(loaded, "process", process)
     settings = measure.Settings(3, {"openvino:decode": 2}, max_tokens=5)
-    rows = measure.run(loaded, prompts, ones, [DECODE], settings, lambda text: None)["decode"]
+    seen: list[int] = []
+
+    def done(rows: dict[str, dict[str, measure.Row]]) -> None:
+        seen.append(sum(len(row.values.get("decode", [])) for row in rows["decode"].values()))
+
+    rows = measure.run(loaded, prompts, ones, [DECODE], settings, lambda text: None, done)["decode"]
+    assert seen[-1] == 5
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
     assert order == ["openvino-int8", "ternvl-none", "ternvl-none", "openvino-int8", "ternvl-none"]
     made = rows["openvino-int8"].as_dict()
     assert (made["median"], made["repeats"], made["prompt_tokens"]) == ({"decode": 2.0}, 2, 9)
@@ -274,6 +306,7 @@ def test_prompts_are_the_same_in_a_turn_and_differ_otherwise(tmp_path: Path) -> 
         (["--tokenizer", "x", "--repeats", "0"], "--repeats is 0, but must be at least 1."),
         (["--tokenizer", "x", "--repeats-of", "poem=3"], "--repeats-of 'poem=3' does not have the form"),
         (["--tokenizer", "x", "--max-tokens", "1"], "--max-tokens is 1, but must be at least 2."),
+        (["--tokenizer", "x", "--neighbours", "0"], "--neighbours is 0, but must be at least 1."),
         (["--tokenizer", "x", "--long-tokens", "5"], "--long-tokens is 5, but must be at least 100."),
         ([], "--tokenizer DIR is required"),
     ],
@@ -303,13 +336,14 @@ def test_ternvl_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "out.json"
     where = ["--tokenizer", str(folder), "--models", str(tmp_path / "models"), "--envs", str(tmp_path)]
     what = ["--peers", "ternvl-none", "transformers-fp32", "--workloads", "decode", "streams", "start"]
-    few = ["--repeats", "2", "--repeats-of", "start=1", "--max-tokens", "3"]
+    few = ["--repeats", "2", "--repeats-of", "start=1", "--max-tokens", "3", "--neighbours", "1"]
     code = peers.main([*where, "--out", str(out), *what, *few, "--no-readme"])
     assert code == 0, capsys.readouterr().err
     made = json.loads(out.read_text(encoding="utf-8"))
     assert made["missing"] == {"transformers-fp32": "not installed: python is missing"}
     for name, metrics in (
         ("decode", {"decode"}),
+        ("decode+1", {"decode"}),
         ("streams", {"all streams"}),
         ("start", {"start to ready", "start to first answer", "resident memory"}),
     ):
