@@ -2,6 +2,7 @@
 
     python -m benchmarks.cluster                    everything, with 20 scale events
     python -m benchmarks.cluster --only scale --events 200
+    python -m benchmarks.cluster --only head        the head ends and comes back; needs redis-server
     python -m benchmarks.cluster --write            also writes benchmarks/results/cluster.md
 
 It needs the extra `cluster`.
@@ -15,8 +16,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.cluster.fleet import Fleet, fleet, free_port, kill, wait_for
-from benchmarks.cluster.load import Outcome, asked, picture, words
+from benchmarks.cluster.head import restarted
+from benchmarks.cluster.load import Outcome, asked, failed, picture, under_load, words
 from ternvl.cluster.settings import ClusterConfig, ClusterSettings
 from ternvl.config import EngineConfig, LoadingConfig, ServerConfig
 
@@ -61,7 +62,7 @@ def throughput(cluster: Fleet) -> str:
     p99 = firsts[min(len(firsts) - 1, int(len(firsts) * 0.99))]
     number = cluster.settings.cluster.replicas
     median = statistics.median(firsts)
-    return f"| {number} | {tokens / seconds:.0f} | {median * 1000:.0f} | {p99 * 1000:.0f} | {_failed(outcomes)} |"
+    return f"| {number} | {tokens / seconds:.0f} | {median * 1000:.0f} | {p99 * 1000:.0f} | {failed(outcomes)} |"
 
 
 def hits(cluster: Fleet) -> str:
@@ -126,7 +127,7 @@ def updated(cluster: Fleet) -> str:
         cluster.deploy(replace(cluster.settings, server=server))
         wait_for(lambda: not before & {each["pid"] for each in cluster.states()})
         cluster.wait(2)
-    return f"{len(outcomes)} requests during a rolling update, {_failed(outcomes)} failed"
+    return f"{len(outcomes)} requests during a rolling update, {failed(outcomes)} failed"
 
 
 def scaled(cluster: Fleet, num_events: int) -> str:
@@ -140,31 +141,17 @@ def scaled(cluster: Fleet, num_events: int) -> str:
     cluster.deploy(cluster.settings, 2)
     cluster.wait(2)
     seconds = time.perf_counter() - began
-    return f"{num_events} scale events in {seconds:.0f} s, {len(outcomes)} requests, {_failed(outcomes)} failed"
+    return f"{num_events} scale events in {seconds:.0f} s, {len(outcomes)} requests, {failed(outcomes)} failed"
 
 
-@contextmanager
-def under_load(url: str, concurrency: int = 4) -> Iterator[list[Outcome]]:
-    """Let clients ask until the context ends; its value gets what became of their requests."""
-    outcomes: list[Outcome] = []
-    has_ended = threading.Event()
-
-    def work(number: int) -> None:
-        count = 0
-        while not has_ended.is_set():
-            body = words(f"Client {number}, request {count}", max_tokens=24, ignore_eos=True, stream=count % 2 == 0)
-            outcomes.extend(asked(url, [body], 1))
-            count += 1
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(concurrency)]
-    for each in threads:
-        each.start()
-    try:
-        yield outcomes
-    finally:
-        has_ended.set()
-        for each in threads:
-            each.join()
+def without_head() -> str:
+    """End the control plane and then the whole head, and return what became of requests."""
+    found = restarted(settings(2))
+    return (
+        f"{len(found.outcomes)} requests, {found.during} of them while the head's control plane was away, "
+        f"{failed(found.outcomes)} failed; the whole head, killed and started again, answered after "
+        f"{found.seconds:.0f} s"
+    )
 
 
 def _together(calls: Sequence[Callable[[], Any]]) -> None:
@@ -175,17 +162,10 @@ def _together(calls: Sequence[Callable[[], Any]]) -> None:
         each.join()
 
 
-def _failed(outcomes: Sequence[Outcome]) -> int:
-    for each in outcomes:
-        if not each.is_whole:
-            print("failed:", each.status, each.error[:200])
-    return sum(not each.is_whole for each in outcomes)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", choices=("throughput", "hits", "kill", "update", "scale"))
+    parser.add_argument("--only", choices=("throughput", "hits", "kill", "update", "scale", "head"))
     parser.add_argument("--events", type=int, default=20, help="the number of scale events")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}, too")
     chosen = parser.parse_args(arguments)
@@ -202,6 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say("| replicas | tokens/s | first token, p50 (ms) | p99 (ms) | failed |\n|---|---|---|---|---|")
         with fleet(settings(1)) as cluster:
             say(throughput(cluster))
+    if chosen.only == "head":
+        say(f"- {without_head()}")
+        return
     with fleet(settings(2)) as cluster:
         if wants("throughput"):
             say(throughput(cluster))

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,11 @@ class Fleet:
         answer.raise_for_status()
 
     def wait(self, num_replicas: int) -> None:
-        """Wait until exactly so many replicas run, and none starts or stops."""
+        """Wait until exactly so many replicas run and answer, and none starts or stops."""
 
         def are_ready() -> bool:
             from ray import serve
+            from ray.exceptions import RayError
 
             app = serve.status().applications.get(NAME)
             engine = None if app is None else app.deployments.get(ENGINE)
@@ -64,7 +65,11 @@ class Fleet:
                 raise RuntimeError(f"{app.message} {engine and engine.message}")
             if app is None or engine is None or app.status.value != "RUNNING":
                 return False
-            return engine.status.value == "HEALTHY" and engine.replica_states == {"RUNNING": num_replicas}
+            if engine.status.value != "HEALTHY" or engine.replica_states != {"RUNNING": num_replicas}:
+                return False
+            with suppress(RayError):  # Serve has not noticed yet that one has died
+                return len(self.states()) == num_replicas
+            return False
 
         wait_for(are_ready)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +53,11 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], path: str = CHAT)
     try:
         if not body.get("stream"):
             answer = await client.post(path, json=body)
-            found.status, value = answer.status_code, answer.json()
-            found.error = value.get("error", {}).get("message", "") if found.status != 200 else ""
-            if not found.error:
+            found.status = answer.status_code
+            if found.status != 200:
+                found.error = answer.text  # our error, or a sentence of Serve's proxy
+            else:
+                value = answer.json()
                 found.text = value["choices"][0]["message"]["content"] or ""
                 found.usage = value["usage"]
                 found.num_tokens = found.usage["completion_tokens"]
@@ -109,3 +113,41 @@ async def ask_all(url: str, bodies: Sequence[dict[str, Any]], concurrency: int) 
 def asked(url: str, bodies: Sequence[dict[str, Any]], concurrency: int = 8) -> list[Outcome]:
     """Return `ask_all` from a program without an event loop."""
     return asyncio.run(ask_all(url, bodies, concurrency))
+
+
+def mixed(number: int) -> dict[str, Any]:
+    """Return a short request; each second one is a stream."""
+    return words(f"Number {number}: name the european capitals", max_tokens=24, stream=number % 2 == 0)
+
+
+@contextmanager
+def under_load(
+    url: str, concurrency: int = 4, body: Callable[[int], dict[str, Any]] = mixed
+) -> Iterator[list[Outcome]]:
+    """Let clients send one request after another until the context ends; its value gets what became of them."""
+    outcomes: list[Outcome] = []
+    has_ended = threading.Event()
+
+    def work(client: int) -> None:
+        count = 0
+        while not has_ended.is_set():
+            outcomes.extend(asked(url, [body(client * 1000 + count)], 1))
+            count += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(concurrency)]
+    for each in threads:
+        each.start()
+    try:
+        yield outcomes
+    finally:
+        has_ended.set()
+        for each in threads:
+            each.join()
+
+
+def failed(outcomes: Sequence[Outcome]) -> int:
+    """Return how many requests failed, and print why."""
+    for each in outcomes:
+        if not each.is_whole:
+            print("failed:", each.status, each.error[:200])
+    return sum(not each.is_whole for each in outcomes)

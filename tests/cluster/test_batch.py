@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,37 @@ def test_a_run_that_was_killed_goes_on_and_answers_each_line_once(tmp_path: Path
     subprocess.run(command(str(requests / "part-1.jsonl"), str(alone)), capture_output=True, timeout=300)
     of_one, of_many = ({each["id"]: told(each) for each in answers(file)} for file in (alone, found / "part-1.jsonl"))
     assert of_one == of_many
+
+
+def replicas() -> list[int]:
+    """The ids of the processes in which Ray Data runs the engines."""
+    found = []
+    for each in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if (each / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                found.append(int(each.name))
+    return found
+
+
+def test_the_lines_of_a_replica_that_dies_are_given_to_another_one(tmp_path: Path) -> None:
+    requests, found = tmp_path / "in", tmp_path / "out"
+    write_shards(requests)
+    many = command(str(requests), str(found), "--replicas", "2")
+    running = subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while num_whole_lines(found) < NUM_SHARDS + 10:
+            assert running.poll() is None
+            time.sleep(0.02)
+        os.kill(replicas()[0], signal.SIGKILL)
+        out, errors = running.communicate(timeout=300)
+    finally:
+        running.kill()
+        running.wait()
+    assert out.splitlines()[-1] == f"{found}: all lines are done, {NUM_SHARDS} failed", errors  # Ray tells of the death
+    for file in found.glob("*.jsonl"):
+        names = [each["custom_id"] for each in answers(file)]
+        assert len(names) == NUM_LINES + 2
+        assert Counter(names).most_common(1)[0][1] == 1
 
 
 def test_a_replica_that_cannot_load_is_one_sentence(tmp_path: Path) -> None:
