@@ -34,14 +34,16 @@ except ImportError:  # Windows: two processes may compile the same library, and 
 VARIABLE = "TERNVL_KERNELS"
 SOURCES = Path(__file__).parent / "cpu"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 X86_FLAGS = {
     "portable": (),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx2": _AVX2,
+    "avxvnni": (*_AVX2, "-mavxvnni"),
     "avx512": _AVX512,
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
 FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
-"""The flags of each instruction set, the least capable one first."""
+"""The flags of each instruction set, the slowest one first. A CPU with AVX-512 need not have AVX-VNNI."""
 # The compiler may not contract a * b + c by itself, so that results are the same on every path through a kernel.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti")
 MORE_FLAGS = ("-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
@@ -86,8 +88,8 @@ def find(isa: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def best_isa() -> str:
-    """Return the best instruction set that this CPU and its operating system support.
+def isas_here() -> list[str]:
+    """Return the instruction sets that this CPU and its operating system support, the slowest one first.
 
     A library of one small file asks the CPU; it is compiled first if it is not there, in a fraction of a second. Raises
     BuildError.
@@ -98,18 +100,16 @@ def best_isa() -> str:
                 _make([_PROBE], find_compiler(), folder)
     path = find(_PROBE)
     try:
-        function = ctypes.CDLL(str(path)).ternvl_best_isa
+        function = ctypes.CDLL(str(path)).ternvl_has_isa
     except (OSError, AttributeError) as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from error
-    function.restype = ctypes.c_char_p
-    name: bytes = function()
-    return name.decode()
+    function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_bool
+    return [isa for isa in FLAGS if function(isa.encode())]
 
 
-def isas_here() -> list[str]:
-    """Return the instruction sets that this CPU has, the least capable one first. Raises BuildError."""
-    names = list(FLAGS)
-    return names[: names.index(best_isa()) + 1]
+def best_isa() -> str:
+    """Return the fastest of `isas_here`. Raises BuildError."""
+    return isas_here()[-1]
 
 
 def build(*isas: str) -> list[str]:

@@ -3,7 +3,7 @@
 It also starts and ends teams of OpenMP threads, which the kernels share with torch.
 
 The environment variable `TERNVL_KERNELS` chooses: `auto` (the default) takes the best instruction set that the CPU has,
-`torch` takes none, and `portable`, `avx2`, `avx512` or `avx512vnni` take that one.
+`torch` takes none, and `portable`, `avx2`, `avxvnni`, `avx512` or `avx512vnni` take that one.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def load(choice: str) -> Library | None:
     None. Raises ConfigError as `library` does.
     """
     try:
-        best = _best_isa()
-        if choice != "auto" and choice not in _up_to(best):
-            raise ConfigError(f"{VARIABLE} is {choice!r}, but this CPU has only {', '.join(_up_to(best))}.")
-        loaded = Library(_built(best if choice == "auto" else choice))
+        here = build.isas_here()
+        if choice != "auto" and choice not in here:
+            raise ConfigError(f"{VARIABLE} is {choice!r}, but this CPU has only {', '.join(here)}.")
+        loaded = Library(_built(here[-1] if choice == "auto" else choice))
         _check(loaded)
     except (OSError, AttributeError, build.BuildError) as error:
         log.warning("The native kernels cannot be used (%s); torch computes instead, slower.", error)
@@ -163,15 +163,6 @@ def _built(isa: str) -> str:
     if build.build(isa):
         log.info("Built the native kernels for %s.", isa)
     return isa
-
-
-def _best_isa() -> str:
-    return build.best_isa()
-
-
-def _up_to(best: str) -> list[str]:
-    names = list(build.FLAGS)
-    return names[: names.index(best) + 1]
 
 
 def _check(loaded: Library) -> None:

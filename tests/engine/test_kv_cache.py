@@ -24,7 +24,7 @@ LENGTHS, COUNTS = [5, 70, 33], [1, 9, 33]
 """Of three sequences, and their tokens of the step."""
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vnni"])
+@pytest.fixture(params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni"])
 def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
     use_kernels(request.param)
 

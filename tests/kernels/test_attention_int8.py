@@ -24,7 +24,7 @@ CASES = [(14, 2, 64, [5, 130, 64, 700], [1, 130, 17, 33]), (4, 2, 32, [33, 1], [
 """H, K, D, lengths, and the number of queries of each."""
 
 
-@pytest.fixture(params=["torch", "portable", "avx2", "avx512", "avx512vnni"], autouse=True)
+@pytest.fixture(params=["torch", "portable", "avx2", "avxvnni", "avx512", "avx512vnni"], autouse=True)
 def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> str:
     use_kernels(request.param)
     return str(request.param)

@@ -8,7 +8,7 @@ import torch
 from ternvl.kernels.largest import largest, largest_reference
 
 
-@pytest.fixture(params=["torch", "portable", "avx2", "avx512", "avx512vnni"], autouse=True)
+@pytest.fixture(params=["torch", "portable", "avx2", "avxvnni", "avx512", "avx512vnni"], autouse=True)
 def path(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
     use_kernels(request.param)
 

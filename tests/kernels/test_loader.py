@@ -58,8 +58,9 @@ def test_the_sources_are_valid_for_the_best_instruction_set() -> None:
         flags = (*build.COMMON_FLAGS, *build.MORE_FLAGS, *build.FLAGS[isa], f"-I{build.SOURCES}", "-fsyntax-only")
         return subprocess.run([*compiler, *flags, str(source)], capture_output=True, text=True).stderr
 
-    most = max(others, key=list(build.FLAGS).index)  # it has all that the others have
-    jobs = [(most, source) for source in build.sources()]
+    flags = {isa: set(build.FLAGS[isa]) for isa in others}
+    most = [isa for isa in others if not any(flags[isa] < flags[other] for other in others)]
+    jobs = [(isa, source) for isa in most for source in build.sources()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         assert "".join(pool.map(check, *zip(*jobs, strict=True))) == ""
 
@@ -67,8 +68,10 @@ def test_the_sources_are_valid_for_the_best_instruction_set() -> None:
 def test_the_instruction_sets_of_this_cpu_end_with_the_best() -> None:
     if not available():
         pytest.skip("there are no kernels")
-    assert build.isas_here()[0] == "portable"
-    assert build.isas_here()[-1] == build.best_isa()
+    here = build.isas_here()
+    assert here[0] == "portable"
+    assert here[-1] == build.best_isa()
+    assert here == [isa for isa in build.FLAGS if isa in here], "the slowest first"
 
 
 def serves_torch(caplog: pytest.LogCaptureFixture, reason: str) -> None:
@@ -136,7 +139,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused(monkeypatch: pytest.Mo
     if library() is None:
         pytest.skip("there is no compiler")
     load.cache_clear()
-    monkeypatch.setattr("ternvl.kernels.loader._best_isa", lambda: "portable")
+    monkeypatch.setattr(build, "isas_here", lambda: ["portable"])
     monkeypatch.setenv("TERNVL_KERNELS", "avx512")
     with pytest.raises(ConfigError, match="'avx512', but this CPU has only portable"):
         library()
@@ -195,12 +198,12 @@ def test_a_library_of_other_sources_is_not_taken(tmp_path: Path) -> None:
 def test_only_the_instruction_set_of_this_cpu_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if library() is None:
         pytest.skip("there is no compiler")
-    best = build.best_isa()
+    here = build.isas_here()
     monkeypatch.setattr(build, "folders", lambda: (tmp_path / "out", tmp_path / "cache"))
-    monkeypatch.setattr(build, "best_isa", lambda: best)
+    monkeypatch.setattr(build, "isas_here", lambda: here)
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, MAKES_A_FILE))
-    assert build.build() == [best]
-    assert [path.name for path in (tmp_path / "out").glob("*.so")] == [f"{best}-{build.digest()}.so"]
+    assert build.build() == here[-1:]
+    assert [path.name for path in (tmp_path / "out").glob("*.so")] == [f"{here[-1]}-{build.digest()}.so"]
     assert build.build() == []
 
 

@@ -11,7 +11,7 @@ from ternvl.kernels.stage import Stage, stage_reference
 from ternvl.kernels.stage_formats import pack, pack_int4, pack_int8
 from ternvl.kernels.stage_types import After, Format, Layer, Norm
 
-ISAS = ("portable", "avx2", "avx512", "avx512vnni")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
 ROWS = (1, 2, 3, 5, 7, 13, 31)
 FLOAT32, QUANTISED = 5e-5, 2e-2  # an input next to the middle of two whole numbers may become either

@@ -19,7 +19,7 @@ AFTER = (After.NOTHING, After.SWIGLU)
 WHOLE_8, WHOLE_4 = 0.01, 0.12  # relative error of the weights
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512vnni"], autouse=True)
+@pytest.fixture(params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni"], autouse=True)
 def isa(request: pytest.FixtureRequest, use_kernels: Callable[[str], None]) -> None:
     use_kernels(request.param)
 

@@ -6,19 +6,30 @@
 
 #include "simd.h"
 
+// Whether one instruction multiplies bytes and adds four products to a lane.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define TERNVL_VNNI
+#endif
+
 namespace {
 
-#if defined(__AVX512VNNI__)
+#if defined(TERNVL_VNNI)
 
 struct Unsigned {
-  __m512i value;
-  explicit Unsigned(IVec bytes) : value((__m512i)bytes) {}
+  IVec value;
+  explicit Unsigned(IVec bytes) : value(bytes) {}
 };
 struct Signed {
-  __m512i value;
-  explicit Signed(IVec bytes) : value((__m512i)bytes) {}
+  IVec value;
+  explicit Signed(IVec bytes) : value(bytes) {}
 };
-inline IVec dot(IVec sum, Unsigned u, Signed s) { return (IVec)_mm512_dpbusd_epi32((__m512i)sum, u.value, s.value); }
+inline IVec dot(IVec sum, Unsigned u, Signed s) {
+#if defined(__AVX512VNNI__)
+  return (IVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u.value, (__m512i)s.value);
+#else
+  return (IVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u.value, (__m256i)s.value);
+#endif
+}
 
 #else
 

@@ -1,16 +1,45 @@
-// The instruction sets that this CPU and its operating system support. The loader asks the portable library.
+// The instruction sets that this CPU and its operating system support. The compiler that compiles this file is the one
+// that is to compile the kernels.
+#include <cstring>
+
 #include "kernels.h"
 
-// The name of the best instruction set.
-EXPORT const char* ternvl_best_isa() {
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+namespace {
+
+bool has_avx2() {
   __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) return "avx512vnni";
-  return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+// AVX-VNNI is bit 4 of EAX of leaf 7, subleaf 1 (Intel's manual, CPUID). Older compilers do not have it.
+bool has_avxvnni() {
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #else
-  return "portable";
+  return false;
 #endif
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+}  // namespace
+#endif
+
+// Whether kernels for the instruction set of this name can be compiled and run.
+EXPORT bool ternvl_has_isa(const char* name) {
+  const auto is = [&](const char* other) { return !std::strcmp(name, other); };
+#if defined(__x86_64__)
+  if (is("avx2")) return has_avx2();
+  if (is("avxvnni")) return has_avxvnni();
+  if (is("avx512")) return has_avx512();
+  if (is("avx512vnni")) return has_avx512() && __builtin_cpu_supports("avx512vnni");
+#endif
+  return is("portable");
 }

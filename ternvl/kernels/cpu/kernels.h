@@ -15,7 +15,7 @@ struct Stage;
 struct Step;
 
 // The machine and this library.
-EXPORT const char* ternvl_best_isa();
+EXPORT bool ternvl_has_isa(const char* name);
 EXPORT int64_t ternvl_size_of(const char* name);
 EXPORT double ternvl_peak_int8(int64_t steps, int num_threads);
 EXPORT double ternvl_peak_fp32(int64_t steps, int num_threads);

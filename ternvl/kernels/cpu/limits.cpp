@@ -13,6 +13,10 @@ constexpr int CHAINS = 12;
 typedef __m512i Int8Vec;
 constexpr int INT8_OPS = 2 * 64;
 inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#elif defined(__AVXVNNI__)
+typedef __m256i Int8Vec;
+constexpr int INT8_OPS = 2 * 32;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
 #elif defined(__AVX512BW__)
 typedef __m512i Int8Vec;
 constexpr int INT8_OPS = 2 * 32;

@@ -100,7 +100,7 @@ def test_what_is_slower_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "does not run" in only(hardware.compiler).found
     monkeypatch.setattr(build, "find", lambda isa: None if isa != "isa" else Path())
-    monkeypatch.setattr(build, "best_isa", lambda: "portable")
+    monkeypatch.setattr(build, "isas_here", lambda: ["portable"])
     assert only(hardware.kernels).found == "not built for portable yet"
     monkeypatch.setattr(Cgroup, "processors", lambda self: 0.5)
     before = os.environ.get("OMP_NUM_THREADS")

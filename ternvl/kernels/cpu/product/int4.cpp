@@ -94,7 +94,7 @@ struct Narrow {
   }
 };
 
-#if !defined(__AVX512VNNI__)
+#if !defined(TERNVL_VNNI)
 constexpr int64_t MANY_ROWS = 8;  // from which preparing weights pays
 
 // Weights as unsigned bytes. The sums of a group's products fit 16 bits: 16 products of at most 15 * 127 in each lane.
@@ -163,7 +163,7 @@ struct Unpacked {
 }  // namespace
 
 void int4_stage(const Stage& stage, const Call& call) {
-#if !defined(__AVX512VNNI__)
+#if !defined(TERNVL_VNNI)
   if (call.m >= MANY_ROWS) return run_stage<WideProduct<Unpacked>>(stage, call);
 #endif
   run_stage<Narrow>(stage, call);

@@ -88,7 +88,7 @@ struct Narrow {
   }
 };
 
-#if !defined(__AVX512VNNI__)
+#if !defined(TERNVL_VNNI)
 constexpr int64_t MANY_ROWS = 24;  // from which preparing weights pays
 
 // Weights and inputs as pairs of 16-bit numbers: of four neighbours the first and third, then the others.
@@ -149,7 +149,7 @@ struct Widened {
 }  // namespace
 
 void int8_stage(const Stage& stage, const Call& call) {
-#if !defined(__AVX512VNNI__)
+#if !defined(TERNVL_VNNI)
   if (call.m >= MANY_ROWS) return run_stage<WideProduct<Widened>>(stage, call);
 #endif
   run_stage<Narrow>(stage, call);
