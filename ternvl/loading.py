@@ -74,7 +74,7 @@ class Loading:
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
     """Return the quantisation scheme, or "none".
 
-    "auto" is int8 for large models on a CPU with AVX2, unless `dtype` or `reference` is set.
+    "auto" is int8 for large models on a CPU with AVX2 or dotprod, unless `dtype` or `reference` is set.
     Raises ConfigError for an unknown name, or for a scheme that the other settings do not allow.
     """
     check_name(quantization)
@@ -105,6 +105,8 @@ def why_unquantised(size: int, device: torch.device) -> str:
         return "there are no native kernels, without which a quantised model is slow"
     if loaded.isa == "portable":
         return "this CPU has no AVX2, without which int8 saves memory but is not faster"
+    if loaded.isa == "neon":
+        return "this CPU has no dot product of bytes (dotprod), without which int8 saves memory but is hardly faster"
     if size <= 2 * _MIN_AUTO_PARAMETERS:
         return f"a model of less than {2 * _MIN_AUTO_PARAMETERS:,} bytes gains nothing"
     return ""

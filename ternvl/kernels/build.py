@@ -1,8 +1,9 @@
-"""Compiles the kernels: `python -m ternvl.kernels.build [--here | --all] [--quiet]`.
+"""Compiles the kernels: `python -m ternvl.kernels.build [--here | --all | --target aarch64] [--quiet]`.
 
 There is one library for each instruction set. By default only the one that this CPU uses is compiled; `--here` compiles
-every one that it has, for tests, and `--all` those of other CPUs, too, for wheels. A library's name holds a digest of
-all that it is made from, so a library of other sources is never loaded by mistake. No torch is needed here.
+every one that it has, for tests, and `--all` those of other CPUs, too, for wheels. `--target aarch64` cross-compiles
+all those of Linux on ARM64 into a folder of their own. A library's name holds a digest of all that it is made from, so
+a library of other sources is never loaded by mistake. No torch is needed here.
 """
 
 from __future__ import annotations
@@ -42,11 +43,25 @@ X86_FLAGS = {
     "avx512": _AVX512,
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
-FLAGS = X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
-"""The flags of each instruction set, the slowest one first. A CPU with AVX-512 need not have AVX-VNNI."""
+ARM_FLAGS = {
+    "neon": ("-march=armv8-a",),
+    "dotprod": ("-march=armv8.2-a+dotprod",),
+    "i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+}
+_FLAGS_OF = {"x86_64": X86_FLAGS, "amd64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}
+FLAGS = _FLAGS_OF.get(platform.machine().lower(), {"portable": ()})
+"""The flags of each instruction set of this machine, the slowest one first. A CPU with AVX-512 need not have AVX-VNNI.
+"""
+CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-g++"}
+"""The kinds of machine that `build_for` can compile for, and Debian's compilers for them."""
 # The compiler may not contract a * b + c by itself, so that results are the same on every path through a kernel.
 COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti")
-MORE_FLAGS = ("-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
+_IS_MACOS = sys.platform == "darwin"
+# Apple's clang++ compiles OpenMP, but has neither the flag of its own for that, nor the library and its header.
+_OPENMP = ("-Xclang", "-fopenmp") if _IS_MACOS else ("-fopenmp",)
+MORE_FLAGS = (*_OPENMP, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
+# macOS refuses symbols that no library has at the time of linking, unless it is told to look for them when it loads.
+_LINK_FLAGS = ("-dynamiclib", "-undefined", "dynamic_lookup") if _IS_MACOS else ("-shared",)
 _PROBE = "isa"
 """The name of a small library that only says which instruction sets the CPU has."""
 _SECONDS_PER_SET = 30
@@ -70,7 +85,7 @@ def sources() -> list[Path]:
 @cache
 def digest() -> str:
     """Return the digest of the sources and the flags."""
-    content = hashlib.sha256(repr((FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
+    content = hashlib.sha256(repr((X86_FLAGS, ARM_FLAGS, COMMON_FLAGS, MORE_FLAGS)).encode())
     for path in sorted((*sources(), *SOURCES.rglob("*.h"))):
         content.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]
@@ -130,6 +145,26 @@ def build(*isas: str) -> list[str]:
             _make(missing, compiler, folder)
             _remove_others(folders()[0])
     return missing
+
+
+def build_for(machine: str) -> list[Path]:
+    """Cross-compile all libraries of another kind of machine that are not up to date, and return the paths of all.
+
+    One of them is the probe that tells which of the others a CPU can run. `machine` is a key of `CROSS_COMPILERS`,
+    whose compiler is used unless `$CXX` names another. Raises BuildError.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "")) or [CROSS_COMPILERS[machine]]
+    names = (*_FLAGS_OF[machine], _PROBE)
+    with _alone() as writable:
+        folder = writable / machine
+        folder.mkdir(exist_ok=True)
+        paths = {isa: folder / f"{isa}-{digest()}.so" for isa in names}
+        missing = [isa for isa, path in paths.items() if not path.is_file()]
+        if missing:
+            _say(_plan(missing))
+            _make(missing, compiler, folder)
+            _remove_others(folder)
+    return list(paths.values())
 
 
 def start() -> None:
@@ -209,13 +244,13 @@ def _object(isa: str, source: Path, scratch: Path) -> str:
 
 
 def _compilation(compiler: Sequence[str], isa: str, source: Path, scratch: Path) -> list[str]:
-    flags = (*COMMON_FLAGS, *MORE_FLAGS, *FLAGS.get(isa, ()), f"-I{SOURCES}")
+    flags = (*COMMON_FLAGS, *MORE_FLAGS, *(X86_FLAGS | ARM_FLAGS).get(isa, ()), f"-I{SOURCES}")
     return [*compiler, *flags, "-c", str(source), "-o", _object(isa, source, scratch)]
 
 
 def _link(compiler: Sequence[str], isa: str, scratch: Path) -> list[str]:
     objects = [_object(isa, source, scratch) for source in _sources_of(isa)]
-    return [*compiler, "-shared", "-o", str(scratch / f"{isa}.so"), *objects]
+    return [*compiler, *_LINK_FLAGS, "-o", str(scratch / f"{isa}.so"), *objects]
 
 
 def _run_all(commands: Sequence[Sequence[str]], scratch: Path) -> None:
@@ -260,7 +295,7 @@ def find_compiler() -> list[str]:
     """Return `$CXX`, or the first compiler that is there. Raises BuildError if there is none."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)
-    for name in ("g++", "c++", "clang++"):
+    for name in ("clang++",) if _IS_MACOS else ("g++", "c++", "clang++"):
         if path := shutil.which(name):
             return [path]
     raise BuildError("no C++ compiler was found (g++ or clang++; CXX names another)")
@@ -312,7 +347,20 @@ def _wanted(args: Sequence[str]) -> Sequence[str]:
     return ()
 
 
+def cross(machine: str) -> None:
+    """Cross-compile, and print the paths of the libraries. Exits with one line if that is not possible."""
+    if machine not in CROSS_COMPILERS:
+        raise SystemExit(f"ternvl: --target is {machine!r}; it is one of {', '.join(CROSS_COMPILERS)}.")
+    try:
+        print("\n".join(map(str, build_for(machine))))
+    except BuildError as error:
+        raise SystemExit(f"ternvl: the kernels cannot be compiled for {machine}: {error}") from error
+
+
 atexit.register(stop)
 
 if __name__ == "__main__":
-    main(_wanted(sys.argv[1:]), quiet="--quiet" in sys.argv[1:])
+    if "--target" in sys.argv[1:]:
+        cross("".join(sys.argv[sys.argv.index("--target") + 1 :][:1]))
+    else:
+        main(_wanted(sys.argv[1:]), quiet="--quiet" in sys.argv[1:])

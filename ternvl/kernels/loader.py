@@ -3,7 +3,7 @@
 It also starts and ends teams of OpenMP threads, which the kernels share with torch.
 
 The environment variable `TERNVL_KERNELS` chooses: `auto` (the default) takes the best instruction set that the CPU has,
-`torch` takes none, and `portable`, `avx2`, `avxvnni`, `avx512` or `avx512vnni` take that one.
+`torch` takes none, and the name of an instruction set, such as `avx2` or `neon`, takes that one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ternvl.kernels import build
 log = logging.getLogger(__name__)
 
 VARIABLE = build.VARIABLE
-CHOICES = ("auto", "torch", *build.X86_FLAGS)
+CHOICES = ("auto", "torch", *build.X86_FLAGS, *build.ARM_FLAGS)
 
 Pointer, Int, Int64, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _GRAIN = 2**16  # numbers for which torch takes another thread, and as many again
@@ -106,6 +106,16 @@ def instruction_set(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     loaded = library()
     return "torch" if loaded is None else loaded.isa
+
+
+def why_chosen() -> str:
+    """Return why this process has the kernels that it has, or none, in words."""
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice != "auto":
+        return f"{VARIABLE} chooses them" if choice != "torch" else f"{VARIABLE} chooses none"
+    if library() is None:
+        return "they cannot be built or loaded"
+    return "the best that this CPU has"
 
 
 def torch_capability() -> str:

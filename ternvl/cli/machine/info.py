@@ -58,7 +58,7 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     """
     from ternvl.checkpoint import source
     from ternvl.engine.settings import free_memory
-    from ternvl.kernels.loader import instruction_set
+    from ternvl.kernels.loader import instruction_set, why_chosen
     from ternvl.loading import automatic_scheme, resolve_device, why_unquantised
     from ternvl.model.internvl import num_parameters
     from ternvl.quant.size import weight_bytes
@@ -82,6 +82,7 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
         "images": _images(config),
         "machine": {
             "runs_on": instruction_set(device),
+            "why_kernels": why_chosen() if device.type == "cpu" else "",
             "threads": _threads(device),
             "free_memory": free,
             "auto": automatic_scheme(size, device),
@@ -181,4 +182,5 @@ def _machine(machine: dict[str, Any]) -> str:
     if not machine["threads"]:
         return f"{machine['runs_on']}, {free}"
     kernels = "torch, without native kernels" if machine["runs_on"] == "torch" else f"kernels for {machine['runs_on']}"
-    return f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}, {kernels}, {free}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    return f"{threads}, {kernels} ({machine['why_kernels']}), {free}"

@@ -2,18 +2,28 @@
 //
 // `dot(sum, u, s)` adds u[4i] s[4i] + .. + u[4i+3] s[4i+3] to lane i; u is unsigned, s is signed. An operand becomes
 // `Unsigned` or `Signed` once and is used many times: without VNNI this widens its bytes to 16 bits.
+//
+// Where u is a signed number, its bytes are OFFSET above it: 128, or 0 where both operands of `dot` are signed (two of
+// the three instruction sets of arm/bytes.h). `dot_weights` has operands that are unsigned and signed everywhere, but
+// the bytes of the second one are RAISED above their value. Kernels subtract OFFSET and RAISED times the sum of the
+// other operand.
 #pragma once
 
 #include "simd.h"
 
 // Whether one instruction multiplies bytes and adds four products to a lane.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
 #define TERNVL_VNNI
+#endif
+
+#if defined(__aarch64__)
+#include "arm/bytes.h"
 #endif
 
 namespace {
 
-#if defined(TERNVL_VNNI)
+#if defined(__aarch64__)  // arm/bytes.h has the operands and products
+#elif defined(TERNVL_VNNI)
 
 struct Unsigned {
   IVec value;
@@ -95,6 +105,18 @@ inline IVec dot(IVec sum, Unsigned u, Signed s) {
 
 #endif
 
+#if !defined(__aarch64__)
+constexpr int OFFSET = 128, RAISED = 0;
+inline IVec dot_weights(IVec sum, Unsigned u, Signed s) { return dot(sum, u, s); }
+#endif
+
+// Adds 128 to each byte, or subtracts it.
+inline IVec flipped(IVec bytes) { return bytes ^ int32_t(0x80808080); }
+
+// Bytes that are 128 above their value as the first operand of `dot`, and signed bytes as the second of `dot_weights`.
+inline IVec lowered(IVec bytes) { return OFFSET ? bytes : flipped(bytes); }
+inline IVec raised(IVec bytes) { return RAISED ? flipped(bytes) : bytes; }
+
 typedef IVec UnalignedIVec __attribute__((aligned(1), may_alias));
 typedef int32_t UnalignedInt __attribute__((aligned(1), may_alias));
 
@@ -117,6 +139,9 @@ inline void store_bytes(void* to, IVec value) {
   const __m256i bytes = _mm256_shuffle_epi8((__m256i)value, lowest);
   const __m128i both = _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
   _mm_storel_epi64(static_cast<__m128i*>(to), both);
+#elif defined(__aarch64__)
+  const uint32_t bytes = lowest_bytes(value);
+  std::memcpy(to, &bytes, sizeof bytes);
 #else
   for (int i = 0; i < W; ++i) static_cast<uint8_t*>(to)[i] = uint8_t(value[i]);
 #endif
@@ -129,11 +154,22 @@ inline int32_t total_of(const uint8_t* bytes, int64_t count) {
   for (int64_t i = 0; i < count; i += 16)
     sums = _mm512_add_epi32(sums, _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i))));
   return _mm512_reduce_add_epi32(sums);
+#elif defined(__aarch64__)
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; i += 16) total += vaddlvq_s8(vld1q_s8(reinterpret_cast<const int8_t*>(bytes + i)));
+  return total;
 #else
   int32_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += int8_t(bytes[i]);
   return total;
 #endif
+}
+
+// The sum of unsigned bytes.
+inline int32_t total_unsigned(const uint8_t* bytes, int64_t count) {
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += bytes[i];
+  return total;
 }
 
 inline Vec to_float(IVec value) { return __builtin_convertvector(value, Vec); }

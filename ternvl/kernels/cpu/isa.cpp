@@ -30,6 +30,35 @@ bool has_avx512() {
 }
 
 }  // namespace
+
+#elif defined(__aarch64__)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace {
+
+// Apple's names of the extensions are those of its manual for sysctl; Linux has a bit for each in the auxiliary vector
+// (arch/arm64/include/uapi/asm/hwcap.h).
+#if defined(__APPLE__)
+bool has_flag(const char* name) {
+  int is_there = 0;
+  size_t size = sizeof is_there;
+  return sysctlbyname(name, &is_there, &size, nullptr, 0) == 0 && is_there;
+}
+bool has_dotprod() { return has_flag("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_flag("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(__linux__)
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+
+}  // namespace
 #endif
 
 // Whether kernels for the instruction set of this name can be compiled and run.
@@ -40,6 +69,10 @@ EXPORT bool ternvl_has_isa(const char* name) {
   if (is("avxvnni")) return has_avxvnni();
   if (is("avx512")) return has_avx512();
   if (is("avx512vnni")) return has_avx512() && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+  if (is("neon")) return true;
+  if (is("dotprod")) return has_dotprod();
+  if (is("i8mm")) return has_dotprod() && has_i8mm();
 #endif
   return is("portable");
 }

@@ -1,7 +1,7 @@
 // The limits of this machine, with which benchmarks are compared: reading memory once from end to end, and
 // multiply-adds whose operands stay in registers.
 #include "kernels.h"
-#include "simd.h"
+#include "int8.h"
 #include "work.h"
 
 namespace {
@@ -25,6 +25,17 @@ inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm512_add_epi32(
 typedef __m256i Int8Vec;
 constexpr int INT8_OPS = 2 * 16;
 inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#elif defined(__aarch64__)
+typedef IVec Int8Vec;
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int INT8_OPS = 2 * 32;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) {
+  return (Int8Vec)vmmlaq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+}
+#else
+constexpr int INT8_OPS = 2 * 16;
+inline Int8Vec dot(Int8Vec sum, Int8Vec a, Int8Vec b) { return dot_bytes(sum, a, b); }
+#endif
 #else
 typedef int16_t Int8Vec __attribute__((vector_size(16)));
 constexpr int INT8_OPS = 2 * 8;

@@ -77,6 +77,8 @@ inline void layer_norm(const float* x, const float* weight, const float* bias, f
 inline float max_of_bits(IVec bits) {
 #if defined(__AVX512F__)
   const int32_t most = _mm512_reduce_max_epi32((__m512i)bits);
+#elif defined(__aarch64__)
+  const int32_t most = vmaxvq_s32((int32x4_t)bits);
 #else
   int32_t most = bits[0];
   for (int i = 1; i < W; ++i) most = bits[i] > most ? bits[i] : most;

@@ -71,6 +71,10 @@ inline Vec load(const int8_t* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #elif defined(__AVX2__)
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__aarch64__)
+  uint32_t bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes))))));
 #else
   Vec value;
   for (int i = 0; i < W; ++i) value[i] = float(from[i]);
@@ -95,6 +99,9 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline float sum(Vec value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(value);
+#elif defined(__aarch64__)
+  const float32x2_t halves = vadd_f32(vget_low_f32(value), vget_high_f32(value));
+  return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
 #endif
   for (int half = W / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) value[i] += value[i + half];
@@ -104,6 +111,8 @@ inline float sum(Vec value) {
 inline float max(Vec value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(value);
+#elif defined(__aarch64__)
+  return vmaxnmvq_f32(value);
 #endif
   float best = value[0];
   for (int i = 1; i < W; ++i) best = value[i] > best ? value[i] : best;

@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <new>
 
-#if defined(_OPENMP)
+#if defined(_OPENMP) && __has_include(<omp.h>)
 #include <omp.h>
+#elif defined(_OPENMP)  // Apple's compiler comes without the header
+extern "C" int omp_get_thread_num();
+extern "C" int omp_get_num_threads();
 #endif
 
 struct Range {

@@ -10,7 +10,11 @@
 namespace {
 
 constexpr int GROUPS = TILE / LANES;
-constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;  // as many rows of N sums as fit into the registers
+#if defined(__aarch64__)
+constexpr int ROWS = 6;  // as many rows of N sums as fit into the registers
+#else
+constexpr int ROWS = W == 16 ? 12 : W == 8 ? 6 : 2;
+#endif
 
 // Keys [D, key_stride] and values [LANES, width] of each group of LANES positions.
 struct Tile {

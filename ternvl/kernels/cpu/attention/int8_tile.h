@@ -23,10 +23,10 @@ constexpr int R = 2;
 // What a thread keeps of the rows of an item.
 struct Scratch {
   float *scores, *sums, *max, *weights, *row_scales, *factors, *tile_max, *tile_factors;
-  int32_t* totals;
+  int32_t *totals, *weight_totals;
   uint8_t *q, *p;
 
-  static int64_t size(int d) { return PADDED_ROWS * (4 * (TILE + d + LANES + 6) + d + TILE) + 4096; }
+  static int64_t size(int d) { return PADDED_ROWS * (4 * (TILE + d + LANES + 7) + d + TILE) + 4096; }
 
   Scratch(char* memory, int d) {
     const auto take = [&](int64_t count) {
@@ -38,6 +38,7 @@ struct Scratch {
     max = take(PADDED_ROWS), row_scales = take(MOST_ROWS), factors = take(PADDED_ROWS);
     tile_max = take(PADDED_ROWS), tile_factors = take(PADDED_ROWS);
     totals = reinterpret_cast<int32_t*>(take(MOST_ROWS));
+    weight_totals = reinterpret_cast<int32_t*>(take(MOST_ROWS));
     q = reinterpret_cast<uint8_t*>(take(MOST_ROWS * d / 4 + 32));
     p = reinterpret_cast<uint8_t*>(take(MOST_ROWS * TILE / 4 + 32));
   }
@@ -67,11 +68,11 @@ void score_blocks(const Scratch& s, int row, int d, const uint8_t* const* keys, 
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < B * N; ++n) sums[r][n] = broadcast(-128 * s.totals[row + r]);
+    for (int n = 0; n < B * N; ++n) sums[r][n] = broadcast(-OFFSET * s.totals[row + r]);
   for (int i = 0; i < d / 4; ++i) {
     IVec key[B * N];
 #pragma GCC unroll 8
-    for (int n = 0; n < B * N; ++n) key[n] = load_bytes(keys[n / N] + i * 64 + n % N * W * 4);
+    for (int n = 0; n < B * N; ++n) key[n] = lowered(load_bytes(keys[n / N] + i * 64 + n % N * W * 4));
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const Signed x(broadcast_bytes(s.q + (row + r) * d + i * 4));
@@ -123,6 +124,7 @@ void soften(const Scratch& s, int row, int count, const ValueScales& values) {
     store_bytes(bytes + i * W, whole);
   }
   std::fill(bytes + vectors * W, bytes + TILE, uint8_t(0));
+  if (RAISED) s.weight_totals[row] = total_unsigned(bytes, TILE);
   float* weights = s.weights + row * LANES;
   const Vec factor = broadcast(s.factors[row]), own = broadcast(s.tile_factors[row]);
   for (int n = 0; n < N; ++n) store(weights + n * W, fma(load(weights + n * W), factor, total[n] * own));
@@ -133,17 +135,21 @@ void soften(const Scratch& s, int row, int count, const ValueScales& values) {
 // earlier tiles.
 template <int ROWS, int V>
 void weigh_columns(const Scratch& s, int row, int d, int column, int blocks, const uint8_t* const* values) {
-  IVec sums[ROWS][V] = {};
+  IVec sums[ROWS][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < V; ++n) sums[r][n] = RAISED ? broadcast(-RAISED * s.weight_totals[row + r]) : IVec{};
   for (int b = 0; b < blocks; ++b)
     for (int i = 0; i < BLOCK / 4; ++i) {
       IVec value[V];
 #pragma GCC unroll 8
-      for (int n = 0; n < V; ++n) value[n] = load_bytes(values[b] + (i * d + column) * 4 + n * W * 4);
+      for (int n = 0; n < V; ++n) value[n] = raised(load_bytes(values[b] + (i * d + column) * 4 + n * W * 4));
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const Unsigned weight(broadcast_bytes(s.p + (row + r) * TILE + b * BLOCK + i * 4));
 #pragma GCC unroll 8
-        for (int n = 0; n < V; ++n) sums[r][n] = dot(sums[r][n], weight, Signed(value[n]));
+        for (int n = 0; n < V; ++n) sums[r][n] = dot_weights(sums[r][n], weight, Signed(value[n]));
       }
     }
 #pragma GCC unroll 8

@@ -1,7 +1,7 @@
 // A row of floats as whole numbers of 16 bits, and their exact products with bytes.
 //
 // A number is 256 high + low, both signed bytes, so that `dot` (int8.h) can multiply it by bytes. The other operand of
-// `dot` is unsigned: a signed byte plus 128, for which 128 times the sum of the digits is subtracted at the end.
+// `dot` is a signed byte plus OFFSET, for which OFFSET times the sum of the digits is subtracted at the end.
 #pragma once
 
 #include "product/panels.h"
@@ -44,7 +44,7 @@ inline void multiply(const Digits& digits, int64_t steps, const uint8_t* panel, 
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       const uint8_t* from = panel + step * NR * 4 + v * W * 4;
-      const Unsigned weights(load_bytes(from));
+      const Unsigned weights(lowered(load_bytes(from)));
       high[v][chain] = dot(high[v][chain], weights, h);
       low[v][chain] = dot(low[v][chain], weights, l);
     }
@@ -56,8 +56,8 @@ inline void multiply(const Digits& digits, int64_t steps, const uint8_t* panel, 
   for (; step < steps; ++step) add(step, 0);
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
-    const IVec highs = high[v][0] + high[v][1] - 128 * digits.high_total;
-    const IVec lows = low[v][0] + low[v][1] - 128 * digits.low_total;
+    const IVec highs = high[v][0] + high[v][1] - OFFSET * digits.high_total;
+    const IVec lows = low[v][0] + low[v][1] - OFFSET * digits.low_total;
     result[v] = fma(to_float(highs), broadcast(256.0f), to_float(lows)) * broadcast(digits.scale);
   }
 }

@@ -17,6 +17,8 @@ constexpr int GROUP = 32, RUN = 64, RUNS = 4, SCALES = 2 * NR, BYTES = SCALES + 
 constexpr int MR = 6;
 #elif defined(__AVX2__)
 constexpr int MR = 2;
+#elif defined(__aarch64__)
+constexpr int MR = 2;
 #else
 constexpr int MR = 1;
 #endif

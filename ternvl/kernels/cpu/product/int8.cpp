@@ -2,17 +2,23 @@
 //
 // Weights are in panels of 16 outputs, [ceil(N / 16)][ceil(K / 4)][16][4], so that a vector holds four inputs of each
 // output. Inputs are stored unsigned, 128 above their value; that adds `offsets` to each sum, which is subtracted at
-// the end. Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
+// the end. (They are stored signed where OFFSET in int8.h is 0.) Sums of products are exact, so neither tiles nor threads nor other rows change a bit of a row:
 //
 //     y = fma(float(sum) * scale of the output, scale of the row, bias)
 #include "kernels.h"
 #include "product/wide.h"
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "arm/pairs.h"
+#endif
 
 namespace {
 
 #if defined(__AVX512F__)
 constexpr int MR = 14;
 #elif defined(__AVX2__)
+constexpr int MR = 3;
+#elif defined(__aarch64__)
 constexpr int MR = 3;
 #else
 constexpr int MR = 2;
@@ -60,7 +66,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
 #pragma GCC unroll 8
     for (int v = 0; v < P * NV; ++v) {
       const int64_t column = panel * NR + v * W;
-      IVec sum = -load_bytes(stage.offsets + column);
+      IVec sum = OFFSET ? -load_bytes(stage.offsets + column) : IVec{};
       for (int u = 0; u < U; ++u) sum += sums[r][v][u];
       const Vec bias = stage.bias ? load(stage.bias + column) : Vec{};
       values[r][v] = fma(to_float(sum) * load(stage.scales + column), row_scale, bias);
@@ -79,7 +85,7 @@ constexpr auto PAIRS = tiles_of<2>(std::make_integer_sequence<int, MR>());
 
 // All rows by tiles that complete their sums at once.
 struct Narrow {
-  static constexpr int ZERO = 128, GROUP = 4, UNIT = 4, MOST = MR;
+  static constexpr int ZERO = OFFSET, GROUP = 4, UNIT = 4, MOST = MR;
   static constexpr bool TOTALS = false;
   static int64_t scratch(const Rows&) { return 0; }
   static void store(const uint8_t* four, uint8_t* to) { std::memcpy(to, four, 4); }
@@ -88,7 +94,7 @@ struct Narrow {
   }
 };
 
-#if !defined(TERNVL_VNNI)
+#if !defined(TERNVL_VNNI) && !defined(__aarch64__)
 constexpr int64_t MANY_ROWS = 24;  // from which preparing weights pays
 
 // Weights and inputs as pairs of 16-bit numbers: of four neighbours the first and third, then the others.
@@ -149,7 +155,9 @@ struct Widened {
 }  // namespace
 
 void int8_stage(const Stage& stage, const Call& call) {
-#if !defined(TERNVL_VNNI)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if (call.m >= MANY_ROWS) return run_stage<WideProduct<Paired>>(stage, call);
+#elif !defined(TERNVL_VNNI) && !defined(__aarch64__)
   if (call.m >= MANY_ROWS) return run_stage<WideProduct<Widened>>(stage, call);
 #endif
   run_stage<Narrow>(stage, call);

@@ -13,6 +13,10 @@ namespace {
 constexpr int WIDE = 12;  // rows of a tile
 #elif defined(__AVX2__)
 constexpr int WIDE = 6;
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int WIDE = 6;
+#elif defined(__aarch64__)
+constexpr int WIDE = 3;
 #else
 constexpr int WIDE = 2;
 #endif
