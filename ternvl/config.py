@@ -113,7 +113,12 @@ class LoadingConfig:
     )
     calibration: Path | None = setting(None, "A folder of images and texts on which quantisation measures its errors.")
     device: str = setting("auto", "The device that the model runs on: auto, cpu, cuda or cuda:1.")
-    threads: int | None = setting(None, "The threads that compute on a CPU; by default what this process may use.")
+    threads: int | None = setting(
+        None, "The threads that compute on a CPU; by default one for each core that this process may use."
+    )
+    cpu_affinity: str | None = setting(
+        None, "The processors that this process runs on, such as 0,2-3; by default those that the system allows."
+    )
     revision: str | None = setting(None, "The branch, tag or commit of a model on the hub.")
     reference: bool = setting(False, "Use the slowest correct computation instead of the engine.")
     max_dynamic_patch: int | None = setting(

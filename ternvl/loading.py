@@ -19,6 +19,7 @@ from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
 from ternvl.kernels.loader import available, library
 from ternvl.model.internvl import InternVL
+from ternvl.processors import Processors, bind, usable_cores
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import file
 from ternvl.quant.conversion import quantize
@@ -41,6 +42,8 @@ class Loading:
     def __init__(self, folder: Path, config: ModelConfig, loading: LoadingConfig) -> None:
         """Raises ConfigError for invalid settings."""
         dtype, reference, device = loading.dtype, loading.reference, resolve_device(loading.device)
+        if loading.cpu_affinity is not None:
+            bind(loading.cpu_affinity)
         use_threads(loading.threads)
         self._folder, self._config, self._device, self._calibration = folder, config, device, loading.calibration
         self._compute_dtype = weights.resolve_dtype(dtype, config, device)
@@ -130,23 +133,28 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def use_threads(number: int | None, cgroup: Cgroup | None = None) -> None:
-    """Compute with so many threads; by default with no more than the quota of the process's container has processors.
+def use_threads(number: int | None, cgroup: Cgroup | None = None, processors: Processors | None = None) -> None:
+    """Compute with so many threads; by default with as many as `default_threads` says.
 
-    More threads than processors wait for each other. `OMP_NUM_THREADS` goes before the quota. Raises ConfigError for a
-    number below 1.
+    More threads than cores wait for each other. Raises ConfigError for a number below 1.
     """
     if number is not None and number < 1:
         raise ConfigError(f"threads is {number}, but must be at least 1.")
-    torch.set_num_threads(default_threads(cgroup) if number is None else number)
+    torch.set_num_threads(default_threads(cgroup, processors) if number is None else number)
 
 
-def default_threads(cgroup: Cgroup | None = None) -> int:
-    """Return the number of threads that `use_threads` takes by default."""
-    quota, threads = (cgroup or Cgroup()).processors(), torch.get_num_threads()
-    if quota is None or "OMP_NUM_THREADS" in os.environ:
+def default_threads(cgroup: Cgroup | None = None, processors: Processors | None = None) -> int:
+    """Return the number of threads that `use_threads` takes by default: `OMP_NUM_THREADS`, if it is set.
+
+    Otherwise there are no more than the physical cores that this process may run on, nor more than the processors of
+    its container's quota.
+    """
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
         return threads
-    return min(threads, max(1, round(quota)))
+    quota = (cgroup or Cgroup()).processors()
+    threads = min(threads, usable_cores(processors))
+    return threads if quota is None else min(threads, max(1, round(quota)))
 
 
 class Quantized(NamedTuple):

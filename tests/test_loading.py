@@ -123,6 +123,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 def test_threads_follow_the_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("ternvl.loading.usable_cores", lambda processors: 8)
     (tmp_path / "process").write_text("0::/\n")
     for quota, number in (("max", 4), ("400000", 4), ("160000", 2), ("100000", 1), ("20000", 1)):
         torch.set_num_threads(4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import time
@@ -19,6 +18,7 @@ from ternvl.fused.replace import is_quantized
 from ternvl.kernels.stage import Stage
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
+from ternvl.processors import usable, usable_cores
 
 STREAMS = 8
 _TOKENS = 48
@@ -157,7 +157,7 @@ def measure_model(llm: LLM, limits: Limits, repeats: int = 3) -> list[Reached]:
 def advice(llm: LLM, limits: Limits, found: list[Reached], load: float | None = None) -> list[str]:
     """Return what to change, a sentence each. `load` is the machine's load of before; by default it is not known."""
     work, said = Work.of(llm), []
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = len(usable())
     if load is not None and load > 0.3 * processors:
         said.append(
             f"The load of {processors} processors was {load:.1f} before; measure again when other work is done."
@@ -169,8 +169,8 @@ def advice(llm: LLM, limits: Limits, found: list[Reached], load: float | None = 
             "The model is not quantised. One stream cannot exceed "
             f"{least:.0f} tokens/s with these weights; --quantization int8 reads about a half of the bytes."
         )
-    if limits.num_threads < processors:
-        said.append(f"{limits.num_threads} threads compute on {processors} processors; --threads sets their number.")
+    if limits.num_threads < (cores := usable_cores()):
+        said.append(f"{limits.num_threads} threads compute on {cores} cores; --threads sets their number.")
     reached = found[0].value * work.decoder_bytes / limits.read_bytes_per_s
     if is_large and reached < 0.6:
         said.append(

@@ -123,7 +123,7 @@ def test_the_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERNVL_KERNELS", "torch")
     assert not available()
     monkeypatch.setenv("TERNVL_KERNELS", "sse")
-    with pytest.raises(ConfigError, match="'sse'; it is one of auto, torch, portable, avx2, avx512"):
+    with pytest.raises(ConfigError, match="'sse'; it is one of auto, torch, portable, avx2, avxvnni, avx512"):
         available()
 
 

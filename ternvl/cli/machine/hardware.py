@@ -13,6 +13,7 @@ from pathlib import Path
 from ternvl.cgroup import Cgroup
 from ternvl.cli.machine.diagnosis import FAIL, NOTE, OK, Diagnosis
 from ternvl.kernels import build
+from ternvl.processors import usable, usable_cores
 from ternvl.terminal import shown_bytes
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -65,20 +66,21 @@ def kernels() -> Iterator[Diagnosis]:
 
 
 def processors() -> Iterator[Diagnosis]:
-    """Check that there are not more threads than processors, which `OMP_NUM_THREADS` may ask for."""
+    """Check that there are not more threads than cores, which `OMP_NUM_THREADS` may ask for."""
 
     from ternvl.loading import default_threads
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number, cores = len(usable()), usable_cores()
     quota, threads = Cgroup().processors(), default_threads()
-    found = f"{usable} of {os.cpu_count()} usable, {threads} thread{'s' if threads != 1 else ''}"
+    on_cores = f" on {cores} core{'s' if cores != 1 else ''}" if cores < number else ""
+    found = f"{number} of {os.cpu_count()} usable{on_cores}, {threads} thread{'s' if threads != 1 else ''}"
     if quota is not None:
         found += f", a cgroup's quota of {quota:g}"
-    allowed = usable if quota is None else min(usable, max(1, round(quota)))
+    allowed = cores if quota is None else min(cores, max(1, round(quota)))
     if threads > allowed:
         yield Diagnosis("Processors", NOTE, found, f"Set OMP_NUM_THREADS={allowed}: more threads wait for each other.")
     elif threads < allowed and "OMP_NUM_THREADS" in os.environ:
-        yield Diagnosis("Processors", NOTE, found, "OMP_NUM_THREADS leaves processors idle; unset it to use them.")
+        yield Diagnosis("Processors", NOTE, found, "OMP_NUM_THREADS leaves cores idle; unset it to use them.")
     else:
         yield Diagnosis("Processors", OK, found)
 
