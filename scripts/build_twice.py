@@ -4,8 +4,9 @@
     python scripts/build_twice.py dist --once    builds once
 
 It builds what git tracks, with setuptools of this environment and without any network. The wheels are built from the
-unpacked sdist, so the sdist is complete. One wheel is for all platforms; on Linux with x86-64 and g++ a second one also
-has the compiled kernels. Times in the archives are `SOURCE_DATE_EPOCH`, by default that of the commit.
+unpacked sdist, so the sdist is complete. One wheel is for all platforms; others also have the compiled kernels of this
+platform and, on Linux with x86-64 and Debian's cross compiler, of Linux on ARM64. Times in the archives are
+`SOURCE_DATE_EPOCH`, by default that of the commit.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ import gzip
 import hashlib
 import io
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import manylinux
+from manylinux import Platform
 
 ROOT = Path(__file__).resolve().parents[1]
 _BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
-def build(source: Path, folder: Path, epoch: int, native: bool) -> list[Path]:
+def build(source: Path, folder: Path, epoch: int, targets: Sequence[Platform]) -> list[Path]:
     """Build the sdist and the wheels of a source tree into `folder`, and return their paths.
 
-    With `native` there is also the wheel with compiled kernels.
+    `targets` are the platforms of the wheels with compiled kernels.
     """
     folder.mkdir(parents=True)
     sdist = normalised(folder / _run(source, "build_sdist", folder, epoch), epoch)
@@ -41,7 +43,8 @@ def build(source: Path, folder: Path, epoch: int, native: bool) -> list[Path]:
             archive.extractall(unpacked, filter="data")
         (tree,) = Path(unpacked).iterdir()
         wheel = folder / _run(tree, "build_wheel", folder, epoch)
-        return [sdist, wheel, *([manylinux.pack(wheel, manylinux.compiled(tree), folder)] if native else [])]
+        packed = [manylinux.pack(wheel, manylinux.compiled(tree, target), folder, target) for target in targets]
+        return [sdist, wheel, *packed]
 
 
 def _run(source: Path, hook: str, folder: Path, epoch: int) -> str:
@@ -90,12 +93,13 @@ def commit_time() -> int:
     return int(shown)
 
 
-def can_compile() -> bool:
-    """Return whether the wheel with compiled kernels can be built here, and say so if not."""
-    here = f"{platform.system()} {platform.machine()}"
-    if here != "Linux x86_64":
-        print(f"the wheel with compiled kernels is built on Linux x86_64 only, and this is {here}.", file=sys.stderr)
-    return here == "Linux x86_64"
+def targets() -> list[Platform]:
+    """Return the platforms whose wheels with compiled kernels can be built here, and say which cannot."""
+    found = manylinux.platforms()
+    for each in (manylinux.X86, manylinux.ARM, manylinux.MACOS):
+        if each not in found:
+            print(f"the wheel {each.tag} cannot be built on this machine.", file=sys.stderr)
+    return found
 
 
 def differing(builds: list[list[Path]]) -> list[str]:
@@ -110,10 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the folder that the sdist and the wheels are written to")
     parser.add_argument("--once", action="store_true", help="build once and compare nothing")
     chosen = parser.parse_args(arguments)
-    epoch, native = commit_time(), can_compile()
+    epoch, wanted = commit_time(), targets()
     with tempfile.TemporaryDirectory() as name:
         places = [Path(name) / "one", Path(name) / "a second, longer place"][: 1 if chosen.once else 2]
-        builds = [build(tracked(place / "tree"), place / "dist", epoch, native) for place in places]
+        builds = [build(tracked(place / "tree"), place / "dist", epoch, wanted) for place in places]
         if differ := differing(builds):
             print(f"not reproducible, because two builds differ: {', '.join(differ)}")
             return 1

@@ -34,8 +34,8 @@ Kernels = Annotated[
     list[str] | None,
     typer.Option(
         "--kernels",
-        help="An instruction set whose answers are recorded: portable, avx2, avxvnni, avx512, avx512vnni or torch; "
-        "by default the one in use (repeatable).",
+        help="An instruction set whose answers are recorded: portable, avx2, avxvnni, avx512, avx512vnni, neon, "
+        "dotprod, i8mm or torch; by default the one in use (repeatable).",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]

@@ -65,6 +65,7 @@ NOT_RUN = {
     "sudo systemctl enable --now ternvl": _SYSTEM,
     "ternvl serve OpenGVLab/InternVL3-1B-Instruct": _CHECKOUT,
     "ternvl serve path/to/checkpoint": _CHECKOUT,
+    "python -m ternvl.kernels.build --target aarch64": "tests/kernels/arm/ runs it",
     "ternvl models": _CHECKOUT,
     "ternvl chat": _CHECKOUT,
     "ternvl info": "tests/cli/machine/ runs it",

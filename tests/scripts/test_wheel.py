@@ -55,7 +55,7 @@ def test_pip_installs_the_wheel_and_its_libraries(manylinux: ModuleType, pure: P
     wheels = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        wheels.append(manylinux.pack(pure, libraries, folder))
+        wheels.append(manylinux.pack(pure, libraries, folder, manylinux.X86))
     assert wheels[0].name == "little-1.0-py3-none-manylinux_2_28_x86_64.whl"
     assert wheels[0].read_bytes() == wheels[1].read_bytes()
     with zipfile.ZipFile(wheels[0]) as archive:
@@ -88,14 +88,27 @@ def test_the_kernels_are_manylinux(manylinux: ModuleType) -> None:
     build.best_isa()
     libraries = [path for isa in (*build.FLAGS, "isa") if (path := build.find(isa))]
     assert libraries
-    assert {path.name: [*manylinux.faults_of(path)] for path in libraries} == {path.name: [] for path in libraries}
+    found = {path.name: [*manylinux.faults_of(path, manylinux.X86)] for path in libraries}
+    assert found == {path.name: [] for path in libraries}
+    assert "is not for aarch64" in [*manylinux.faults_of(libraries[0], manylinux.ARM)]
+
+
+@pytest.mark.timeout(900)  # a busy machine compiles for minutes, if the tests of the kernels have not yet
+@pytest.mark.skipif(not shutil.which(build.CROSS_COMPILERS["aarch64"]), reason="needs g++-aarch64-linux-gnu")
+def test_the_kernels_for_arm_are_manylinux(manylinux: ModuleType, pure: Path, tmp_path: Path) -> None:
+    libraries = build.build_for("aarch64")
+    assert [path.name.partition("-")[0] for path in libraries] == ["neon", "dotprod", "i8mm", "isa"]
+    found = {path.name: [*manylinux.faults_of(path, manylinux.ARM)] for path in libraries}
+    assert found == {path.name: [] for path in libraries}
+    with zipfile.ZipFile(manylinux.pack(pure, libraries, tmp_path, manylinux.ARM)) as archive:
+        assert {f"ternvl/kernels/_build/{path.name}" for path in libraries} < set(archive.namelist())
 
 
 @needs_compiler
 def test_a_library_with_an_openmp_of_its_own_is_refused(manylinux: ModuleType, tmp_path: Path) -> None:
     code = 'extern "C" int omp_get_thread_num(); int f() { return omp_get_thread_num(); }'
     library = compile_library(tmp_path, code, "-fopenmp", "-Wl,--no-as-needed", "-lgomp")
-    assert "needs libgomp.so.1" in [*manylinux.faults_of(library)]
+    assert "needs libgomp.so.1" in [*manylinux.faults_of(library, manylinux.X86)]
 
 
 @needs_compiler
@@ -104,7 +117,7 @@ def test_a_library_for_a_newer_system_is_refused(manylinux: ModuleType, tmp_path
     if tuple(map(int, version.split("."))) < (2, 34):
         pytest.skip("this system's C library is older than 2.34, where pthread_join got a new version")
     code = "#include <pthread.h>\nint f(pthread_t thread) { return pthread_join(thread, nullptr); }"
-    assert [*manylinux.faults_of(compile_library(tmp_path, code))] == ["needs GLIBC_2.34"]
+    assert [*manylinux.faults_of(compile_library(tmp_path, code), manylinux.X86)] == ["needs GLIBC_2.34"]
 
 
 def test_a_compiler_that_fails_is_named(manylinux: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,4 +125,4 @@ def test_a_compiler_that_fails_is_named(manylinux: ModuleType, tmp_path: Path, m
     shutil.copytree(ROOT / "ternvl", tmp_path / "ternvl", ignore=left_out)
     monkeypatch.setenv("CXX", "/no/such/c++")
     with pytest.raises(SystemExit, match=r"the kernels cannot be compiled: .*/no/such/c\+\+ cannot be run"):
-        manylinux.compiled(tmp_path)
+        manylinux.compiled(tmp_path, manylinux.X86)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def computed(drivers: dict[str, Path]) -> dict[str, dict[str, Case]]:
 @pytest.fixture(scope="module")
 def cases(computed: dict[str, dict[str, Case]]) -> dict[str, Case]:
     return computed["i8mm"]
+
+
+def test_the_command_prints_the_libraries(drivers: dict[str, Path]) -> None:
+    command = (sys.executable, "-m", "ternvl.kernels.build", "--target")
+    built = done(*command, "aarch64")
+    assert built.returncode == 0, built.stderr
+    assert list(map(Path, built.stdout.split())) == build.build_for("aarch64")
+    refused = done(*command, "mips")
+    assert (refused.returncode, refused.stderr) == (1, "ternvl: --target is 'mips'; it is one of aarch64.\n")
 
 
 def test_a_cpu_without_the_instructions_refuses_them(drivers: dict[str, Path], tmp_path: Path) -> None:
