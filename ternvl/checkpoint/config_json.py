@@ -8,6 +8,9 @@ one that does not start. An absent key has the default of the official configura
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ternvl.checkpoint import awq
 from ternvl.checkpoint.json_section import MOST_LAYERS, Section
 from ternvl.config import OFFICIAL_SYSTEM_MESSAGE, LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import CheckpointError
@@ -21,8 +24,12 @@ def read(document: Section, generation: Section) -> ModelConfig:
 
     Raises CheckpointError for anything that is not implemented.
     """
-    if document.values.get("quantization_config"):
-        raise CheckpointError(f"{document.name}: quantization_config is not implemented, only plain weights are.")
+    is_plain = awq.read_group(document) is None
+    config = _plain(document, generation)
+    return config if is_plain else replace(config, dtype="float32")  # the checkpoint's own would round AWQ's numbers
+
+
+def _plain(document: Section, generation: Section) -> ModelConfig:
     architectures = document.values.get("architectures") or [document.values.get("model_type")]
     defaults = _sampling_defaults(generation)
     match architectures:

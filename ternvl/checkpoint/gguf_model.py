@@ -16,10 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from ternvl.checkpoint import config_json
-from ternvl.checkpoint.gguf import GGUFFile, Slice
 from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
+from ternvl.gguf.file import GGUFFile, Slice, TextList
 
 _LANGUAGE, _VISION = "qwen2", "clip"
 _MEAN_AND_STD = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
@@ -122,7 +122,11 @@ def _language(file: GGUFFile) -> dict[str, Any]:
     scaling = metadata.get("qwen2.rope.scaling.type", "none")
     if scaling != "none":
         raise CheckpointError(f"{file.path}: qwen2.rope.scaling.type {scaling!r} is not implemented, only 'none'.")
-    embedding = file.shape("token_embd.weight")
+    embedding, tokens = file.shape("token_embd.weight"), metadata.get("tokenizer.ggml.tokens")
+    if embedding and isinstance(tokens, TextList) and tokens.size > embedding[0]:
+        raise CheckpointError(
+            f"{file.path}: tokenizer.ggml.tokens has {tokens.size} tokens, but token_embd.weight {embedding[0]} rows."
+        )
     return {
         "model_type": "qwen2",
         "hidden_act": "silu",

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ternvl.checkpoint import config_json, gguf_model, write_config
+from ternvl.checkpoint import config_json, write_config
 from ternvl.checkpoint.names import remap
 from ternvl.checkpoint.source import read_object
+from ternvl.checkpoint.tensor_files import INDEX, SINGLE, listed, opened
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError, TernvlError
 from ternvl.model.internvl import InternVL
 from ternvl.types import Progress
 
-_SINGLE, _INDEX, _SHARD = "model.safetensors", "model.safetensors.index.json", "model-{:05}-of-{:05}.safetensors"
+_SHARD = "model-{:05}-of-{:05}.safetensors"
 _EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -66,7 +66,7 @@ def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Pro
         model = InternVL(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     with ExitStack() as files:
-        parts = _gather(_open(path, files) for path in _paths(folder))
+        parts = _gather(opened(folder, files))
         tied = config.language.tie_word_embeddings and _HEAD not in parts
         if tied:
             del shapes[_HEAD]
@@ -78,15 +78,6 @@ def load(folder: Path, config: ModelConfig, *, dtype: torch.dtype, progress: Pro
     if tied:
         model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()
-
-
-def tensor_names(folder: Path) -> list[str]:
-    """Return the names of all tensors of a checkpoint, from the headers of its files.
-
-    Raises CheckpointError if files are absent or broken.
-    """
-    with ExitStack() as files:
-        return [name for path in _paths(folder) for name in _open(path, files).keys()]  # noqa: SIM118, no mapping
 
 
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
@@ -108,29 +99,6 @@ def _check_vocabulary(folder: Path, vocab_size: int) -> None:
             f"{path} has token ids up to {highest}, but the model's embedding has {vocab_size} rows: the tokenizer "
             "belongs to another model."
         )
-
-
-def _paths(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    index = folder / _INDEX
-    if not index.is_file():
-        return gguf_model.paths(folder)
-    names = sorted({str(name) for name in read_object(index).section("weight_map").values.values()})
-    if absent := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointError(f"{index} names files that do not exist: {_listed(absent)}.")
-    return [folder / name for name in names]
-
-
-def _open(path: Path, files: ExitStack) -> Any:
-    if path.suffix == ".gguf":
-        return gguf_model.GGUFWeights(path)
-    try:
-        return files.enter_context(safe_open(path, framework="pt"))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); its download may be incomplete."
-        ) from error
 
 
 def _gather(files: Iterable[Any]) -> dict[str, list[_Stored]]:
@@ -168,14 +136,9 @@ def _check(parts: Mapping[str, Sequence[_Stored]], shapes: Mapping[str, tuple[in
         wanted = (rows // len(found), *rest)
         misshapen += [f"{s.name} {list(s.shape)} for {list(wanted)}" for s in found if s.shape != wanted]
     faults = [(missing, "missing"), (unknown, "unknown"), (misshapen, "of another shape")]
-    text = "; ".join(f"{len(names)} {fault}: {_listed(names)}" for names, fault in faults if names)
+    text = "; ".join(f"{len(names)} {fault}: {listed(names)}" for names, fault in faults if names)
     if text:
         raise CheckpointError(f"The tensors in {folder} do not fit its config.json: {text}.")
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _read(parts: Mapping[str, Sequence[_Stored]], dtype: torch.dtype, progress: Progress | None) -> dict[str, Tensor]:
@@ -205,7 +168,7 @@ def save(model: InternVL, folder: Path, *, dtype: torch.dtype, max_shard_bytes: 
         plain = InternVL(model.config).state_dict().keys()
     if state.keys() != plain:
         names = sorted(state.keys() ^ plain)
-        raise CheckpointError(f"Only a model with plain weights can be saved; this one differs in {_listed(names)}.")
+        raise CheckpointError(f"Only a model with plain weights can be saved; this one differs in {listed(names)}.")
     tied = model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
     if tied:
         del state[_HEAD]
@@ -218,18 +181,18 @@ def save(model: InternVL, folder: Path, *, dtype: torch.dtype, max_shard_bytes: 
 
 def _save_shards(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
     shards = list(_split(state, dtype.itemsize, max_shard_bytes))
-    names = [_SHARD.format(i + 1, len(shards)) for i in range(len(shards))] if len(shards) > 1 else [_SINGLE]
+    names = [_SHARD.format(i + 1, len(shards)) for i in range(len(shards))] if len(shards) > 1 else [SINGLE]
     for name, keys in zip(names, shards, strict=True):
         tensors = {key: state[key].to("cpu", dtype).contiguous() for key in keys}
         # The replaced file may be the one that the model is mapped from; it stays on disk until it is unmapped.
         save_file(tensors, folder / f"{name}.part", metadata={"format": "pt"})
         os.replace(folder / f"{name}.part", folder / name)
-    for old in {_SINGLE, _INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
+    for old in {SINGLE, INDEX, *(path.name for path in folder.glob("model-?????-of-?????.safetensors"))} - {*names}:
         (folder / old).unlink(missing_ok=True)
     if len(shards) > 1:
         size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        _write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _split(state: Mapping[str, Tensor], itemsize: int, max_shard_bytes: int) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ fast tokenizer is fixed: NFC, Qwen2's split, byte-level BPE. Source: transformer
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,22 @@ def to_spec(folder: Path) -> str:
     """Return the text of the equivalent `tokenizer.json`. Raises CheckpointError if a file is broken."""
     vocab, added = _read_ids(folder / "vocab.json"), _read_ids(folder / "added_tokens.json")
     lines = read_text(folder / "merges.txt").splitlines()
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return spec_of(vocab, merges, {token: (token_id, token not in _PLAIN_ADDED) for token, token_id in added.items()})
+
+
+def spec_of(vocab: Mapping[str, int], merges: Iterable[str], added: Mapping[str, tuple[int, bool]]) -> str:
+    """Return the text of the `tokenizer.json` of a Qwen2 tokenizer.
+
+    `merges` are pairs with a space between them; `added` are the tokens outside the vocabulary, each with its id and
+    whether it is special.
+    """
+    ordered = sorted(added, key=lambda token: added[token])
     spec = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(token, added[token]) for token in sorted(added, key=lambda token: added[token])],
+        "added_tokens": [_added_token(token, *added[token]) for token in ordered],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {
             "type": "Sequence",
@@ -46,7 +57,7 @@ def to_spec(folder: Path) -> str:
         },
         "post_processor": None,
         "decoder": _BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [merge.split(" ") for merge in merges]},
     }
     return json.dumps(spec, ensure_ascii=False)
 
@@ -69,6 +80,6 @@ def _read_ids(path: Path) -> dict[str, int]:
     return ids
 
 
-def _added_token(content: str, token_id: int) -> dict[str, Any]:
+def _added_token(content: str, token_id: int, is_special: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token_id, "content": content, **flags, "special": content not in _PLAIN_ADDED}
+    return {"id": token_id, "content": content, **flags, "special": is_special}

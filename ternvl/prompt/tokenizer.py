@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from ternvl.errors import CheckpointError
-from ternvl.prompt import slow_tokenizer
+from ternvl.prompt import gguf_tokenizer, slow_tokenizer
 from ternvl.prompt.template import IM_END, Control, ImageSlot, Piece
 
 IMG, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -107,14 +107,19 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json` or the files of a slow tokenizer. Raises CheckpointError if there is neither."""
+        """Read `tokenizer.json`, the files of a slow tokenizer or the metadata of a GGUF file.
+
+        Raises CheckpointError if there is none of them.
+        """
         path = folder / "tokenizer.json"
         if path.is_file():
             return cls(slow_tokenizer.read_text(path), name=str(path))
         if slow_tokenizer.is_there(folder):
             return cls(slow_tokenizer.to_spec(folder), name=f"the tokenizer in {folder}")
-        hint = ": put that of the model's original checkpoint into the folder" if any(folder.glob("*.gguf")) else ""
-        raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded{hint}.")
+        if any(folder.glob("*.gguf")):
+            spec, path = gguf_tokenizer.to_spec(folder)
+            return cls(spec, name=f"the tokenizer in {path}")
+        raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded.")
 
     @property
     def vocab_size(self) -> int:

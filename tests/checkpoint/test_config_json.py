@@ -100,7 +100,7 @@ def test_a_tied_head_needs_a_flag(tmp_path: Path) -> None:
     [
         (original, "architectures", ["LlavaForConditionalGeneration"], "LlavaForConditionalGeneration"),
         (original, "architectures", [], "internvl_chat_2"),
-        (original, "quantization_config", {"quant_method": "awq"}, "quantization_config"),
+        (original, "quantization_config", {"quant_method": "gptq"}, "quantization_config"),
         (original, "select_layer", -4, "select_layer -4"),
         (original, "ps_version", "v1", "ps_version 'v1'"),
         (original, "ps_version", ..., "ps_version 'v1'"),

@@ -12,14 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ternvl.checkpoint import source, weights
-from ternvl.checkpoint.gguf import GGUFFile
-from ternvl.checkpoint.gguf_formats import FORMATS, OTHERS
+from ternvl.checkpoint import source, tensor_files, weights
 from ternvl.errors import CheckpointError
+from ternvl.gguf.file import GGUFFile
+from ternvl.gguf.formats import FORMATS, OTHERS
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
 from ternvl.params import SamplingParams
-from ternvl.prompt.tokenizer import Tokenizer
 from tests.checkpoint.gguf_files import (
     CONFIG,
     Encoded,
@@ -52,7 +51,7 @@ def test_a_model_is_what_was_written(model: InternVL, tmp_path: Path, swapped: b
     state, expected = read(folder), model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
-    assert len(weights.tensor_names(folder)) == len(language_tensors(model)) + len(vision_tensors(model))
+    assert len(tensor_files.tensor_names(folder)) == len(language_tensors(model)) + len(vision_tensors(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -240,8 +239,3 @@ def test_the_embedded_model_answers_the_same_from_gguf(
     ]
     assert answers[0].token_ids == answers[1].token_ids
     assert answers[0].logprobs == answers[1].logprobs
-
-
-def test_a_tokenizer_is_asked_for(model: InternVL, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"put that of the model's original checkpoint into the folder\.$"):
-        Tokenizer.from_folder(write_model(tmp_path, model))

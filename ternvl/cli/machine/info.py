@@ -95,7 +95,7 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
 def _files(folder: Path) -> dict[str, Any]:
     """Return the layout, the number of files, their bytes, and the number of tensors, from the headers alone."""
     from ternvl.checkpoint.names import layout_of
-    from ternvl.checkpoint.weights import tensor_names
+    from ternvl.checkpoint.tensor_files import tensor_names
 
     paths = [path for kind in ("*.safetensors", "*.gguf") for path in sorted(folder.glob(kind))]
     names = tensor_names(folder)

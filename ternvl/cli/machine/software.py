@@ -70,12 +70,12 @@ def _is_there(module: str) -> bool:
 
 def embedded_model() -> Iterator[Diagnosis]:
     """Check that the embedded model is whole."""
-    from ternvl.checkpoint import source, weights
+    from ternvl.checkpoint import source, tensor_files
     from ternvl.errors import CheckpointError
 
     try:
         source.load_config(embedded.MODEL)
-        found = f"{embedded.MODEL.name}, {len(weights.tensor_names(embedded.MODEL))} tensors"
+        found = f"{embedded.MODEL.name}, {len(tensor_files.tensor_names(embedded.MODEL))} tensors"
     except CheckpointError as error:
         yield Diagnosis("Embedded model", NOTE, str(error), "Install ternvl again, or name another model.")
         return

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ternvl.checkpoint.gguf_formats import FORMATS, OTHERS, BlockFormat
 from ternvl.errors import CheckpointError
+from ternvl.gguf.formats import FORMATS, OTHERS, BlockFormat
 
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"
@@ -51,6 +51,24 @@ class Slice(NamedTuple):
     def get_dtype(self) -> str:
         """Return the type that `get_tensor` returns: F32 for quantised tensors."""
         return self.dtype
+
+
+class TextList(NamedTuple):
+    """A list of texts in the metadata, such as a vocabulary. It is read when it is needed."""
+
+    content: mmap.mmap
+    start: int
+    size: int
+    """The number of texts."""
+
+    def read(self) -> list[str]:
+        """Return the texts. Raises UnicodeDecodeError."""
+        at, found = self.start, []
+        for _ in range(self.size):
+            (length,) = struct.unpack_from("<Q", self.content, at)
+            at += 8 + length
+            found.append(self.content[at - length : at].decode())
+        return found
 
 
 class GGUFFile:
@@ -123,7 +141,7 @@ class _Reader:
         return int(num_tensors)
 
     def metadata(self) -> dict[str, Any]:
-        """Read the metadata. Arrays of texts, such as vocabularies, are passed over: their value is None."""
+        """Read the metadata. Lists of texts, such as vocabularies, are passed over: their value is `TextList`."""
         return {self._text(): self._value(self._number("<I")) for _ in range(self._num_keys)}
 
     def tensors(self, count: int, metadata: Mapping[str, Any]) -> dict[str, _Stored]:
@@ -186,9 +204,10 @@ class _Reader:
         if count > len(self._content) - self._at:
             raise ValueError("a list in it ends after the file")
         if kind == _STRING:
+            texts = TextList(self._content, self._at, count)
             for _ in range(count):
                 self._skip_text()
-            return None
+            return texts
         form = _form(kind)
         size = struct.calcsize(form)
         if count * size > len(self._content) - self._at:
