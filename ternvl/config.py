@@ -108,8 +108,8 @@ class LoadingConfig:
     dtype: str = setting("auto", "The precision of the weights: auto, bfloat16, float16 or float32.")
     quantization: str = setting(
         "none",
-        "The quantisation of the weights: none, int8, int4, or auto, which is int8 for large models on a CPU that is "
-        "fast at it.",
+        "The quantisation of the weights: none, int8, int4, checkpoint (a checkpoint's own 4 bits are kept), or auto, "
+        "which for large models on a CPU that is fast at it is checkpoint if there are such bits, else int8.",
     )
     calibration: Path | None = setting(None, "A folder of images and texts on which quantisation measures its errors.")
     device: str = setting("auto", "The device that the model runs on: auto, cpu, cuda or cuda:1.")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from ternvl.cgroup import Cgroup
 from ternvl.checkpoint import weights
+from ternvl.checkpoint.stored import FOUR_BITS, StoredWeights, has_four_bits, is_quantised, rounding
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ModelConfig
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
@@ -48,6 +49,8 @@ class Loading:
         self._folder, self._config, self._device, self._calibration = folder, config, device, loading.calibration
         self._compute_dtype = weights.resolve_dtype(dtype, config, device)
         self._scheme = resolve_scheme(loading.quantization, folder, dtype=dtype, device=device, reference=reference)
+        if is_quantised(folder) and (what := rounding(StoredWeights(folder).formats(), self._scheme)):
+            log.info("Of the language model, the checkpoint has %s.", what)
         self._is_packed = device.type == "cpu" and self._compute_dtype == torch.float32 and not reference
         keeps_dtype = self._is_packed and dtype == "auto"
         self._storage_dtype = getattr(torch, config.dtype) if keeps_dtype else self._compute_dtype
@@ -77,26 +80,41 @@ class Loading:
 def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
     """Return the quantisation scheme, or "none".
 
-    "auto" is int8 for large models on a CPU with AVX2 or dotprod, unless `dtype` or `reference` is set.
-    Raises ConfigError for an unknown name, or for a scheme that the other settings do not allow.
+    "auto" is int8 for large models on a CPU with AVX2 or dotprod, or checkpoint if the model has 4 bits already, unless
+    `dtype` or `reference` is set. Raises ConfigError for an unknown name, or for a scheme that the other settings or
+    the checkpoint do not allow.
     """
     check_name(quantization)
     if quantization == "auto":
         size = sum(path.stat().st_size for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
-        return automatic_scheme(size, device) if dtype == "auto" and not reference else "none"
+        if dtype != "auto" or reference:
+            return "none"
+        return automatic_scheme(size, device, has_four_bits=not why_unquantised(size, device) and has_four_bits(folder))
     if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
         raise ConfigError(
             f"quantization is {quantization!r}, which needs device cpu, dtype auto or float32, and reference False; "
             f"device is {device}, dtype {dtype} and reference {reference}."
         )
+    _check_bits(quantization, folder)
     if quantization != "none" and not available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
     return quantization
 
 
-def automatic_scheme(size: int, device: torch.device) -> str:
-    """Return what "auto" takes for a checkpoint whose weights have `size` bytes: "int8" or "none"."""
-    return "none" if why_unquantised(size, device) else "int8"
+def _check_bits(scheme: str, folder: Path) -> None:
+    if scheme == "checkpoint" and not has_four_bits(folder):
+        kept = ", ".join(FOUR_BITS)
+        raise ConfigError(f"quantization is {scheme!r}, but {folder} has no weights of 4 bits ({kept}) to keep.")
+
+
+def automatic_scheme(size: int, device: torch.device, *, has_four_bits: bool = False) -> str:
+    """Return what "auto" takes for a checkpoint whose weights have `size` bytes: "int8", "checkpoint" or "none".
+
+    `has_four_bits` says whether the checkpoint has weights of 4 bits that can be kept.
+    """
+    if why_unquantised(size, device):
+        return "none"
+    return "checkpoint" if has_four_bits else "int8"
 
 
 def why_unquantised(size: int, device: torch.device) -> str:
@@ -185,6 +203,7 @@ def load_quantized(
     it. With `must_keep`, a cache that cannot be written raises ConfigError before the conversion; otherwise it logs a
     warning. Raises ConfigError for an unknown scheme or unusable samples, and CheckpointError.
     """
+    _check_bits(scheme, folder)
     path = file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
@@ -216,8 +235,9 @@ def _convert(
         is_wanted=progress,
     )
     prompts = [build(builder, sample) for sample in samples(calibration)]
+    stored = StoredWeights(folder) if scheme == "checkpoint" else None
     reports = with_progress(
-        f"Converting to {scheme}", lambda show: quantize(model, scheme, prompts, show), is_wanted=progress
+        f"Converting to {scheme}", lambda show: quantize(model, scheme, prompts, show, stored), is_wanted=progress
     )
     return model, reports
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from ternvl.checkpoint.json_section import Section
 from ternvl.errors import CheckpointError
 from ternvl.gguf.file import Slice
+from ternvl.kernels.panels import GROUP
+from ternvl.kernels.stage_types import FourBits
 
 _WORD = 8
 """The numbers of an int32."""
@@ -116,6 +118,24 @@ class AWQWeights:
         groups = whole.view(len(scales), -1, whole.shape[1])  # [K / G, G, N]
         weight = (groups - zeros[:, None]).float() * scales[:, None]
         return weight.flatten(0, 1).T.contiguous()
+
+    def format_of(self, name: str) -> str:
+        """Return the name of a tensor's format: AWQ, or safetensors' name of its type."""
+        return "AWQ" if self._layer(name) else str(self._files[name].get_slice(name).get_dtype())
+
+    def is_four_bits(self, name: str) -> bool:
+        """Return whether `get_four_bits` can read a tensor: a quantised layer whose groups are whole groups of 32."""
+        return self._layer(name) is not None and self._group % GROUP == 0
+
+    def get_four_bits(self, name: str) -> FourBits:
+        """Return the weight of a quantised layer as it is stored."""
+        layer = self._layer(name)
+        assert layer is not None, name
+        whole, zeros, scales = self._parts(layer)
+        times = self._group // GROUP
+        offsets = -(scales * zeros)
+        by_group = (each.T.repeat_interleave(times, dim=1) for each in (scales, offsets))
+        return FourBits(whole.T.contiguous(), *by_group)
 
     def _parts(self, layer: str) -> tuple[Tensor, Tensor, Tensor]:
         """The numbers [K, N] and zero points [K / G, N], int8, and the scales [K / G, N] float32."""

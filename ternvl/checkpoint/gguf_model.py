@@ -20,6 +20,7 @@ from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
 from ternvl.gguf.file import GGUFFile, Slice, TextList
+from ternvl.kernels.stage_types import FourBits
 
 _LANGUAGE, _VISION = "qwen2", "clip"
 _MEAN_AND_STD = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
@@ -76,6 +77,18 @@ class GGUFWeights:
     def get_tensor(self, name: str) -> Tensor:
         """Return a tensor."""
         return self.file.get_tensor(self._names[name]).view(self.get_slice(name).shape)
+
+    def format_of(self, name: str) -> str:
+        """Return the name of a tensor's format."""
+        return self.file.format_of(self._names[name])
+
+    def is_four_bits(self, name: str) -> bool:
+        """Return whether `get_four_bits` can read a tensor."""
+        return self.file.is_four_bits(self._names[name])
+
+    def get_four_bits(self, name: str) -> FourBits:
+        """Return a matrix of 4 bits as it is stored."""
+        return FourBits(*self.file.get_four_bits(self._names[name]))
 
     def _has_swapped_layers(self) -> bool:
         """Whether the file is of an older converter, which called the first layer of a tile's MLP "down"."""

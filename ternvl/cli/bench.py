@@ -43,7 +43,7 @@ def limits(
 def here(
     model: Model = None,
     quantization: Annotated[
-        str, typer.Option("--quantization", help="The precision: auto, none, int8 or int4.")
+        str, typer.Option("--quantization", help="The precision: auto, none, int8, int4 or checkpoint.")
     ] = "auto",
 ) -> None:
     """Measure in about a minute what a model reaches on this machine, and say what to change.

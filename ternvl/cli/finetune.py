@@ -159,7 +159,7 @@ def evaluate_adapters(
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.", min=1)] = 256,
     limit: Annotated[int | None, typer.Option(help="The number of lines to evaluate; by default all.", min=1)] = None,
     quantization: Annotated[
-        str, typer.Option(help="The quantisation of the base model: none, int8, int4 or auto.")
+        str, typer.Option(help="The quantisation of the base model: none, int8, int4, checkpoint or auto.")
     ] = "none",
     show_wrong: Annotated[int, typer.Option(help="The number of wrong answers to print.", min=0)] = 0,
     json: AsJson = False,

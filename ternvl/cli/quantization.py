@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """The most layers that a list names."""
-MIN_TOP1 = {"int8": 0.99, "int4": 0.95}
+MIN_TOP1 = {"int8": 0.99, "int4": 0.95, "checkpoint": 0.99}
 """For each scheme, the share of next tokens that must agree with the unquantised model."""
 
 _MAX_TOKENS = 64
 
-Scheme = Annotated[str, typer.Option("--quantization", help="The scheme: int8 or int4.")]
+Scheme = Annotated[str, typer.Option("--quantization", help="The scheme: int8, int4 or checkpoint.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="The branch, tag or commit of a model on the hub.")]
 Calibration = Annotated[
     Path | None,
@@ -169,10 +169,13 @@ def report_text(reports: Sequence[StageReport]) -> str:
         counts[report.format] = counts.get(report.format, 0) + 1
     lines = [f"Layers: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"]
     lines.append(f"Smoothed: {_names([report for report in reports if report.smoothed])}")
+    kept = [report for report in reports if report.format == "affine4"]
+    if kept:
+        lines.append(f"Kept in the checkpoint's 4 bits: {_names(kept)}")
     finer = [report for report in reports if report.format == "int8" and "int4" in report.tried]
     if any("int4" in report.tried for report in reports):
         lines.append(f"In int8, because int4 exceeded the error bound: {_names(finer)}")
-    left = [report for report in reports if report.tried and report.format not in MIN_TOP1]
+    left = [report for report in reports if report.tried and report.format in ("float32", "bfloat16")]
     lines.append(f"Left unquantised: {_names(left)}")
     worst = largest(reports)
     lines.append(f"Largest errors:{'' if worst else ' none'}")

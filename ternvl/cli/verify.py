@@ -19,12 +19,12 @@ def _option(flag: str, help: str, panel: str) -> Any:
 _UNQUANTISED, _LOCK = "the unquantised model", "a lock"
 JsonFile = Annotated[Path | None, typer.Option("--json", help="The file to write the figures to.")]
 Scheme = Annotated[
-    str | None, _option("--quantization", "The scheme: int8, which is the default, or int4.", _UNQUANTISED)
+    str | None, _option("--quantization", "The scheme: int8, which is the default, int4 or checkpoint.", _UNQUANTISED)
 ]
 MinTop1 = Annotated[
     float | None,
     _option(
-        "--min-top1", "The share of next tokens that must agree; by default 0.99 for int8, 0.95 for int4.", _UNQUANTISED
+        "--min-top1", "The share of next tokens that must agree; by default 0.95 for int4, else 0.99.", _UNQUANTISED
     ),
 ]
 MaxTokens = Annotated[int | None, _option("--max-tokens", "The most tokens of an answer; by default 64.", _UNQUANTISED)]

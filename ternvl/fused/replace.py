@@ -82,7 +82,8 @@ def caches_in_int8(model: InternVL) -> bool:
 
 def is_quantized(model: nn.Module) -> bool:
     """Return whether a stage of a model has weights of 8 or 4 bits."""
-    return any(isinstance(module, Stage) and module.format in (Format.INT8, Format.INT4) for module in model.modules())
+    plain = (Format.FLOAT32, Format.BFLOAT16)
+    return any(isinstance(module, Stage) and module.format not in plain for module in model.modules())
 
 
 def rest_to_float32(model: nn.Module) -> None:

@@ -108,16 +108,39 @@ class GGUFFile:
 
     def get_tensor(self, name: str) -> Tensor:
         """Return a tensor: mapped if it holds plain numbers, in float32 if it is quantised."""
-        format, shape, start, num_bytes = self._tensors[name]
-        content = torch.frombuffer(self._map, dtype=torch.uint8, count=num_bytes, offset=start)
+        format, shape, _, _ = self._tensors[name]
         if format.decode is None:
-            return content.view(format.dtype).view(shape)
-        blocks = content.view(-1, format.block_bytes)
+            return self._content_of(name).view(format.dtype).view(shape)
+        blocks = self._content_of(name).view(-1, format.block_bytes)
         out = torch.empty(len(blocks), format.block_size)
         for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = slice(first, first + _BLOCKS_AT_ONCE)
             out[some] = format.decode(blocks[some])
         return out.view(shape)
+
+    def format_of(self, name: str) -> str:
+        """Return the name of a tensor's format."""
+        return self._tensors[name].format.name
+
+    def is_four_bits(self, name: str) -> bool:
+        """Return whether `get_four_bits` can read a tensor."""
+        return self._tensors[name].format.split is not None and len(self._tensors[name].shape) == 2
+
+    def get_four_bits(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a matrix [N, K] of 4 bits as it is stored.
+
+        Numbers [N, K] from 0 to 15, and scales and offsets [N, K / 32] float32, of which each number is
+        scale * number + offset.
+        """
+        format, shape, _, _ = self._tensors[name]
+        assert format.split is not None, name
+        parts = format.split(self._content_of(name).view(-1, format.block_bytes))
+        numbers, scales, offsets = (each.reshape(shape[0], -1) for each in parts)
+        return numbers.to(torch.int8), scales, offsets
+
+    def _content_of(self, name: str) -> Tensor:
+        stored = self._tensors[name]
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=stored.num_bytes, offset=stored.start)
 
 
 class _Reader:

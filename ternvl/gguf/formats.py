@@ -27,6 +27,9 @@ class BlockFormat(NamedTuple):
     """[B, block bytes] uint8 -> [B, block size] float32; None for plain numbers."""
     dtype: torch.dtype = torch.float32
     """The type of plain numbers."""
+    split: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    """Of formats whose numbers are scale * number + offset with numbers from 0 to 15: [B, block bytes] uint8 -> the
+    numbers [B, block size] uint8, and for each 32 of them the scale and the offset, [B, block size / 32] float32."""
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
@@ -47,18 +50,32 @@ def _q4_0(blocks: Tensor) -> Tensor:
     return _half(blocks, 0) * (_nibbles(blocks[:, 2:]).flatten(1).float() - 8)
 
 
+def _split_q4_0(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = _half(blocks, 0)
+    return _nibbles(blocks[:, 2:]).flatten(1), scale, -8 * scale
+
+
 def _q4_1(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * _nibbles(blocks[:, 4:]).flatten(1).float() + _half(blocks, 2)
+    numbers, scale, offset = _split_q4_1(blocks)
+    return scale * numbers.float() + offset
+
+
+def _split_q4_1(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _nibbles(blocks[:, 4:]).flatten(1), _half(blocks, 0), _half(blocks, 2)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
+    numbers, scales, offsets = _split_q4_k(blocks)
+    return (scales[..., None] * numbers.view(-1, 8, 32).float() + offsets[..., None]).flatten(1)
+
+
+def _split_q4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eight groups of 32, each with a scale and a minimum of six bits."""
     low, middle, high = blocks[:, 4:16].view(-1, 3, 4).unbind(1)  # [B, 4] each
     scales = torch.cat([low & 63, (high & 15) | ((low >> 2) & 48)], dim=1).float()  # [B, 8]
     minima = torch.cat([middle & 63, (high >> 4) | ((middle >> 2) & 48)], dim=1).float()
-    numbers = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).flatten(1, 2).float()  # [B, 8, 32]
-    scale, minimum = (_half(blocks, 0) * scales)[..., None], (_half(blocks, 2) * minima)[..., None]
-    return (scale * numbers - minimum).flatten(1)
+    numbers = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).flatten(1)
+    return numbers, _half(blocks, 0) * scales, -(_half(blocks, 2) * minima)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
@@ -75,10 +92,10 @@ def _q6_k(blocks: Tensor) -> Tensor:
 FORMATS = {
     0: BlockFormat("F32", 1, 4),
     1: BlockFormat("F16", 1, 2, dtype=torch.float16),
-    2: BlockFormat("Q4_0", 32, 18, _q4_0),
-    3: BlockFormat("Q4_1", 32, 20, _q4_1),
+    2: BlockFormat("Q4_0", 32, 18, _q4_0, split=_split_q4_0),
+    3: BlockFormat("Q4_1", 32, 20, _q4_1, split=_split_q4_1),
     8: BlockFormat("Q8_0", 32, 34, _q8_0),
-    12: BlockFormat("Q4_K", 256, 144, _q4_k),
+    12: BlockFormat("Q4_K", 256, 144, _q4_k, split=_split_q4_k),
     14: BlockFormat("Q6_K", 256, 210, _q6_k),
     30: BlockFormat("BF16", 1, 2, dtype=torch.bfloat16),
 }

@@ -18,6 +18,8 @@ PANEL = 16
 """Outputs of a panel."""
 GROUP = 32
 """Inputs of an output that share a scale, where weights have 4 bits."""
+_FLOATS = 2 * 4 * PANEL
+"""The bytes of a group's scales and offsets, where both are float32."""
 _INT4_SCALES, _INT4_BYTES = 2 * PANEL, 2 * PANEL + PANEL * GROUP // 2
 
 
@@ -62,6 +64,21 @@ def pack_int4(whole: Tensor, scales: Tensor) -> Tensor:
     return panels
 
 
+def pack_affine4(whole: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
+    """Numbers [N, 32 G] int8 from 0 to 15, scales and offsets [N, G] float32, N whole panels -> panels, bytes
+    [N / 16, G, 384]."""
+    groups = scales.shape[1]
+    floats = torch.stack([scales, offsets]).view(2, -1, PANEL, groups).permute(1, 3, 0, 2).contiguous()
+    return torch.cat([floats.flatten(2).view(torch.uint8), _runs(whole, groups)], dim=2)
+
+
+def unpack_affine4(panels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Panels -> what `pack_affine4` was given."""
+    floats = panels[..., :_FLOATS].contiguous().view(torch.float32).unflatten(2, (2, PANEL))
+    scales, offsets = floats.permute(2, 0, 3, 1).flatten(1, 2)
+    return _whole(panels[..., _FLOATS:]), scales, offsets
+
+
 def pack_reference(weight: Tensor) -> Tensor:
     """`pack` in plain torch, for any type and device."""
     n, k = weight.shape
@@ -81,10 +98,7 @@ def pack_int4_reference(whole: Tensor, scales: Tensor) -> Tensor:
     """`pack_int4` in plain torch."""
     n, k = whole.shape
     groups = scales.shape[1]
-    padded = F.pad(whole, (0, groups * GROUP - k, 0, -n % PANEL)) + 8
-    split = padded.view(-1, PANEL, groups, 4, 2, 4).permute(0, 2, 3, 1, 4, 5)  # [panels, G, runs, 16, half, 4]
-    halves = split.to(torch.uint8)
-    runs = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(2)
+    runs = _runs(F.pad(whole, (0, groups * GROUP - k, 0, -n % PANEL)) + 8, groups)
     shorts = F.pad(scales, (0, 0, 0, -n % PANEL)).view(-1, PANEL, groups).transpose(1, 2).contiguous()
     return torch.cat([shorts.view(torch.uint8), runs], dim=2)
 
@@ -102,11 +116,22 @@ def unpack_int8(panels: Tensor, k: int) -> Tensor:
 def unpack_int4(panels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Panels that `pack_int4` made of `k` inputs -> whole numbers [N, K] int8 and scales [N, G] bfloat16, where N is
     padded to whole panels."""
-    groups = panels.shape[1]
     scales = panels[..., :_INT4_SCALES].contiguous().view(torch.bfloat16).transpose(1, 2).flatten(0, 1)
-    runs = panels[..., _INT4_SCALES:].reshape(-1, groups, 4, PANEL, 4)  # the bytes of a run, output by output
-    both = torch.stack([runs & 15, runs >> 4], dim=4).to(torch.int8) - 8  # [panels, G, runs, 16, half, 4]
-    return both.permute(0, 3, 1, 2, 4, 5).flatten(2).flatten(0, 1)[:, :k], scales
+    return _whole(panels[..., _INT4_SCALES:])[:, :k] - 8, scales
+
+
+def _runs(whole: Tensor, groups: int) -> Tensor:
+    """Numbers [N, 32 G] from 0 to 15 -> the bytes that hold two each, [N / 16, G, 256]."""
+    split = whole.view(-1, PANEL, groups, 4, 2, 4).permute(0, 2, 3, 1, 4, 5)  # [panels, G, runs, 16, half, 4]
+    halves = split.to(torch.uint8)
+    return (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(2)
+
+
+def _whole(runs: Tensor) -> Tensor:
+    """The inverse of `_runs`: [N, 32 G] int8."""
+    split = runs.reshape(*runs.shape[:2], 4, PANEL, 4)  # the bytes of a run, output by output
+    both = torch.stack([split & 15, split >> 4], dim=4).to(torch.int8)  # [panels, G, runs, 16, half, 4]
+    return both.permute(0, 3, 1, 2, 4, 5).flatten(2).flatten(0, 1)
 
 
 def _library_for(x: Tensor) -> Library | None:

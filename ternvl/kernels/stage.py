@@ -23,7 +23,7 @@ from ternvl.kernels import panels as packed
 from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 from ternvl.kernels.lora import Segments, Targets, add_reference
 from ternvl.kernels.panels import GROUP, PANEL
-from ternvl.kernels.stage_types import After, Before, Format, Norm
+from ternvl.kernels.stage_types import After, Before, Format, FourBits, Norm
 
 _POINTERS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
 
@@ -140,6 +140,11 @@ def unpack(stage: Stage) -> tuple[Tensor, Tensor | None]:
     return packed.unpack(stage.panels, stage.out_features), None
 
 
+def unpack_affine4(stage: Stage) -> FourBits:
+    """Return the weights of a stage of this format."""
+    return FourBits(*(from_panels(stage, each) for each in packed.unpack_affine4(stage.panels)))
+
+
 def from_panels(stage: Stage, values: Tensor) -> Tensor:
     """Rows [padded N, ...] in the order of panels -> [N, ...] in the order of the layer's outputs."""
     if stage.after is not After.SWIGLU or stage.format in (Format.FLOAT32, Format.BFLOAT16):
@@ -173,19 +178,36 @@ def inputs_reference(stage: Stage, x: Tensor) -> Tensor:
 def product_reference(stage: Stage, x: Tensor) -> Tensor:
     """`Stage.product` in plain torch."""
     x = x if stage.smoothing is None else x * stage.smoothing
-    weight, scales = unpack(stage)
     bias = None if stage.bias is None else from_panels(stage, stage.bias)
+    if stage.format is Format.AFFINE4:
+        return _affine4_reference(stage, x, bias)
+    weight, scales = unpack(stage)
     if scales is None:
         return F.linear(x, weight.to(x.dtype), bias)
-    largest = x.abs().amax(dim=1, keepdim=True)
-    whole = torch.round(x * torch.where(largest > 0, 127 / largest, 0.0))
+    whole, row_scales = _quantised(x)
     groups = scales.shape[1]
     size = GROUP if stage.format is Format.INT4 else stage.in_features
     padded = F.pad(whole, (0, groups * size - whole.shape[1])).double().view(len(x), groups, size)
     rows = F.pad(weight, (0, groups * size - weight.shape[1])).double().view(len(weight), groups, size)
     sums = torch.einsum("mgk,ngk->mng", padded, rows).float() * scales  # [M, N, groups]
-    total = sums.sum(dim=2) * (largest / 127)
+    total = sums.sum(dim=2) * row_scales
     return total if bias is None else total + bias
+
+
+def _affine4_reference(stage: Stage, x: Tensor, bias: Tensor | None) -> Tensor:
+    weights = unpack_affine4(stage)
+    inputs, row_scales = _quantised(x)
+    groups = F.pad(inputs, (0, -inputs.shape[1] % GROUP)).double().unflatten(1, (-1, GROUP))  # [M, G, 32]
+    sums = torch.einsum("mgk,ngk->mng", groups, weights.whole.double().unflatten(1, (-1, GROUP))).float()
+    total = sums * weights.scales + groups.sum(dim=2).float()[:, None] * weights.offsets  # [M, N, G]
+    out: Tensor = total.sum(dim=2) * row_scales
+    return out if bias is None else out + bias
+
+
+def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K] -> whole numbers from -127 to 127, and the scales [M, 1]."""
+    largest = x.abs().amax(dim=1, keepdim=True)
+    return torch.round(x * torch.where(largest > 0, 127 / largest, 0.0)), largest / 127
 
 
 def _activated(stage: Stage, sums: Tensor) -> Tensor:

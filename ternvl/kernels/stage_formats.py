@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ternvl.kernels import int4_rounding, panels
 from ternvl.kernels.panels import PANEL
 from ternvl.kernels.stage import Stage
-from ternvl.kernels.stage_types import After, Format, Layer, Norm
+from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
 
 _ROWS = 4096
 """The outputs that are packed at a time, whole panels: of an output head, all at once would take a gigabyte."""
@@ -82,6 +82,12 @@ def pack_int4(
         )
 
     return _in_parts(layer, packed)
+
+
+def pack_affine4(layer: Layer, weights: FourBits) -> Stage:
+    """Keep weights of 4 bits as they are. `weights` are those of the layer, whose own `weight` only gives the size."""
+    rows = panels.pack_affine4(*(_in_panels(layer, each) for each in weights))
+    return Stage(_size(layer), Format.AFFINE4, layer.after, rows, bias=_bias(layer), norm=_norm(layer))
 
 
 def _in_parts(layer: Layer, pack: Callable[[Layer], Stage]) -> Stage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ class Format(IntEnum):
     """One scale for each output."""
     INT4 = 3
     """One scale for each 32 inputs of an output."""
+    AFFINE4 = 4
+    """A scale and an offset in float32 for each 32 inputs of an output: the weights of checkpoints of 4 bits."""
 
 
 class Before(IntEnum):
@@ -47,6 +50,17 @@ class Norm:
     weight: Tensor
     bias: Tensor | None
     eps: float
+
+
+class FourBits(NamedTuple):
+    """Weights of 4 bits: scale * number + offset, with groups of 32 inputs."""
+
+    whole: Tensor
+    """The numbers [N, 32 G] int8, from 0 to 15; K is padded to whole groups."""
+    scales: Tensor
+    """[N, G] float32."""
+    offsets: Tensor
+    """[N, G] float32."""
 
 
 @dataclass(frozen=True, slots=True)

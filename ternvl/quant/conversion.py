@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ternvl.checkpoint.stored import StoredWeights
 from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
 from ternvl.fused.packed import WideEmbedding
@@ -24,6 +25,7 @@ from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.kernels.memory import give_back
 from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_formats import pack
+from ternvl.kernels.stage_types import FourBits
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import pixel_shuffle
 from ternvl.quant.cache_errors import MeasuredAttention
@@ -40,6 +42,7 @@ from ternvl.quant.guard import (
 )
 from ternvl.types import Progress, Prompt
 
+_DECODER = "language_model.model"
 _ROWS = 64
 """The rows of logits that are in memory at a time."""
 _T = TypeVar("_T", bound=nn.Module)
@@ -47,17 +50,22 @@ _T = TypeVar("_T", bound=nn.Module)
 
 @torch.inference_mode()
 def quantize(
-    model: InternVL, scheme: str, samples: Sequence[Prompt], progress: Progress | None = None
+    model: InternVL,
+    scheme: str,
+    samples: Sequence[Prompt],
+    progress: Progress | None = None,
+    stored: StoredWeights | None = None,
 ) -> list[StageReport]:
     """Quantise a plain model on the CPU in place, and return what was chosen for each stage.
 
     `samples` should contain images and texts. `progress` is called with the stages done so far and the stages in all.
+    `stored` are the checkpoint's weights, for the scheme "checkpoint".
     Raises ConfigError for an unknown scheme, or if a logit on the samples is NaN or infinite; the model is of no use
     then.
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"quantization is {scheme!r}; it is one of {', '.join(SCHEMES)}.")
-    conversion = _Conversion(model, scheme, progress)
+    conversion = _Conversion(model, scheme, progress, stored if scheme == "checkpoint" else None)
     features = conversion.vision([sample.pixel_values for sample in samples])
     hidden = conversion.decoder(samples, features)
     conversion.head(hidden)
@@ -68,8 +76,8 @@ def quantize(
 class _Conversion:
     """A model of which some layers are quantised, and the reports about these."""
 
-    def __init__(self, model: InternVL, scheme: str, progress: Progress | None) -> None:
-        self.model, self.config, self.scheme = model, model.config, scheme
+    def __init__(self, model: InternVL, scheme: str, progress: Progress | None, stored: StoredWeights | None) -> None:
+        self.model, self.config, self.scheme, self._stored = model, model.config, scheme, stored
         self.reports: list[StageReport] = []
         self.attention_reports: list[StageReport] = []
         layers = self.config.vision.num_layers + self.config.language.num_layers
@@ -137,7 +145,9 @@ class _Conversion:
             seen.add(head.inputs(x))
         path, formats = "language_model.lm_head", formats_for("language_model.lm_head", self.scheme)
         unused = () if language.is_tied else plain.parameters()
-        language.lm_head = self._report(*choose(path, head, seen, formats, layer))  # type: ignore[assignment]
+        names = [f"{_DECODER}.embed_tokens.weight" if language.is_tied else f"{path}.weight"]
+        kept = None if self._stored is None else self._stored.get(names)
+        language.lm_head = self._report(*choose(path, head, seen, formats, layer, kept))  # type: ignore[assignment]
         give_back(unused)
 
     def _run(self, path: str, module: nn.Module, xs: Iterable[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -158,7 +168,15 @@ class _Conversion:
         """Choose formats for the stages right below a module."""
         for name, stage in list(_stages(module)):
             formats = formats_for(f"{path}.{name}", self.scheme)
-            setattr(module, name, self._report(*choose(f"{path}.{name}", stage, records.get(name), formats)))
+            kept = self._kept(path, module, name)
+            chosen = choose(f"{path}.{name}", stage, records.get(name), formats, kept=kept)
+            setattr(module, name, self._report(*chosen))
+
+    def _kept(self, path: str, module: nn.Module, name: str) -> FourBits | None:
+        """The checkpoint's own weights of 4 bits for a stage of the decoder."""
+        if self._stored is None or not isinstance(module, FusedDecoderLayer):
+            return None
+        return self._stored.get([f"{path}.{part.name}.weight" for part in module.parts()[name]])
 
     def _report(self, chosen: Stage, report: StageReport) -> Stage:
         self.reports.append(report)

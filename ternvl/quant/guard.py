@@ -22,10 +22,12 @@ from ternvl.fused.decoder import FusedDecoder
 from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import Stage
-from ternvl.kernels.stage_types import Format, Layer
-from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries, layer_of
+from ternvl.kernels.stage_types import Format, FourBits, Layer
+from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries, kept_try, layer_of
 
-SCHEMES = ("int8", "int4")
+SCHEMES = ("int8", "int4", "checkpoint")
+"""In "checkpoint", layers whose weights have 4 bits in the checkpoint keep them as they are; the others are as in
+"int8"."""
 _FEW, _MANY = (64, 256), (256, 1024)
 """The rows of inputs that are recorded from one call and in all. A stage that is tried in 4 bits needs many, because
 the compensation of its weights is fitted to them."""
@@ -38,7 +40,7 @@ class StageReport:
     name: str
     """The stage's name, or a layer's name followed by ".attention"."""
     format: str
-    """"int8" or "int4", or "float32" or "bfloat16" if it was left unquantised."""
+    """"int8", "int4" or "affine4", or "float32" or "bfloat16" if it was left unquantised."""
     error: float
     """The relative error of the choice; 0 if it was left unquantised."""
     smoothed: bool
@@ -114,16 +116,26 @@ def choose_attention(name: str, layer: FusedVisionLayer, error: float | None) ->
 
 
 def choose(
-    name: str, stage: Stage, seen: Record | None, formats: Sequence[Format], layer: Layer | None = None
+    name: str,
+    stage: Stage,
+    seen: Record | None,
+    formats: Sequence[Format],
+    layer: Layer | None = None,
+    kept: FourBits | None = None,
 ) -> tuple[Stage, StageReport]:
     """Return the stage in the first format that is within its bound, and the report.
 
     A stage whose inputs were not recorded stays unquantised. `layer` is what it was packed from; without it, its
-    weights are unpacked.
+    weights are unpacked. `kept` are the weights of 4 bits that the checkpoint has for it, which are tried first.
     """
     tried: dict[str, float] = {}
     if seen is not None and seen.largest is not None:
         rows = torch.cat(seen.rows)
+        if kept is not None:
+            label, best, error = kept_try(stage, layer or layer_of(stage), rows, kept)
+            tried[label] = error
+            if error <= BOUNDS[Format.AFFINE4]:
+                return best, StageReport(name, label, error, False, tried)
         for format in formats:
             tries = int4_tries if format is Format.INT4 else int8_tries
             made = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -11,14 +13,17 @@ from ternvl.model.internvl import InternVL
 
 _INT4_BYTES = 0.5 + 2 / GROUP
 """The bytes of a weight of 4 bits with its share of a scale in bfloat16."""
+_AFFINE4_BYTES = 0.5 + 8 / GROUP
+"""The same with a scale and an offset in float32."""
 _OUTPUT_BYTES = 8
 """The scale and the offset of an output in 8 bits."""
 
 
-def weight_bytes(config: ModelConfig, scheme: str) -> int:
-    """Return the bytes of the weights of a model of these sizes on a CPU: in "none", "int8" or "int4".
+def weight_bytes(config: ModelConfig, scheme: str, four_bits: Collection[str] = ()) -> int:
+    """Return the bytes of the weights of a model of these sizes on a CPU in a scheme, or in "none".
 
-    Where the guard leaves layers in more bits, the model is larger.
+    `four_bits` are the names of matrices that have 4 bits in the checkpoint, for the scheme "checkpoint". Where the
+    guard leaves layers in more bits, the model is larger.
     """
     stored = getattr(torch, config.dtype).itemsize
     with torch.device("meta"):
@@ -27,7 +32,8 @@ def weight_bytes(config: ModelConfig, scheme: str) -> int:
     for name, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if isinstance(module, nn.Linear):
-            total += linear_bytes(name, module, scheme, stored)
+            kept = scheme == "checkpoint" and f"{name}.weight" in four_bits
+            total += linear_bytes(name, module, "affine4" if kept else scheme, stored)
         elif isinstance(module, nn.Embedding):
             total += own * stored
         else:
@@ -42,4 +48,6 @@ def linear_bytes(name: str, linear: nn.Linear, scheme: str, stored: int) -> floa
         return (weights + bias) * stored
     if scheme == "int4" and name.startswith("language_model."):
         return weights * _INT4_BYTES + 4 * bias
+    if scheme == "affine4":
+        return weights * _AFFINE4_BYTES + 4 * bias
     return weights + _OUTPUT_BYTES * linear.out_features + 4 * bias

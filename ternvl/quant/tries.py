@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ternvl.kernels.stage import Stage, from_panels, unpack
-from ternvl.kernels.stage_formats import pack_int4, pack_int8
-from ternvl.kernels.stage_types import After, Format, Layer, Norm
+from ternvl.kernels.stage_formats import pack_affine4, pack_int4, pack_int8
+from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
 
-BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15}
+BOUNDS = {Format.INT8: 0.03, Format.INT4: 0.15, Format.AFFINE4: 0.03}
 """The largest root-mean-square error of a stage's products in each format, relative to the size of the products."""
 _HELD_OUT = 5
 """In 4 bits, one row in this many is held out of the compensation, and the error is measured on these rows."""
@@ -26,6 +26,12 @@ _ROWS = 32
 
 Try = tuple[str, Stage, float]
 """A try: its label, the stage and its error."""
+
+
+def kept_try(plain: Stage, layer: Layer, rows: Tensor, kept: FourBits) -> Try:
+    """Return a stage with the checkpoint's own weights of 4 bits. Its error is that of rounding the inputs."""
+    stage = pack_affine4(layer, kept)
+    return "affine4", stage, stage_error(stage, plain, rows)
 
 
 def int8_tries(plain: Stage, layer: Layer, rows: Tensor, largest: Tensor) -> Iterator[Try]:

@@ -56,6 +56,10 @@ def _weights(model: InternVL) -> str:
         largest = max(tensors, key=lambda tensor: tensor.nbytes)
         return f"{str(largest.dtype).removeprefix('torch.')}, {size}, not quantised"
     formats = {name: stage.format for name, stage in stages(model)}
+    if own := sum(format is Format.AFFINE4 for format in formats.values()):
+        others = Counter(format.name.lower() for format in formats.values() if format is not Format.AFFINE4)
+        text = ", ".join(f"{count} in {name}" for name, count in sorted(others.items()))
+        return f"{own} layers in the checkpoint's 4 bits, {text}, {size}"
     scheme = "int4" if Format.INT4 in formats.values() else "int8"
     wanted = {name: formats_for(name, scheme)[:1] for name in formats}
     kept = Counter(formats[name].name.lower() for name, best in wanted.items() if best and formats[name] != best[0])

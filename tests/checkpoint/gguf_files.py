@@ -152,3 +152,22 @@ def write_model(
     write(folder / "model.gguf", language_metadata(), encoded(language_tensors(model)))
     write(folder / "mmproj.gguf", vision_metadata(), encoded(vision_tensors(model, swapped=swapped)))
     return folder
+
+
+def q4_0(tensor: Tensor) -> Encoded:
+    """A matrix in Q4_0: blocks of a float16 scale and 32 numbers of 4 bits, 8 above their values."""
+    blocks = tensor.float().reshape(-1, 32)
+    extreme = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    scale = (extreme / -8).half()
+    numbers = ((blocks / torch.where(scale != 0, scale, 1).float()).round().clamp(-8, 7) + 8).to(torch.uint8)
+    content = torch.cat([scale.view(torch.uint8), numbers[:, :16] | numbers[:, 16:] << 4], dim=1)
+    return 2, tuple(tensor.shape), content.numpy().tobytes()
+
+
+def q8_0(tensor: Tensor) -> Encoded:
+    """A matrix in Q8_0: blocks of a float16 scale and 32 signed bytes."""
+    blocks = tensor.float().reshape(-1, 32)
+    scale = (blocks.abs().amax(1, keepdim=True) / 127).half()
+    numbers = (blocks / torch.where(scale != 0, scale, 1).float()).round().clamp(-127, 127).to(torch.int8)
+    content = torch.cat([scale.view(torch.uint8), numbers.view(torch.uint8)], dim=1)
+    return 8, tuple(tensor.shape), content.numpy().tobytes()

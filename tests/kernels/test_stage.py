@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ternvl.kernels.lora import Segments, Table, Target, Targets, Weights
+from ternvl.kernels.panels import GROUP
 from ternvl.kernels.stage import Stage, stage_reference
-from ternvl.kernels.stage_formats import pack, pack_int4, pack_int8
-from ternvl.kernels.stage_types import After, Format, Layer, Norm
+from ternvl.kernels.stage_formats import pack, pack_affine4, pack_int4, pack_int8
+from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
 
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
@@ -31,7 +32,16 @@ def layer(n: int, k: int, after: After, norm: str) -> Layer:
 
 def formats(given: Layer) -> list[Stage]:
     smoothing = torch.rand(given.weight.shape[1]) + 0.5
-    return [pack(given), pack_int8(given), pack_int8(given, smoothing), pack_int4(given)]
+    exact = pack_affine4(given, four_bits(given))
+    return [pack(given), pack_int8(given), pack_int8(given, smoothing), pack_int4(given), exact]
+
+
+def four_bits(given: Layer) -> FourBits:
+    """Random weights of 4 bits that are about as large as those of a layer."""
+    n, k = given.weight.shape
+    groups = -(-k // GROUP)
+    scales, offsets = torch.randn(2, n, groups) / k**0.5 / 8
+    return FourBits(torch.randint(0, 16, (n, groups * GROUP), dtype=torch.int8), scales, 8 * offsets)
 
 
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])

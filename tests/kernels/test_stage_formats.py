@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ternvl.kernels.panels import GROUP
-from ternvl.kernels.stage import unpack
-from ternvl.kernels.stage_formats import pack, pack_int4, pack_int8
-from ternvl.kernels.stage_types import After, Format, Layer
+from ternvl.kernels.stage import unpack, unpack_affine4
+from ternvl.kernels.stage_formats import pack, pack_affine4, pack_int4, pack_int8
+from ternvl.kernels.stage_types import After, Format, FourBits, Layer
 
 SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
 AFTER = (After.NOTHING, After.SWIGLU)
@@ -70,3 +70,27 @@ def test_smoothing_divides_the_weights_and_multiplies_the_inputs() -> None:
         assert torch.equal(stage.smoothing, smoothing)
         wanted = x @ layer.weight.T
         assert (stage(x) - wanted).norm() / wanted.norm() < bound
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_weights_of_4_bits_are_kept_to_the_bit(after: After) -> None:
+    torch.manual_seed(1)
+    for n, k in ((16, 32), (34, 96), (130, 1024)):
+        numbers = torch.randint(0, 16, (n, k), dtype=torch.int8)
+        given = FourBits(numbers, *torch.randn(2, n, k // GROUP).unbind())
+        stage = pack_affine4(Layer(torch.zeros(n, k), None, None, after), given)
+        assert all(torch.equal(one, other) for one, other in zip(unpack_affine4(stage), given, strict=True))
+        assert stage.panels.shape[1:] == (k // GROUP, 384), "6 bits a weight"
+
+
+def test_a_product_is_that_of_the_weights() -> None:
+    """Inputs that are whole numbers with a largest one of 127 are not rounded, so the products are nearly exact."""
+    torch.manual_seed(2)
+    given = FourBits(torch.randint(0, 16, (50, 256), dtype=torch.int8), *torch.randn(2, 50, 8).unbind())
+    weight = given.whole.double() * given.scales.double().repeat_interleave(GROUP, 1)
+    weight += given.offsets.double().repeat_interleave(GROUP, 1)
+    x = torch.randint(-126, 127, (9, 256)).float()
+    x[:, 3] = 127
+    found = pack_affine4(Layer(torch.zeros(50, 256), None, None, After.NOTHING), given).product(x)
+    wanted = x.double() @ weight.T
+    assert ((found - wanted).abs() / wanted.abs().max()).max() < 1e-6

@@ -57,6 +57,7 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     Raises CheckpointError for a folder that is no model or whose weights are broken.
     """
     from ternvl.checkpoint import source
+    from ternvl.checkpoint.stored import StoredWeights, is_quantised, rounding
     from ternvl.engine.settings import free_memory
     from ternvl.kernels.loader import instruction_set, why_chosen
     from ternvl.loading import automatic_scheme, resolve_device, why_unquantised
@@ -67,10 +68,14 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     files = _files(folder) if is_here else None
     size = weight_bytes(config, "none") if files is None else files["bytes"]
     free = free_memory(device)
+    stored = StoredWeights(folder) if is_here and is_quantised(folder) else None
+    four_bits, formats = (set(), {}) if stored is None else (stored.names(), stored.formats())
+    auto = automatic_scheme(size, device, has_four_bits=bool(four_bits))
     return {
         "model": name,
         "folder": str(folder.resolve()) if is_here else None,
         "files": files,
+        "rounding": rounding(formats, auto) or None,
         "dtype": config.dtype,
         "parameters": num_parameters(config),
         "vision": asdict(config.vision),
@@ -85,10 +90,10 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
             "why_kernels": why_chosen() if device.type == "cpu" else "",
             "threads": _threads(device),
             "free_memory": free,
-            "auto": automatic_scheme(size, device),
+            "auto": auto,
             "why_unquantised": why_unquantised(size, device),
         },
-        "precisions": [asdict(each) for each in _precisions(config, device, free)],
+        "precisions": [asdict(each) for each in _precisions(config, device, free, four_bits)],
     }
 
 
@@ -118,7 +123,7 @@ def _images(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _precisions(config: ModelConfig, device: torch.device, free: int) -> list[Precision]:
+def _precisions(config: ModelConfig, device: torch.device, free: int, four_bits: set[str]) -> list[Precision]:
     import torch
 
     from ternvl.engine.settings import cache_dtype, resolve
@@ -129,13 +134,14 @@ def _precisions(config: ModelConfig, device: torch.device, free: int) -> list[Pr
     context = min(EngineConfig().max_model_len, config.language.max_position_embeddings)
     wanted = EngineConfig(max_model_len=context, kv_cache_memory=2**60)  # whatever is free
     found = []
-    for scheme in ("none", "int8", "int4") if device.type == "cpu" else ("none",):
+    schemes = ("none", "int8", "int4", *(["checkpoint"] if four_bits else [])) if device.type == "cpu" else ("none",)
+    for scheme in schemes:
         quantised = scheme != "none"
         engine = resolve(
             wanted, config.language, dtype=computed, device=device, is_quantized=quantised, caches_in_int8=quantised
         )
         block = block_bytes(config.language, engine.block_size, cache_dtype(engine, computed))
-        weights, cache = weight_bytes(config, scheme), -(-context // engine.block_size) * block
+        weights, cache = weight_bytes(config, scheme, four_bits), -(-context // engine.block_size) * block
         found.append(Precision(scheme, weights, cache, fits=weights + cache < free))
     return found
 
@@ -158,9 +164,10 @@ def as_text(found: dict[str, Any]) -> str:
         ("Images", f"up to {images['max_tiles']} tiles of {images['tile_size']} x {images['tile_size']} pixels, "
                    f"{images['tokens_per_tile']} tokens each: at most {images['max_tokens']:,} tokens an image"),
         ("Runs on", _machine(machine)),
-        ("Default", "int8, because this CPU is fast at it" if machine["auto"] == "int8" else
-                    f"not quantised, because {machine['why_unquantised']}"),
+        ("Default", _default(machine)),
     ]  # fmt: skip
+    if found["rounding"]:
+        rows.append(("Rounding", found["rounding"]))
     if files is not None:
         plural = "s" if files["count"] != 1 else ""
         text = f"{files['layout']} layout, {files['count']} file{plural}, {shown_bytes(files['bytes'])}"
@@ -171,6 +178,14 @@ def as_text(found: dict[str, Any]) -> str:
         sizes = f"{shown_bytes(row['weights']):>10}{shown_bytes(row['kv_cache']):>26}"
         lines.append(f"{row['quantization']:<13}{sizes}{'yes' if row['fits'] else 'no':>6}")
     return "\n".join(lines)
+
+
+def _default(machine: dict[str, Any]) -> str:
+    if machine["auto"] == "checkpoint":
+        return "checkpoint, because its layers have 4 bits already"
+    if machine["auto"] == "int8":
+        return "int8, because this CPU is fast at it"
+    return f"not quantised, because {machine['why_unquantised']}"
 
 
 def _tower(sizes: dict[str, Any]) -> str:

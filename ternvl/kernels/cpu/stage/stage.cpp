@@ -62,6 +62,7 @@ EXPORT void ternvl_stage(const Stage* stage, const float* x, int64_t m, int64_t 
                   is_plain};
   if (stage->format == INT8) return int8_stage(*stage, call);
   if (stage->format == INT4) return int4_stage(*stage, call);
+  if (stage->format == AFFINE4) return affine4_stage(*stage, call);
   float_stage(*stage, call);
 }
 

@@ -7,7 +7,7 @@
 
 #include "product/panels.h"
 
-enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4 };
+enum Format : int32_t { FLOAT32, BFLOAT16, INT8, INT4, AFFINE4 };
 enum Before : int32_t { NO_NORM, RMS_NORM, LAYER_NORM };
 enum After : int32_t { NOTHING, GELU, SWIGLU };
 
@@ -49,6 +49,7 @@ inline int64_t num_panels(const Stage& stage) {
 
 }  // namespace
 
-// Not exported; in product/int8.cpp and product/int4.cpp.
+// Not exported; in the files of product/ with these names.
 void int8_stage(const Stage& stage, const Call& call);
 void int4_stage(const Stage& stage, const Call& call);
+void affine4_stage(const Stage& stage, const Call& call);
