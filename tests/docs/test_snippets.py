@@ -84,6 +84,8 @@ NOT_RUN = {
     "ternvl bench peers --tokenizer DIR": _HOURS,
     "ternvl bench peers --tokenizer DIR --peers ternvl openvino --workloads decode tile"
     " --repeats-of ternvl-none=1": _HOURS,
+    "ternvl bench peers --tokenizer DIR --peers ternvl-int8 openvino-int8 llamacpp-q8_0 --workloads decode tile"
+    " --neighbours 1 2": _HOURS,
     "ternvl bench peers --render benchmarks/results/peers-DATE.json": "needs the result of the benchmark",
     javascript.INSTALL: "tests/docs/javascript.py runs it before every program",
     "ternvl eval docvqa/ --benchmark docvqa --output results/docvqa --model OpenGVLab/InternVL3-1B": _WEIGHTS,
