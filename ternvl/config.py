@@ -112,6 +112,11 @@ class LoadingConfig:
         "which for large models on a CPU that is fast at it is checkpoint if there are such bits, else int8.",
     )
     calibration: Path | None = setting(None, "A folder of images and texts on which quantisation measures its errors.")
+    conversion: str = setting(
+        "first",
+        "When a model that was not quantised before is converted: first, or beside unquantised answers, for the next "
+        "start.",
+    )
     device: str = setting("auto", "The device that the model runs on: auto, cpu, cuda or cuda:1.")
     threads: int | None = setting(
         None, "The threads that compute on a CPU; by default one for each core that this process may use."

@@ -16,13 +16,14 @@ from ternvl.cgroup import Cgroup
 from ternvl.checkpoint import weights
 from ternvl.checkpoint.stored import FOUR_BITS, StoredWeights, has_four_bits, is_quantised, rounding
 from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ModelConfig
+from ternvl.engine.settings import free_memory
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
 from ternvl.kernels.loader import available, library
 from ternvl.model.internvl import InternVL
 from ternvl.processors import Processors, bind, usable_cores
 from ternvl.prompt.build import PromptBuilder
-from ternvl.quant import file
+from ternvl.quant import beside, file
 from ternvl.quant.conversion import quantize
 from ternvl.quant.guard import SCHEMES, StageReport
 from ternvl.quant.samples import build, digest, samples
@@ -42,6 +43,7 @@ class Loading:
 
     def __init__(self, folder: Path, config: ModelConfig, loading: LoadingConfig) -> None:
         """Raises ConfigError for invalid settings."""
+        beside.check(loading.conversion, loading.locked)
         dtype, reference, device = loading.dtype, loading.reference, resolve_device(loading.device)
         if loading.cpu_affinity is not None:
             bind(loading.cpu_affinity)
@@ -58,6 +60,17 @@ class Loading:
         if self._scheme != "none":
             with suppress(OSError, SafetensorError, ValueError):  # missing or incomplete: `finish` handles it
                 self._reading = file.Reading(file.path_for(folder, self._scheme, digest(loading.calibration)))
+            if self._reading is None and loading.conversion == "beside":
+                self._scheme = self._converted_beside()
+
+    def _converted_beside(self) -> str:
+        """Begin to convert in another process, if there is memory for it; return the scheme to load meanwhile."""
+        if reason := beside.why_first(weights_size(self._folder), free_memory(self._device)):
+            log.warning("The conversion to %s comes first: %s.", self._scheme, reason)
+            return self._scheme
+        beside.start(self._folder, self._scheme, self._calibration)
+        log.info("The model is unquantised until the next start; it is being converted to %s beside.", self._scheme)
+        return "none"
 
     def finish(self, builder: PromptBuilder, *, progress: bool) -> InternVL:
         """Return the model, ready to run. Raises CheckpointError and ConfigError."""
@@ -86,7 +99,7 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
     """
     check_name(quantization)
     if quantization == "auto":
-        size = sum(path.stat().st_size for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
+        size = weights_size(folder)
         if dtype != "auto" or reference:
             return "none"
         return automatic_scheme(size, device, has_four_bits=not why_unquantised(size, device) and has_four_bits(folder))
@@ -99,6 +112,11 @@ def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch
     if quantization != "none" and not available():
         log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
     return quantization
+
+
+def weights_size(folder: Path) -> int:
+    """Return the bytes of a checkpoint's files with weights."""
+    return sum(path.stat().st_size for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
 
 
 def _check_bits(scheme: str, folder: Path) -> None:
