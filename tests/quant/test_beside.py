@@ -50,7 +50,7 @@ def test_without_memory_for_both_the_conversion_comes_first(
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="^conversion is 'never'; it is one of first"):
+    with pytest.raises(ConfigError, match=r"^conversion is 'never'; it is one of first"):
         LLM(conversion="never")
     with pytest.raises(ConfigError, match="with a lock all answers must come from the locked weights"):
         beside.check("beside", Path("ternvl.lock"))
