@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from ternvl.errors import CheckpointError
 from ternvl.prompt import gguf_tokenizer, slow_tokenizer
 from ternvl.prompt.template import IM_END, Control, ImageSlot, Piece
+from ternvl.workers.trim import trim
 
 IMG, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 END_OF_TEXT = "<|endoftext|>"
@@ -79,10 +80,23 @@ def _next_cut(text: str, start: int) -> tuple[int, bool]:
     return (end, False) if end < len(text) else (len(text), True)
 
 
+def _spec(folder: Path) -> tuple[str, str]:
+    """Return the text of a folder's tokenizer in the form of `tokenizer.json`, and what errors call it."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return slow_tokenizer.read_text(path), str(path)
+    if slow_tokenizer.is_there(folder):
+        return slow_tokenizer.to_spec(folder), f"the tokenizer in {folder}"
+    if any(folder.glob("*.gguf")):
+        spec, path = gguf_tokenizer.to_spec(folder)
+        return spec, f"the tokenizer in {path}"
+    raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded.")
+
+
 class Tokenizer:
     """The tokenizer of one checkpoint."""
 
-    def __init__(self, spec: str, *, name: str = "tokenizer.json") -> None:
+    def __init__(self, spec: str, name: str = "tokenizer.json") -> None:
         """`spec` is the text of a `tokenizer.json`, `name` is used in errors.
 
         Raises CheckpointError if the text is broken or lacks a token that the template needs.
@@ -111,15 +125,9 @@ class Tokenizer:
 
         Raises CheckpointError if there is none of them.
         """
-        path = folder / "tokenizer.json"
-        if path.is_file():
-            return cls(slow_tokenizer.read_text(path), name=str(path))
-        if slow_tokenizer.is_there(folder):
-            return cls(slow_tokenizer.to_spec(folder), name=f"the tokenizer in {folder}")
-        if any(folder.glob("*.gguf")):
-            spec, path = gguf_tokenizer.to_spec(folder)
-            return cls(spec, name=f"the tokenizer in {path}")
-        raise CheckpointError(f"{folder} has no tokenizer.json, so text cannot be encoded or decoded.")
+        tokenizer = cls(*_spec(folder))
+        trim()  # reading a large vocabulary leaves 100 MB of freed pieces
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
