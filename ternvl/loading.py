@@ -253,7 +253,7 @@ def _convert(
         is_wanted=progress,
     )
     prompts = [build(builder, sample) for sample in samples(calibration)]
-    stored = StoredWeights(folder) if scheme == "checkpoint" else None
+    stored = StoredWeights(folder) if is_quantised(folder) else None
     reports = with_progress(
         f"Converting to {scheme}", lambda show: quantize(model, scheme, prompts, show, stored), is_wanted=progress
     )

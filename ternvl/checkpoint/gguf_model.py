@@ -78,6 +78,10 @@ class GGUFWeights:
         """Return a tensor."""
         return self.file.get_tensor(self._names[name]).view(self.get_slice(name).shape)
 
+    def get_blocks(self, name: str) -> tuple[Tensor, int] | None:
+        """Return the rows of a quantised matrix and the number of their format, as `GGUFFile.get_blocks` does."""
+        return self.file.get_blocks(self._names[name])
+
     def format_of(self, name: str) -> str:
         """Return the name of a tensor's format."""
         return self.file.format_of(self._names[name])

@@ -36,10 +36,10 @@ _HUB_NAMES = {
 def resolve(model: str | Path | None, *, revision: str | None = None) -> Path:
     """Return the folder of a model, which is downloaded first if necessary.
 
-    `model` is a folder, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short `internvl3-1b-instruct`), or
-    "ternvl-nano" or None for the embedded model. `revision` is a branch, tag or commit of a hub name. A download shows
-    the hub library's progress bar, continues after a broken connection, and keeps files that an earlier run has
-    completed.
+    `model` is a folder, a GGUF file in it, a hub name (`OpenGVLab/InternVL3-1B-Instruct`, or short
+    `internvl3-1b-instruct`), or "ternvl-nano" or None for the embedded model. `revision` is a branch, tag or commit of
+    a hub name. A download shows the hub library's progress bar, continues after a broken connection, and keeps files
+    that an earlier run has completed.
     Raises CheckpointError if the model is not found or cannot be downloaded.
     """
     found = _located(model, revision)
@@ -73,6 +73,8 @@ def _located(model: str | Path | None, revision: str | None) -> Path | str:
         return folder
     if model is None:
         raise CheckpointError(f"This installation has no embedded model: the folder {folder} does not exist.")
+    if folder.exists() and folder.suffix == ".gguf" and revision is None:
+        return folder.parent  # which has both files of the model
     if folder.exists():
         raise CheckpointError(
             f"{folder} is a file; a model is a folder with a config.json and safetensors files, or with two GGUF files."

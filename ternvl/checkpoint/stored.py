@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ternvl.checkpoint import awq
+from ternvl.checkpoint.gguf_model import GGUFWeights
 from ternvl.checkpoint.names import remap
 from ternvl.checkpoint.source import read_object
 from ternvl.checkpoint.tensor_files import opened
@@ -19,6 +21,7 @@ from ternvl.kernels.stage_types import FourBits
 
 FOUR_BITS = ("AWQ", *(each.name for each in FORMATS.values() if each.split))
 """The formats that the scheme "checkpoint" keeps as they are."""
+_EMBEDDING = "language_model.model.embed_tokens.weight"
 _PLAIN = ("F32", "F16", "BF16")
 
 
@@ -80,6 +83,15 @@ class StoredWeights:
                 return None
             found.append(file.get_four_bits(own))
         return found[0] if len(found) == 1 else FourBits(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def embedding(self) -> tuple[Tensor, int] | None:
+        """Return the blocks of the embedding, [rows, bytes] uint8, and the number of their GGUF format.
+
+        They are mapped. None unless a GGUF file has it quantised.
+        """
+        file, name = self._places.get(_EMBEDDING, (None, ""))
+        found: tuple[Tensor, int] | None = file.get_blocks(name) if isinstance(file, GGUFWeights) else None
+        return found
 
     def names(self) -> set[str]:
         """Return the names of the language model's matrices that have 4 bits."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ternvl.gguf.formats import FORMATS
 from ternvl.kernels import panels, product
 
 
@@ -74,6 +75,26 @@ class WideEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., C] float32."""
         return F.embedding(ids, self.weight).float()
+
+
+class BlockEmbedding(nn.Module):
+    """An embedding that keeps the blocks of a GGUF file and decodes the rows that are looked up, to float32."""
+
+    blocks: Tensor
+    """[rows, bytes of a row] uint8."""
+
+    def __init__(self, blocks: Tensor, format: int) -> None:
+        """`format` is a number of `FORMATS`, of a format that has blocks."""
+        super().__init__()
+        self.format = format
+        self.register_buffer("blocks", blocks)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] -> [..., C] float32."""
+        format = FORMATS[self.format]
+        assert format.decode is not None, format.name
+        rows = format.decode(self.blocks[ids.flatten()].view(-1, format.block_bytes))
+        return rows.view(*ids.shape, -1)
 
 
 class GELU(nn.Module):

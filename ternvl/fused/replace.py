@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ternvl.config import ModelConfig
 from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
-from ternvl.fused.packed import WideEmbedding
+from ternvl.fused.packed import BlockEmbedding, WideEmbedding
 from ternvl.fused.stages import stage_of
 from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.kernels.stage import Stage
@@ -39,11 +39,12 @@ def assemble(
     *,
     int8_attention: Collection[str],
     int8_cache: bool,
+    embedding_format: int | None = None,
 ) -> InternVL:
     """Build a fused model from its stages by name and its other tensors by name.
 
     `int8_attention` names the vision layers that attend in 8 bits. `int8_cache` says whether 8 bits are sufficient for
-    keys and values.
+    keys and values. `embedding_format` is the format of GGUF that the embedding has, if it has one.
     """
     with torch.device("meta"):
         model = InternVL(config)
@@ -66,6 +67,9 @@ def assemble(
     ]
     language.model = FusedDecoder(language.model, layers, caches_in_int8=int8_cache)
     language.lm_head = stages["language_model.lm_head"]  # type: ignore[assignment]
+    if embedding_format is not None:
+        blocks = rest["language_model.model.embed_tokens.blocks"]
+        language.model.embed_tokens = BlockEmbedding(blocks, embedding_format)  # type: ignore[assignment]
     own = model.state_dict().keys() - {
         f"{path}.{name}" for path, stage in stages.items() for name in stage.state_dict()
     }

@@ -118,6 +118,15 @@ class GGUFFile:
             out[some] = format.decode(blocks[some])
         return out.view(shape)
 
+    def get_blocks(self, name: str) -> tuple[Tensor, int] | None:
+        """Return the rows of a quantised matrix as they are, [N, bytes] uint8, and the number of its format.
+
+        None for plain numbers.
+        """
+        format, shape, _, _ = self._tensors[name]
+        numbers = [number for number, each in FORMATS.items() if each is format]
+        return None if format.decode is None else (self._content_of(name).view(shape[0], -1), numbers[0])
+
     def format_of(self, name: str) -> str:
         """Return the name of a tensor's format."""
         return self._tensors[name].format.name

@@ -64,6 +64,28 @@ def _split_q4_1(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _nibbles(blocks[:, 4:]).flatten(1), _half(blocks, 0), _half(blocks, 2)
 
 
+def _q5_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (_with_fifth_bits(blocks[:, 2:6], blocks[:, 6:]).float() - 16)
+
+
+def _q5_1(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * _with_fifth_bits(blocks[:, 4:8], blocks[:, 8:]).float() + _half(blocks, 2)
+
+
+def _with_fifth_bits(fifth: Tensor, packed: Tensor) -> Tensor:
+    """Numbers of 5 bits [B, 32]: bit i of the four bytes `fifth` [B, 4] is the highest of number i."""
+    high = (fifth[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1  # [B, 4, 8]
+    return _nibbles(packed).flatten(1) | high.flatten(1) << 4
+
+
+def _q5_k(blocks: Tensor) -> Tensor:
+    """As Q4_K; bit g of byte i of 32 is the fifth of number i of group g."""
+    _, scales, offsets = _split_q4_k(blocks)
+    high = (blocks[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None]) & 1  # [B, 8, 32]
+    numbers = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).flatten(1, 2) | high << 4
+    return (scales[..., None] * numbers.float() + offsets[..., None]).flatten(1)
+
+
 def _q4_k(blocks: Tensor) -> Tensor:
     numbers, scales, offsets = _split_q4_k(blocks)
     return (scales[..., None] * numbers.view(-1, 8, 32).float() + offsets[..., None]).flatten(1)
@@ -74,7 +96,7 @@ def _split_q4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low, middle, high = blocks[:, 4:16].view(-1, 3, 4).unbind(1)  # [B, 4] each
     scales = torch.cat([low & 63, (high & 15) | ((low >> 2) & 48)], dim=1).float()  # [B, 8]
     minima = torch.cat([middle & 63, (high >> 4) | ((middle >> 2) & 48)], dim=1).float()
-    numbers = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).flatten(1)
+    numbers = _nibbles(blocks[:, -128:].reshape(-1, 4, 32)).flatten(1)
     return numbers, _half(blocks, 0) * scales, -(_half(blocks, 2) * minima)
 
 
@@ -94,14 +116,17 @@ FORMATS = {
     1: BlockFormat("F16", 1, 2, dtype=torch.float16),
     2: BlockFormat("Q4_0", 32, 18, _q4_0, split=_split_q4_0),
     3: BlockFormat("Q4_1", 32, 20, _q4_1, split=_split_q4_1),
+    6: BlockFormat("Q5_0", 32, 22, _q5_0),
+    7: BlockFormat("Q5_1", 32, 24, _q5_1),
     8: BlockFormat("Q8_0", 32, 34, _q8_0),
     12: BlockFormat("Q4_K", 256, 144, _q4_k, split=_split_q4_k),
+    13: BlockFormat("Q5_K", 256, 176, _q5_k),
     14: BlockFormat("Q6_K", 256, 210, _q6_k),
     30: BlockFormat("BF16", 1, 2, dtype=torch.bfloat16),
 }
 """By their numbers in files (`ggml.h`)."""
 OTHERS = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
     18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
     27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip

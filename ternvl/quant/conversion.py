@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ternvl.checkpoint.stored import StoredWeights
 from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
-from ternvl.fused.packed import WideEmbedding
+from ternvl.fused.packed import BlockEmbedding, WideEmbedding
 from ternvl.fused.replace import rest_to_float32
 from ternvl.fused.stages import layer_of
 from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
@@ -59,7 +59,8 @@ def quantize(
     """Quantise a plain model on the CPU in place, and return what was chosen for each stage.
 
     `samples` should contain images and texts. `progress` is called with the stages done so far and the stages in all.
-    `stored` are the checkpoint's weights, for the scheme "checkpoint".
+    `stored` are the weights of a checkpoint that is quantised already: its embedding is kept as it is, and in the
+    scheme "checkpoint" the decoder's weights of 4 bits.
     Raises ConfigError for an unknown scheme, or if a logit on the samples is NaN or infinite; the model is of no use
     then.
     """
@@ -70,6 +71,8 @@ def quantize(
     hidden = conversion.decoder(samples, features)
     conversion.head(hidden)
     rest_to_float32(model)
+    if stored is not None and (blocks := stored.embedding()) is not None:
+        model.language_model.model.embed_tokens = BlockEmbedding(*blocks)  # type: ignore[assignment]
     return conversion.reports + conversion.attention_reports
 
 

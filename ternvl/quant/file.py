@@ -94,6 +94,7 @@ def save(model: InternVL, reports: Sequence[StageReport], path: Path) -> None:
         "stages": json.dumps(described),
         "int8_attention": json.dumps([name for name, layer in vision_layers(model) if layer.attends_in_int8]),
         "int8_cache": json.dumps(caches_in_int8(model)),
+        "embedding_format": json.dumps(getattr(model.language_model.model.embed_tokens, "format", None)),
         "reports": json.dumps([asdict(report) for report in reports]),
     }
     state = model.state_dict()
@@ -141,7 +142,11 @@ def load(path: Path, config: ModelConfig, reading: Reading | None = None) -> tup
         made = {name: _stage(name, values, tensors) for name, values in described.items()}
         reports = [StageReport(**report) for report in json.loads(metadata["reports"])]
         attention, cache = (json.loads(metadata[name]) for name in ("int8_attention", "int8_cache"))
-        return assemble(config, made, tensors, int8_attention=attention, int8_cache=cache), reports
+        embedding = json.loads(metadata.get("embedding_format", "null"))
+        model = assemble(
+            *(config, made, tensors), int8_attention=attention, int8_cache=cache, embedding_format=embedding
+        )
+        return model, reports
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is not a whole quantised model ({error}).") from error
 

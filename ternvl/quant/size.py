@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 from torch import nn
 
+from ternvl.checkpoint.stored import StoredWeights
 from ternvl.config import ModelConfig
 from ternvl.kernels.panels import GROUP
 from ternvl.model.internvl import InternVL
@@ -19,25 +18,27 @@ _OUTPUT_BYTES = 8
 """The scale and the offset of an output in 8 bits."""
 
 
-def weight_bytes(config: ModelConfig, scheme: str, four_bits: Collection[str] = ()) -> int:
+def weight_bytes(config: ModelConfig, scheme: str, stored: StoredWeights | None = None) -> int:
     """Return the bytes of the weights of a model of these sizes on a CPU in a scheme, or in "none".
 
-    `four_bits` are the names of matrices that have 4 bits in the checkpoint, for the scheme "checkpoint". Where the
-    guard leaves layers in more bits, the model is larger.
+    `stored` are the weights of a checkpoint that is quantised already. Where the guard leaves layers in more bits, the
+    model is larger.
     """
-    stored = getattr(torch, config.dtype).itemsize
+    four_bits = stored.names() if stored is not None and scheme == "checkpoint" else set()
+    blocks = None if stored is None or scheme == "none" else stored.embedding()
+    itemsize = getattr(torch, config.dtype).itemsize
     with torch.device("meta"):
         model = InternVL(config)
     total = 0.0
     for name, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if isinstance(module, nn.Linear):
-            kept = scheme == "checkpoint" and f"{name}.weight" in four_bits
-            total += linear_bytes(name, module, "affine4" if kept else scheme, stored)
+            kept = f"{name}.weight" in four_bits
+            total += linear_bytes(name, module, "affine4" if kept else scheme, itemsize)
         elif isinstance(module, nn.Embedding):
-            total += own * stored
+            total += own * itemsize if blocks is None else blocks[0].nbytes
         else:
-            total += own * (stored if scheme == "none" else 4)
+            total += own * (itemsize if scheme == "none" else 4)
     return round(total)
 
 

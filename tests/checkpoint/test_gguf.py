@@ -74,8 +74,8 @@ def random_blocks(number: int, count: int, seed: int) -> bytes:
     """Blocks of random bytes whose scales are ordinary numbers."""
     format, rng = FORMATS[number], np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (count, format.block_bytes), np.uint8)
-    scales = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208]}[format.name]
-    for start in scales:
+    scales = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "Q6_K": (208,)}  # others have a scale and an offset
+    for start in scales.get(format.name, (0, 2)):
         blocks[:, start : start + 2] = rng.normal(size=count).astype(np.float16)[:, None].view(np.uint8)
     return blocks.tobytes()
 
@@ -182,7 +182,7 @@ def test_vision_towers_that_are_not_served(
 
 def test_formats_that_are_not_served_are_named(model: InternVL, tmp_path: Path) -> None:
     write_model(tmp_path, model)
-    for number, name in ((13, "Q5_K"), (999, "999")):
+    for number, name in ((10, "Q2_K"), (16, "IQ2_XXS"), (20, "IQ4_NL"), (999, "999")):
         tensors: dict[str, Encoded] = {"token_embd.weight": (number, (61, 256), bytes(61 * 176))}
         write(tmp_path / "model.gguf", language_metadata(), tensors)
         assert f"token_embd.weight has the format {name}; only F32, F16, Q4_0," in refusal(tmp_path)

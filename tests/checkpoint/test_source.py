@@ -18,6 +18,8 @@ def test_resolving_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").write_text("")
     assert resolve(tmp_path) == tmp_path
     assert resolve(str(tmp_path)) == tmp_path
+    (tmp_path / "model.gguf").write_text("")
+    assert resolve(tmp_path / "model.gguf") == resolve(str(tmp_path / "model.gguf")) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     assert resolve(f"~/{tmp_path.name}") == tmp_path
     monkeypatch.setattr(source, "EMBEDDED", tmp_path)
@@ -26,6 +28,7 @@ def test_resolving_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.M
     for model, revision, words in (
         (None, None, "no embedded model"),
         (tmp_path, "main", "The revision 'main' needs a model on the hub"),
+        (tmp_path / "model.gguf", "main", "is a file"),
         (tmp_path / "file", None, "is a file; a model is a folder"),
         (tmp_path / "absent", None, "neither an existing folder nor a model name"),
         ("../absent/model", None, "neither an existing folder nor a model name"),

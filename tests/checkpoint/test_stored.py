@@ -22,6 +22,7 @@ from ternvl.kernels.stage_types import Format, FourBits
 from ternvl.llm import LLM
 from ternvl.loading import automatic_scheme, resolve_scheme
 from ternvl.params import SamplingParams
+from ternvl.quant import file
 from ternvl.quant.conversion import quantize
 from ternvl.quant.guard import stages
 from ternvl.quant.size import weight_bytes
@@ -54,11 +55,11 @@ def test_numbers_scales_and_offsets_are_the_weights_to_the_bit(tmp_path: Path, n
     format = FORMATS[number]
     shape = (5, 3 * format.block_size)
     tensor = (number, shape, random_blocks(number, 15, number))
-    file = GGUFFile(write(tmp_path / "x.gguf", {"general.alignment": 32}, {"x": tensor}))
-    numbers, scales, offsets = file.get_four_bits("x")
+    opened = GGUFFile(write(tmp_path / "x.gguf", {"general.alignment": 32}, {"x": tensor}))
+    numbers, scales, offsets = opened.get_four_bits("x")
     assert (int(numbers.min()), int(numbers.max()), numbers.dtype) == (0, 15, torch.int8)
     assert scales.shape == offsets.shape == (5, shape[1] // GROUP)
-    assert np.array_equal(weight_of(FourBits(numbers, scales, offsets)), file.get_tensor("x"))
+    assert np.array_equal(weight_of(FourBits(numbers, scales, offsets)), opened.get_tensor("x"))
 
 
 def test_awq_is_kept_to_the_bit(tmp_path: Path) -> None:
@@ -144,6 +145,24 @@ def test_answers_with_the_checkpoints_own_bits_and_an_adapter(
     assert torch.equal(again.engine.model(prompt), LLM(folder, quantization="checkpoint").engine.model(prompt))
 
 
+@pytest.mark.parametrize("scheme", ["int8", "checkpoint"])
+def test_the_embedding_keeps_its_blocks(tmp_path: Path, scheme: str) -> None:
+    folder = write_model(tmp_path / "model", make_model(CONFIG), encode)
+    config, stored = source.load_config(folder), StoredWeights(folder)
+    model = weights.load(folder, config, dtype=torch.float32)
+    wanted = model.language_model.model.embed_tokens.weight
+    reports = quantize(model, scheme, prompts(), stored=stored)
+    file.save(model, reports, tmp_path / "kept.safetensors")
+    ids = torch.tensor([[3, 60], [0, 3]])
+    loaded = file.load(tmp_path / "kept.safetensors", config)[0]
+    for each in (model, loaded):
+        embedding = each.language_model.model.embed_tokens
+        assert sum(tensor.nbytes for tensor in embedding.buffers()) == 61 * 2 * 34, "bytes of Q8_0"
+        assert not list(embedding.parameters())
+        assert torch.equal(embedding(ids), wanted[ids])
+    assert torch.equal(loaded(prompts()[0]), model(prompts()[0]))
+
+
 def test_a_checkpoint_without_such_bits_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", make_model(CONFIG), q8_0_or_plain)
     cpu = torch.device("cpu")
@@ -194,5 +213,7 @@ def test_info_says_what_is_kept(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert out.splitlines()[-1].startswith("checkpoint ")
     found = json.loads(run(capsys, "info", folder, "--json")[1])
     sizes = {row["quantization"]: row["weights"] for row in found["precisions"]}
-    config, four_bits = source.load_config(folder), StoredWeights(folder).names()
-    assert sizes["int4"] < sizes["checkpoint"] == weight_bytes(config, "checkpoint", four_bits) < sizes["int8"]
+    assert sizes["checkpoint"] == weight_bytes(source.load_config(folder), "checkpoint", StoredWeights(folder))
+    assert sizes["int4"] < sizes["checkpoint"] < sizes["int8"]
+    by_file = json.loads(run(capsys, "info", folder / "model.gguf", "--json")[1])
+    assert (by_file["folder"], by_file["files"]) == (found["folder"], found["files"])

@@ -23,7 +23,15 @@ pytestmark = [
 DRIVER = Path(__file__).parent / "sanitizer" / "driver.cpp"
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-w")
 SHORT = (
-    *("linear.x", "stage.int8_panels", "stage.int4_panels", "stage.y", "attention.out", "attention_int8.cache"),
+    *(
+        "linear.x",
+        "stage.int8_panels",
+        "stage.int4_panels",
+        "stage.affine4_panels",
+        "stage.y",
+        "attention.out",
+        "attention_int8.cache",
+    ),
     *("tile_attention.qkv", "decode.cache", "lora.a", "lora.scales", "rotate.x", "rms_norm.weight"),
     *("largest.x", "largest.indices", "lora_add.x", "lora_add.out"),
 )

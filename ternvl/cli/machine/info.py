@@ -18,6 +18,7 @@ from ternvl.terminal import shown_bytes, shown_count
 if TYPE_CHECKING:
     import torch
 
+    from ternvl.checkpoint.stored import StoredWeights
     from ternvl.config import ModelConfig
 
 
@@ -69,8 +70,8 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     size = weight_bytes(config, "none") if files is None else files["bytes"]
     free = free_memory(device)
     stored = StoredWeights(folder) if is_here and is_quantised(folder) else None
-    four_bits, formats = (set(), {}) if stored is None else (stored.names(), stored.formats())
-    auto = automatic_scheme(size, device, has_four_bits=bool(four_bits))
+    formats = {} if stored is None else stored.formats()
+    auto = automatic_scheme(size, device, has_four_bits=stored is not None and bool(stored.names()))
     return {
         "model": name,
         "folder": str(folder.resolve()) if is_here else None,
@@ -93,7 +94,7 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
             "auto": auto,
             "why_unquantised": why_unquantised(size, device),
         },
-        "precisions": [asdict(each) for each in _precisions(config, device, free, four_bits)],
+        "precisions": [asdict(each) for each in _precisions(config, device, free, stored)],
     }
 
 
@@ -123,7 +124,7 @@ def _images(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _precisions(config: ModelConfig, device: torch.device, free: int, four_bits: set[str]) -> list[Precision]:
+def _precisions(config: ModelConfig, device: torch.device, free: int, stored: StoredWeights | None) -> list[Precision]:
     import torch
 
     from ternvl.engine.settings import cache_dtype, resolve
@@ -134,14 +135,19 @@ def _precisions(config: ModelConfig, device: torch.device, free: int, four_bits:
     context = min(EngineConfig().max_model_len, config.language.max_position_embeddings)
     wanted = EngineConfig(max_model_len=context, kv_cache_memory=2**60)  # whatever is free
     found = []
-    schemes = ("none", "int8", "int4", *(["checkpoint"] if four_bits else [])) if device.type == "cpu" else ("none",)
-    for scheme in schemes:
-        quantised = scheme != "none"
+    quantised = ("int8", "int4", *(("checkpoint",) if stored is not None and stored.names() else ()))
+    for scheme in ("none", *(quantised if device.type == "cpu" else ())):
+        reduced = scheme != "none"
         engine = resolve(
-            wanted, config.language, dtype=computed, device=device, is_quantized=quantised, caches_in_int8=quantised
+            wanted,
+            config.language,
+            dtype=computed,
+            device=device,
+            is_quantized=reduced,
+            caches_in_int8=reduced,
         )
         block = block_bytes(config.language, engine.block_size, cache_dtype(engine, computed))
-        weights, cache = weight_bytes(config, scheme, four_bits), -(-context // engine.block_size) * block
+        weights, cache = weight_bytes(config, scheme, stored), -(-context // engine.block_size) * block
         found.append(Precision(scheme, weights, cache, fits=weights + cache < free))
     return found
 

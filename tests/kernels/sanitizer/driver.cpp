@@ -80,14 +80,14 @@ void products() {
   int turn = 0;
   for (int64_t n : SIZES)
     for (int64_t k : SIZES)
-      for (Format format : {FLOAT32, BFLOAT16, INT8, INT4})
+      for (Format format : {FLOAT32, BFLOAT16, INT8, INT4, AFFINE4})
         for (After after : {NOTHING, GELU, SWIGLU}) {
           if (after == SWIGLU && n % 2) continue;
           const Before before = Before(++turn % 3);
           stage(n, k, format, before, after, turn % 2, 1 + turn / 2 % 2);
         }
-  for (Format format : {FLOAT32, BFLOAT16, INT8, INT4}) stage(34, 1025, format, LAYER_NORM, SWIGLU, true, 2);
-  for (Format format : {INT8, INT4})  // more rows than the sums of which wait at a time
+  for (Format format : {FLOAT32, BFLOAT16, INT8, INT4, AFFINE4}) stage(34, 1025, format, LAYER_NORM, SWIGLU, true, 2);
+  for (Format format : {INT8, INT4, AFFINE4})  // more rows than the sums of which wait at a time
     run(Made(17, 40, format, NO_NORM, NOTHING, true, 1).stage, 250, 1);
 }
 

@@ -18,7 +18,7 @@ struct Made {
   Buffer<int32_t> offsets;
   Buffer<int8_t> whole, int8_panels;
   Buffer<uint16_t> shorts, short_panels;
-  Buffer<uint8_t> int4_panels;
+  Buffer<uint8_t> int4_panels, affine4_panels;
   Stage stage;
 
   Made(int64_t n, int64_t k, Format format, Before before, After after, bool has_more, int threads)
@@ -29,7 +29,8 @@ struct Made {
         weight("stage.weight", n * k), float_panels("stage.float_panels", floats), offsets("stage.offsets", padded),
         whole("stage.whole", padded * k), int8_panels("stage.int8_panels", padded * ((k + 3) / 4 * 4)),
         shorts("stage.shorts", is_float ? n * k : padded * groups), short_panels("stage.short_panels", floats),
-        int4_panels("stage.int4_panels", padded / NR * groups * 288), stage() {
+        int4_panels("stage.int4_panels", padded / NR * groups * 288),
+        affine4_panels("stage.affine4_panels", padded / NR * groups * 384), stage() {
     stage.n = n, stage.k = k, stage.eps = 1e-6f, stage.format = format, stage.before = before, stage.after = after;
     shorts.under(0x3f80);
     if (format == FLOAT32) ternvl_pack_linear(weight.data(), 4, n, k, float_panels.data(), threads);
@@ -40,7 +41,8 @@ struct Made {
       for (int64_t i = 0; i < padded * k; ++i) whole[i] = int8_t(whole[i] - 8);
       ternvl_pack_int4(whole.data(), shorts.data(), padded, k, int4_panels.data(), threads);
     }
-    const void* panels[] = {float_panels.data(), short_panels.data(), int8_panels.data(), int4_panels.data()};
+    const void* panels[] = {float_panels.data(), short_panels.data(), int8_panels.data(), int4_panels.data(),
+                             affine4_panels.data()};
     stage.panels = panels[format];
     stage.scales = format == INT8 ? scales.data() : nullptr;
     stage.offsets = format == INT8 ? offsets.data() : nullptr;
