@@ -23,7 +23,8 @@ from PIL import Image
 
 from benchmarks.disconnects import serving
 from ternvl import embedded
-from ternvl.config import ImageLimits, ServerConfig
+from ternvl.config import ServerConfig
+from ternvl.limits import ImageLimits
 from ternvl.llm import LLM
 from ternvl.prompt.decoding.pool import DecoderPool
 from ternvl.prompt.images import decode_tiles

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 import ternvl
 import ternvl.azion
 import ternvl.llm
-from ternvl import config, errors, params
+from ternvl import config, errors, limits, params
 from ternvl.cli.app import app
 from ternvl.engine.stats import EngineStats
 from ternvl.server.docs.openapi import document
@@ -36,7 +36,7 @@ SNAPSHOT = ROOT / "tests" / "lts" / "surface.txt"
 PUBLIC = {"ternvl": ternvl, "ternvl.llm": ternvl.llm, "ternvl.azion": ternvl.azion}
 RETURNED = {"AnswerStream", "AsyncAnswerStream", "AzionStream"}
 """Classes whose instances ternvl makes, so that their constructors are its own."""
-CONFIGS = (config.LoadingConfig, config.EngineConfig, config.ImageLimits, config.ServerConfig, params.SamplingParams)
+CONFIGS = (config.LoadingConfig, config.EngineConfig, limits.ImageLimits, config.ServerConfig, params.SamplingParams)
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "minItems", "maxItems", "pattern")
 
 

@@ -35,7 +35,7 @@ REFERENCE = {
         "ternvl.tasks.prompts.Prompts",
     ],
     "Azion.AI.run": ["ternvl.azion.Azion"],
-    "Settings": ["ternvl.config"],
+    "Settings": ["ternvl.config", "ternvl.limits"],
     "Errors": ["ternvl.errors"],
 }
 """The pages of the reference, and what each of them shows."""

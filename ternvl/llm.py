@@ -18,12 +18,13 @@ from ternvl.answer.ask import Ask, compiler_for
 from ternvl.answer.completion import Completion, RequestOutput
 from ternvl.answer.delta import Delta
 from ternvl.checkpoint import source
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig
 from ternvl.engine.engine import Engine
 from ternvl.engine.reference import ReferenceEngine
 from ternvl.engine.service import Service
 from ternvl.errors import CheckpointError, RequestError
-from ternvl.loading import Loading, check_name, merged_settings
+from ternvl.limits import ImageLimits, VideoLimits
+from ternvl.loading import Loading, merged_settings
 from ternvl.lora.pool import AdapterPool
 from ternvl.lts.check import LockGuard, refuse_lock
 from ternvl.lts.settings import LoadedModel
@@ -66,7 +67,6 @@ class LLM:
         ConfigError for an invalid setting, TypeError for an unknown one.
         """
         loading, engine, images = merged_settings(loading, engine, images, settings)
-        check_name(loading.quantization)
         guard = LockGuard.of(loading)
         folder = source.resolve(model, revision=loading.revision)
         if guard is not None:

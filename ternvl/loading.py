@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,30 +11,27 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from ternvl.cgroup import Cgroup
 from ternvl.checkpoint import weights
-from ternvl.checkpoint.stored import FOUR_BITS, StoredWeights, has_four_bits, is_quantised, rounding
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ModelConfig
+from ternvl.checkpoint.stored import StoredWeights, is_quantised, rounding
+from ternvl.config import EngineConfig, LoadingConfig, ModelConfig
 from ternvl.engine.settings import free_memory
 from ternvl.errors import CheckpointError, ConfigError
 from ternvl.fused.exact import prepare
-from ternvl.kernels.loader import available, library
+from ternvl.limits import ImageLimits
+from ternvl.machine.num_threads import use_threads
+from ternvl.machine.processors import bind
 from ternvl.model.internvl import InternVL
-from ternvl.processors import Processors, bind, usable_cores
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import beside, file
 from ternvl.quant.conversion import quantize
-from ternvl.quant.guard import SCHEMES, StageReport
+from ternvl.quant.guard import StageReport
 from ternvl.quant.samples import build, digest, samples
+from ternvl.quant.scheme import check_bits, check_name, resolve_scheme, weights_size
 from ternvl.terminal import with_progress
 from ternvl.types import Progress
 
 log = logging.getLogger(__name__)
 _C = TypeVar("_C", LoadingConfig, EngineConfig)
-
-CHOICES = ("auto", "none", *SCHEMES)
-_MIN_AUTO_PARAMETERS = 100_000_000
-"""The number of parameters above which "auto" quantises; smaller models gain nothing."""
 
 
 class Loading:
@@ -90,73 +86,6 @@ class Loading:
         return weights.load(self._folder, self._config, dtype=self._storage_dtype, progress=progress)
 
 
-def resolve_scheme(quantization: str, folder: Path, *, dtype: str, device: torch.device, reference: bool) -> str:
-    """Return the quantisation scheme, or "none".
-
-    "auto" is int8 for large models on a CPU with AVX2 or dotprod, or checkpoint if the model has 4 bits already, unless
-    `dtype` or `reference` is set. Raises ConfigError for an unknown name, or for a scheme that the other settings or
-    the checkpoint do not allow.
-    """
-    check_name(quantization)
-    if quantization == "auto":
-        size = weights_size(folder)
-        if dtype != "auto" or reference:
-            return "none"
-        return automatic_scheme(size, device, has_four_bits=not why_unquantised(size, device) and has_four_bits(folder))
-    if quantization != "none" and (device.type != "cpu" or dtype not in ("auto", "float32") or reference):
-        raise ConfigError(
-            f"quantization is {quantization!r}, which needs device cpu, dtype auto or float32, and reference False; "
-            f"device is {device}, dtype {dtype} and reference {reference}."
-        )
-    _check_bits(quantization, folder)
-    if quantization != "none" and not available():
-        log.warning("Without the native kernels %s is computed by torch, which is slow.", quantization)
-    return quantization
-
-
-def weights_size(folder: Path) -> int:
-    """Return the bytes of a checkpoint's files with weights."""
-    return sum(path.stat().st_size for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
-
-
-def _check_bits(scheme: str, folder: Path) -> None:
-    if scheme == "checkpoint" and not has_four_bits(folder):
-        kept = ", ".join(FOUR_BITS)
-        raise ConfigError(f"quantization is {scheme!r}, but {folder} has no weights of 4 bits ({kept}) to keep.")
-
-
-def automatic_scheme(size: int, device: torch.device, *, has_four_bits: bool = False) -> str:
-    """Return what "auto" takes for a checkpoint whose weights have `size` bytes: "int8", "checkpoint" or "none".
-
-    `has_four_bits` says whether the checkpoint has weights of 4 bits that can be kept.
-    """
-    if why_unquantised(size, device):
-        return "none"
-    return "checkpoint" if has_four_bits else "int8"
-
-
-def why_unquantised(size: int, device: torch.device) -> str:
-    """Return why "auto" leaves a checkpoint of `size` bytes unquantised, in words; an empty text if it does not."""
-    if device.type != "cpu":
-        return f"the model runs on {device.type}, and only CPUs run quantised models"
-    loaded = library()
-    if loaded is None:
-        return "there are no native kernels, without which a quantised model is slow"
-    if loaded.isa == "portable":
-        return "this CPU has no AVX2, without which int8 saves memory but is not faster"
-    if loaded.isa == "neon":
-        return "this CPU has no dot product of bytes (dotprod), without which int8 saves memory but is hardly faster"
-    if size <= 2 * _MIN_AUTO_PARAMETERS:
-        return f"a model of less than {2 * _MIN_AUTO_PARAMETERS:,} bytes gains nothing"
-    return ""
-
-
-def check_name(quantization: str) -> None:
-    """Raise ConfigError for an unknown name."""
-    if quantization not in CHOICES:
-        raise ConfigError(f"quantization is {quantization!r}; it is one of {', '.join(CHOICES)}.")
-
-
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is CUDA if available. Raises ConfigError for an unavailable device."""
     if name == "auto":
@@ -167,30 +96,6 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA raises AssertionError
         raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have.") from error
     return device
-
-
-def use_threads(number: int | None, cgroup: Cgroup | None = None, processors: Processors | None = None) -> None:
-    """Compute with so many threads; by default with as many as `default_threads` says.
-
-    More threads than cores wait for each other. Raises ConfigError for a number below 1.
-    """
-    if number is not None and number < 1:
-        raise ConfigError(f"threads is {number}, but must be at least 1.")
-    torch.set_num_threads(default_threads(cgroup, processors) if number is None else number)
-
-
-def default_threads(cgroup: Cgroup | None = None, processors: Processors | None = None) -> int:
-    """Return the number of threads that `use_threads` takes by default: `OMP_NUM_THREADS`, if it is set.
-
-    Otherwise there are no more than the physical cores that this process may run on, nor more than the processors of
-    its container's quota.
-    """
-    threads = torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ:
-        return threads
-    quota = (cgroup or Cgroup()).processors()
-    threads = min(threads, usable_cores(processors))
-    return threads if quota is None else min(threads, max(1, round(quota)))
 
 
 class Quantized(NamedTuple):
@@ -221,7 +126,7 @@ def load_quantized(
     it. With `must_keep`, a cache that cannot be written raises ConfigError before the conversion; otherwise it logs a
     warning. Raises ConfigError for an unknown scheme or unusable samples, and CheckpointError.
     """
-    _check_bits(scheme, folder)
+    check_bits(scheme, folder)
     path = file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
@@ -265,10 +170,11 @@ def merged_settings(
 ) -> tuple[LoadingConfig, EngineConfig, ImageLimits | None]:
     """Return the configurations with `settings`, which are fields of them by name, or `limits` for `images`.
 
-    Raises TypeError for an unknown name.
+    Raises TypeError for an unknown name, and ConfigError for an unknown quantisation.
     """
     images = settings.pop("limits", images)
     loading, engine = _taking(loading or LoadingConfig(), settings), _taking(engine or EngineConfig(), settings)
+    check_name(loading.quantization)  # before a model is downloaded
     if settings:
         raise TypeError(f"LLM has no setting {min(settings)!r}.")
     return loading, engine, images

@@ -19,7 +19,7 @@ from PIL import Image
 import ternvl
 from ternvl import LLM, SamplingParams
 from ternvl.checkpoint import weights
-from ternvl.config import EngineConfig, ModelConfig, VideoLimits
+from ternvl.config import EngineConfig, ModelConfig
 from ternvl.errors import (
     CheckpointError,
     ConfigError,
@@ -28,6 +28,7 @@ from ternvl.errors import (
     RequestError,
     UnknownAdapterError,
 )
+from ternvl.limits import VideoLimits
 from ternvl.llm import RequestOutput
 from ternvl.model.internvl import InternVL
 from ternvl.params import Grammar

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ternvl import LLM, SamplingParams, loading
-from ternvl.cgroup import Cgroup
+from ternvl import LLM, SamplingParams
 from ternvl.checkpoint import source
 from ternvl.errors import ConfigError
 from ternvl.kernels.loader import library
-from ternvl.loading import automatic_scheme, resolve_scheme, use_threads, why_unquantised
+from ternvl.machine.cgroup import Cgroup
+from ternvl.machine.num_threads import use_threads
+from ternvl.quant.scheme import automatic_scheme, resolve_scheme, why_unquantised
 from tests.quant.private_cache import private_cache
 
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is the capital of France?", "Hello")]
@@ -77,7 +78,7 @@ def test_auto_says_why_it_does_not_quantise(
     monkeypatch: pytest.MonkeyPatch, isa: str | None, size: int, device: str, why: str
 ) -> None:
     loaded = None if isa is None else SimpleNamespace(isa=isa)
-    monkeypatch.setattr(loading, "library", lambda: loaded)
+    monkeypatch.setattr("ternvl.quant.scheme.library", lambda: loaded)
     said = why_unquantised(size, torch.device(device))
     assert (why in said, bool(said)) == (True, bool(why))
     assert automatic_scheme(size, torch.device(device)) == ("none" if why else "int8")
@@ -126,7 +127,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 def test_threads_follow_the_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("ternvl.loading.usable_cores", lambda processors: 8)
+    monkeypatch.setattr("ternvl.machine.num_threads.usable_cores", lambda processors: 8)
     (tmp_path / "process").write_text("0::/\n")
     for quota, number in (("max", 4), ("400000", 4), ("160000", 2), ("100000", 1), ("20000", 1)):
         torch.set_num_threads(4)

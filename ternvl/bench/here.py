@@ -17,8 +17,8 @@ from ternvl.fused.packed import PackedLinear
 from ternvl.fused.replace import is_quantized
 from ternvl.kernels.stage import Stage
 from ternvl.llm import LLM
+from ternvl.machine.processors import usable, usable_cores
 from ternvl.params import SamplingParams
-from ternvl.processors import usable, usable_cores
 
 STREAMS = 8
 _TOKENS = 48

@@ -19,7 +19,8 @@ from ternvl.checkpoint import config_json
 from ternvl.checkpoint.json_section import Section
 from ternvl.config import ModelConfig
 from ternvl.errors import CheckpointError
-from ternvl.gguf.file import GGUFFile, Slice, TextList
+from ternvl.gguf.file import GGUFFile, Slice
+from ternvl.gguf.reader import TextList
 from ternvl.kernels.stage_types import FourBits
 
 _LANGUAGE, _VISION = "qwen2", "clip"

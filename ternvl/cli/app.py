@@ -29,10 +29,11 @@ from ternvl.cli.signals import outlasting_hangups
 from ternvl.cli.tasks import task
 from ternvl.cli.verify import verify
 from ternvl.cluster.settings import ClusterConfig, ClusterSettings
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig, ServerConfig
 from ternvl.engine.cache.events import EventsConfig
 from ternvl.errors import TernvlError, lacks_memory
 from ternvl.kernels import build
+from ternvl.limits import ImageLimits, VideoLimits
 
 app = typer.Typer(
     name="ternvl",

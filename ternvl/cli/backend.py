@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig
 from ternvl.errors import ConfigError
 from ternvl.kernels import build
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.setting import setting
 from ternvl.terminal import is_watched
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ternvl.config import VideoLimits
+from ternvl.limits import VideoLimits
 from ternvl.setting import setting
 
 Images = Annotated[

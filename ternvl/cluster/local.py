@@ -62,7 +62,7 @@ def checked(settings: ClusterSettings) -> ClusterSettings:
 
 def placed(settings: ClusterSettings) -> ClusterSettings:
     """Return the settings with an equal share of this machine's processors for each replica."""
-    from ternvl.loading import default_threads
+    from ternvl.machine.num_threads import default_threads
 
     cluster, loading = settings.cluster, settings.loading
     share = max(1, default_threads() // (cluster.max_replicas or cluster.replicas))

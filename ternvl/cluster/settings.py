@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig, ServerConfig
 from ternvl.errors import ConfigError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.setting import setting
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ternvl.cgroup import Cgroup
 from ternvl.config import LORA_DTYPES, EngineConfig, LanguageConfig
 from ternvl.errors import ConfigError
 from ternvl.kernels.attention_int8 import BLOCK
+from ternvl.machine.cgroup import Cgroup
 from ternvl.model.kv_cache import block_bytes
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.evaluation.benchmarks import Benchmark
 from ternvl.evaluation.items import BenchmarkItem
+from ternvl.limits import ImageLimits
 from ternvl.tasks.pictures import Picture, open_picture
 from ternvl.tasks.requests import TaskRequest
 from ternvl.tasks.steps import in_rows

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError, ImageError
+from ternvl.limits import ImageLimits
 from ternvl.tasks.parsing.words import LETTERS
 from ternvl.tasks.pictures import open_picture
 

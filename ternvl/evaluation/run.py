@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError, RequestError, TaskError
 from ternvl.evaluation.ask import to_request
 from ternvl.evaluation.benchmarks import Benchmark
@@ -16,6 +15,7 @@ from ternvl.evaluation.items import BenchmarkItem, ItemFile, read_items
 from ternvl.evaluation.metrics import METRICS, Metric
 from ternvl.evaluation.records import Record, Records
 from ternvl.evaluation.report import results_of
+from ternvl.limits import ImageLimits
 from ternvl.tasks.requests import Backend, Reply, together
 from ternvl.types import Progress
 

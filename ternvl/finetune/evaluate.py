@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ternvl.config import ImageLimits
 from ternvl.errors import RequestError
 from ternvl.finetune.data import DataFile, TrainingConversation
 from ternvl.finetune.dataset import data_error
+from ternvl.limits import ImageLimits
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
 from ternvl.prompt.messages import Message

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from ternvl.checkpoint import source, weights
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError
 from ternvl.finetune import dataset, durable
 from ternvl.finetune.adapter import TrainedAdapter, require
@@ -25,6 +24,7 @@ from ternvl.finetune.forward import checkpoint_layers
 from ternvl.finetune.run_log import RunLog, plot, read_rows
 from ternvl.finetune.settings import AdapterConfig, TrainingConfig, warnings
 from ternvl.finetune.trainer import Trainer
+from ternvl.limits import ImageLimits
 from ternvl.loading import resolve_device
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder

@@ -10,12 +10,12 @@ from typing import Any
 from ternvl.config import EngineConfig, LoadingConfig
 from ternvl.fused.replace import caches_in_int8, is_quantized
 from ternvl.kernels.loader import instruction_set
-from ternvl.loading import resolve_scheme
 from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import file
 from ternvl.quant.guard import stages, vision_layers
 from ternvl.quant.samples import digest
+from ternvl.quant.scheme import resolve_scheme
 
 TEMPLATE = "internvl2_5"
 LOADING = ("quantization", "dtype", "device", "reference", "max_dynamic_patch")

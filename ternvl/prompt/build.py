@@ -8,8 +8,9 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from ternvl.config import ImageLimits, ModelConfig, VideoLimits
+from ternvl.config import ModelConfig
 from ternvl.errors import ContextLengthError, RequestError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.prompt.decoding.pool import DecoderPool
 from ternvl.prompt.images import Tiles, check_limits, digest, to_pixel_values
 from ternvl.prompt.media import MediaLoader, NamedMedia, in_range

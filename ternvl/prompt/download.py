@@ -21,8 +21,8 @@ from urllib.parse import urljoin
 import httpcore
 import httpx
 
-from ternvl.config import ImageLimits
 from ternvl.errors import MediaError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.addresses import may_connect
 from ternvl.prompt.medium import Medium
 from ternvl.workers.threads import started

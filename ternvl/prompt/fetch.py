@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ternvl.config import ImageLimits
 from ternvl.files import read_regular
+from ternvl.limits import ImageLimits
 from ternvl.prompt import urls
 from ternvl.prompt.download import Download
 from ternvl.prompt.medium import Medium, image_medium

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ternvl.errors import CheckpointError
-from ternvl.gguf.file import GGUFFile, TextList
+from ternvl.gguf.file import GGUFFile
+from ternvl.gguf.reader import TextList
 from ternvl.prompt import slow_tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5

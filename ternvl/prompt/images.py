@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import ConfigError, ImageError, MediaError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.prompt.tiling import TileSettings, scaled_pixels, tiles
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from threading import BoundedSemaphore, Lock
 import numpy as np
 from PIL import Image
 
-from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import MediaError, RequestError, VideoError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.prompt.decoding.pool import DecoderPool
 from ternvl.prompt.fetch import fetch
 from ternvl.prompt.images import Tiles, decode_tiles, to_rgb, to_tiles

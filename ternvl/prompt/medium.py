@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import ImageError, MediaError, VideoError
+from ternvl.limits import ImageLimits, VideoLimits
 
 
 @dataclass(frozen=True, slots=True)

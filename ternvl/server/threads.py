@@ -13,10 +13,10 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ternvl.answer.ask import Ask, PreparedAsk, build_prompt
-from ternvl.cgroup import Cgroup
 from ternvl.config import ServerConfig
 from ternvl.engine.request import check_prompt
 from ternvl.errors import RequestTimeoutError
+from ternvl.machine.cgroup import Cgroup
 from ternvl.params import Grammar, SamplingParams
 from ternvl.prompt.decoding.pool import DecoderPool
 from ternvl.prompt.timing.timeline import stage

@@ -9,8 +9,8 @@ from contextlib import suppress
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError, TaskError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.images import check_limits
 from ternvl.tasks import places, texts
 from ternvl.tasks.inprocess import EngineBackend

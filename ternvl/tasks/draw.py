@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ternvl.config import ImageLimits
 from ternvl.errors import RequestError
+from ternvl.limits import ImageLimits
 from ternvl.tasks.pictures import ImageSource, open_picture
 from ternvl.tasks.results import Action, Box, Finding, Point
 

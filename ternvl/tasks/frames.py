@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ternvl.config import VideoLimits
 from ternvl.errors import RequestError
+from ternvl.limits import VideoLimits
 from ternvl.prompt.parts import Sampling
 from ternvl.prompt.video.process import sample
 

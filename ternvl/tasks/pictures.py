@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError, RequestError
+from ternvl.limits import ImageLimits
 from ternvl.prompt import urls
 from ternvl.prompt.fetch import fetch
 from ternvl.prompt.images import decode, to_rgb

@@ -10,8 +10,8 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ternvl.config import ImageLimits
 from ternvl.errors import RequestError
+from ternvl.limits import ImageLimits
 from ternvl.tasks.pictures import ImageSource, Picture, open_picture
 from ternvl.tasks.prompts import Prompts
 from ternvl.tasks.requests import Reply, TaskRequest

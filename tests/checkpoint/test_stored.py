@@ -20,11 +20,11 @@ from ternvl.kernels.panels import GROUP
 from ternvl.kernels.stage import unpack_affine4
 from ternvl.kernels.stage_types import Format, FourBits
 from ternvl.llm import LLM
-from ternvl.loading import automatic_scheme, resolve_scheme
 from ternvl.params import SamplingParams
 from ternvl.quant import file
 from ternvl.quant.conversion import quantize
 from ternvl.quant.guard import stages
+from ternvl.quant.scheme import automatic_scheme, resolve_scheme
 from ternvl.quant.size import weight_bytes
 from ternvl.quant.tries import relative_error
 from ternvl.server.greeting import _weights

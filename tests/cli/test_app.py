@@ -18,7 +18,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from ternvl.config import EngineConfig, ImageLimits, ServerConfig, VideoLimits
+from ternvl.config import EngineConfig, ServerConfig
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.llm import LLM
 from ternvl.params import SamplingParams
 from tests.cli.calling import GREEDY, expected, run, user

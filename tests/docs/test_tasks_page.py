@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.evaluation import BENCHMARKS, METRICS
 from ternvl.evaluation.items import read_items
+from ternvl.limits import ImageLimits
 from ternvl.tasks import Tasks
 from tests.scripts.module import script as load_script
 

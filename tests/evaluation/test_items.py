@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError
 from ternvl.evaluation import BENCHMARKS, METRICS, Benchmark
 from ternvl.evaluation.ask import question_of, to_request
 from ternvl.evaluation.items import BenchmarkItem, ItemFile, read_items
+from ternvl.limits import ImageLimits
 from ternvl.tasks.pictures import Picture
 
 LIMITS = ImageLimits()

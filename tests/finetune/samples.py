@@ -61,7 +61,7 @@ def write_training_data(path: Path, count: int = 12) -> Path:
 
 
 def builder_for(images: Path | None = None, *, max_dynamic_patch: int | None = None) -> PromptBuilder:
-    from ternvl.config import ImageLimits
+    from ternvl.limits import ImageLimits
 
     limits = ImageLimits(allow_local_media=images)
     return PromptBuilder(tiny_config(), tiny_tokenizer(), limits, max_dynamic_patch)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ternvl.config import ImageLimits, LanguageConfig, ModelConfig, VisionConfig
+from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
 from ternvl.errors import ContextLengthError, ImageError, RequestError
+from ternvl.limits import ImageLimits
 from ternvl.prompt import media
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.images import Tiles, decode_tiles, to_pixel_values

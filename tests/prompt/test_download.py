@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from ternvl.config import ImageLimits
+from ternvl.limits import ImageLimits
 from ternvl.prompt.fetch import fetch
 from tests.prompt.web import BODY, NAME, OPEN, Answer, Server, names, redirect, refused, send
 

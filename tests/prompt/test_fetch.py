@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.fetch import fetch
 from tests.prompt.web import BODY, NAME, OPEN, Server, names, redirect, refused, send
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.images import decode, to_pixel_values, to_rgb
 
 LIMITS = ImageLimits()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ternvl.config import ImageLimits, VideoLimits
 from ternvl.errors import ConfigError, ContextLengthError, MediaError, RequestError, VideoError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import ImageInput, Message, parse_messages, turn
 from ternvl.prompt.parts import Sampling, VideoInput

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ternvl.config import VideoLimits
 from ternvl.errors import VideoError
+from ternvl.limits import VideoLimits
 from ternvl.prompt.parts import Sampling
 from ternvl.prompt.video import process, worker
 from ternvl.prompt.video.clips import Job, Pixels, RefusedError, frame_indices

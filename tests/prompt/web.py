@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.fetch import fetch
 
 NAME = "messages[0] image 1"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.fetch import fetch
 from tests.prompt.web import BODY, NAME, Server, redirect, send
 

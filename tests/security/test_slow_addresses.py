@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ternvl.config import ImageLimits
+from ternvl.limits import ImageLimits
 from ternvl.prompt import media
 from tests.prompt.web import Server, send
 from tests.server.calling import BRIEF, CHAT, error_of

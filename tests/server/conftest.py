@@ -6,7 +6,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from ternvl.config import ImageLimits
+from ternvl.limits import ImageLimits
 from ternvl.llm import LLM
 from tests.server.fakes import serving, tiny_llm
 

@@ -13,19 +13,12 @@ from typing import Any, Literal
 import torch
 import uvicorn
 
-from ternvl.config import (
-    EngineConfig,
-    ImageLimits,
-    LanguageConfig,
-    ModelConfig,
-    ServerConfig,
-    VideoLimits,
-    VisionConfig,
-)
+from ternvl.config import EngineConfig, LanguageConfig, ModelConfig, ServerConfig, VisionConfig
 from ternvl.engine.admission.backlog import Backlog
 from ternvl.engine.request import Request
 from ternvl.engine.stats import EngineStats
 from ternvl.errors import TernvlError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.llm import LLM
 from ternvl.model.internvl import InternVL
 from ternvl.server import bind, create_app

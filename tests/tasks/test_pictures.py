@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ConfigError, ImageError, RequestError, VideoError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.video.clips import frame_indices
 from ternvl.tasks import Tasks
 from ternvl.tasks.frames import sample_frames

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ternvl.config import ImageLimits
+from ternvl.limits import ImageLimits
 from ternvl.llm import LLM
 from tests.web.live import live
 from tests.web.playground import Playground

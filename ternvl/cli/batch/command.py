@@ -17,8 +17,9 @@ from ternvl.cli.batch.sharded import answer_shards, finish, shards
 from ternvl.cli.flags import ModelOption, with_flags
 from ternvl.cli.signals import interruptible
 from ternvl.cluster.settings import ClusterConfig, ClusterSettings
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig, ServerConfig
 from ternvl.errors import ConfigError, TernvlError
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.setting import setting
 from ternvl.terminal import is_watched, progress_bar
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ternvl.config import ImageLimits
 from ternvl.errors import RequestError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.images import decode
 
 LIMITS = ImageLimits(max_images=1024, max_image_bytes=2**30)

@@ -9,9 +9,10 @@ import typer
 from ternvl.cli.flags import Model, help_alone, with_flags
 from ternvl.cluster import require_ray
 from ternvl.cluster.settings import ClusterConfig, ClusterSettings
-from ternvl.config import EngineConfig, ImageLimits, LoadingConfig, ServerConfig, VideoLimits
+from ternvl.config import EngineConfig, LoadingConfig, ServerConfig
 from ternvl.engine.cache.events import EventsConfig
 from ternvl.errors import ConfigError
+from ternvl.limits import ImageLimits, VideoLimits
 
 _LOADING = LoadingConfig(quantization="auto")
 

@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ternvl.cgroup import Cgroup
 from ternvl.cli.machine.diagnosis import FAIL, NOTE, OK, Diagnosis
 from ternvl.kernels import build
-from ternvl.processors import usable, usable_cores
+from ternvl.machine.cgroup import Cgroup
+from ternvl.machine.processors import usable, usable_cores
 from ternvl.terminal import shown_bytes
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -68,7 +68,7 @@ def kernels() -> Iterator[Diagnosis]:
 def processors() -> Iterator[Diagnosis]:
     """Check that there are not more threads than cores, which `OMP_NUM_THREADS` may ask for."""
 
-    from ternvl.loading import default_threads
+    from ternvl.machine.num_threads import default_threads
 
     number, cores = len(usable()), usable_cores()
     quota, threads = Cgroup().processors(), default_threads()

@@ -61,8 +61,9 @@ def describe(folder: Path, name: str, *, is_here: bool) -> dict[str, Any]:
     from ternvl.checkpoint.stored import StoredWeights, is_quantised, rounding
     from ternvl.engine.settings import free_memory
     from ternvl.kernels.loader import instruction_set, why_chosen
-    from ternvl.loading import automatic_scheme, resolve_device, why_unquantised
+    from ternvl.loading import resolve_device
     from ternvl.model.internvl import num_parameters
+    from ternvl.quant.scheme import automatic_scheme, why_unquantised
     from ternvl.quant.size import weight_bytes
 
     config, device = source.load_config(folder), resolve_device("auto")
@@ -153,7 +154,7 @@ def _precisions(config: ModelConfig, device: torch.device, free: int, stored: St
 
 
 def _threads(device: torch.device) -> int:
-    from ternvl.loading import default_threads
+    from ternvl.machine.num_threads import default_threads
 
     return default_threads() if device.type == "cpu" else 0
 

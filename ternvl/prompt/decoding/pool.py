@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.decoding.worker import ImageJob, WorkerLimits
 from ternvl.prompt.images import Tiles
 from ternvl.prompt.tiling import TileSettings

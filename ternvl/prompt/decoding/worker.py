@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.images import Tiles, decode_tiles
 from ternvl.prompt.tiling import TileSettings
 from ternvl.workers.confine import confine

@@ -17,8 +17,8 @@ from typing import IO, Any, Self, TypeVar
 
 from PIL import Image
 
-from ternvl.config import VideoLimits
 from ternvl.errors import UnavailableError, VideoError
+from ternvl.limits import VideoLimits
 from ternvl.prompt.images import to_rgb
 from ternvl.prompt.parts import Sampling
 from ternvl.prompt.video.clips import Job

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from ternvl.cgroup import Cgroup
 from ternvl.checkpoint.source import EMBEDDED
 from ternvl.cli.machine import doctor, hardware, software
 from ternvl.cli.machine.diagnosis import FAIL, NOTE, OK, Diagnosis
@@ -20,6 +19,7 @@ from ternvl.config import EngineConfig
 from ternvl.engine.engine import Engine
 from ternvl.kernels import build
 from ternvl.llm import LLM
+from ternvl.machine.cgroup import Cgroup
 from tests.cli.calling import run
 from tests.server.fakes import tiny_model
 

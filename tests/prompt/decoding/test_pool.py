@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from ternvl.config import ImageLimits
 from ternvl.errors import ImageError, UnavailableError
+from ternvl.limits import ImageLimits
 from ternvl.prompt.decoding import pool as pools
 from ternvl.prompt.decoding.pool import DecoderPool
 from ternvl.prompt.images import Tiles, decode_tiles

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ternvl.config import ImageLimits, VideoLimits
+from ternvl.limits import ImageLimits, VideoLimits
 from ternvl.llm import LLM
 from ternvl.prompt.video import process
 from tests.fakes import tiny_tokenizer

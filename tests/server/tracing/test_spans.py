@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ternvl.config import ImageLimits, ServerConfig
+from ternvl.config import ServerConfig
 from ternvl.errors import ConfigError
+from ternvl.limits import ImageLimits
 from ternvl.server.guard.validate import check_config
 from ternvl.server.log import lines as logs
 from ternvl.server.tracing import provider

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternvl.cgroup import Cgroup
 from ternvl.errors import ConfigError
-from ternvl.loading import default_threads
-from ternvl.processors import Processors, bind, parse, shown, usable, usable_cores
+from ternvl.machine.cgroup import Cgroup
+from ternvl.machine.num_threads import default_threads
+from ternvl.machine.processors import Processors, bind, parse, shown, usable, usable_cores
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 
@@ -71,7 +71,7 @@ def test_one_thread_computes_on_each_core(
     (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
     (tmp_path / "process").write_text("0::/\n")
     group = Cgroup(tmp_path, tmp_path / "process")
-    monkeypatch.setattr("ternvl.processors.usable", lambda: frozenset(processors))
+    monkeypatch.setattr("ternvl.machine.processors.usable", lambda: frozenset(processors))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert default_threads(group, found) == threads
@@ -90,7 +90,7 @@ def test_one_thread_computes_on_each_core(
     ],
 )
 def test_wrong_processors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
-    monkeypatch.setattr("ternvl.processors.usable", lambda: frozenset({0, 1}))
+    monkeypatch.setattr("ternvl.machine.processors.usable", lambda: frozenset({0, 1}))
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: pytest.fail("bound"))
     with pytest.raises(ConfigError) as raised:
         bind(text, tree(tmp_path, ["0"] * 8))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ternvl.cgroup import Cgroup
 from ternvl.engine.settings import free_memory
+from ternvl.machine.cgroup import Cgroup
 from ternvl.server.threads import num_decoders
 
 
