@@ -36,14 +36,14 @@ VARIABLE = "TERNVL_KERNELS"
 SOURCES = Path(__file__).parent / "cpu"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-X86_FLAGS = {
+X86_FLAGS: dict[str, tuple[str, ...]] = {
     "portable": (),
     "avx2": _AVX2,
     "avxvnni": (*_AVX2, "-mavxvnni"),
     "avx512": _AVX512,
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
-ARM_FLAGS = {
+ARM_FLAGS: dict[str, tuple[str, ...]] = {
     "neon": ("-march=armv8-a",),
     "dotprod": ("-march=armv8.2-a+dotprod",),
     "i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
