@@ -180,4 +180,7 @@ inline IVec round(Vec value) {
   return (IVec)(value + magic) - 0x4B400000;
 }
 
+// As `round`, but only the lowest byte of each lane is that of the whole number.
+inline IVec round_to_byte(Vec value) { return (IVec)(value + broadcast(12582912.0f)); }
+
 }  // namespace

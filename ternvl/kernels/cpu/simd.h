@@ -51,6 +51,26 @@ inline void keep(AnyVec& value) {
 #endif
 }
 
+// The larger and the smaller of each lane, and `x` where it is NaN, in one instruction.
+inline Vec at_least(Vec least, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(least, x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(least, x);
+#else
+  return x < least ? least : x;
+#endif
+}
+inline Vec at_most(Vec most, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(most, x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(most, x);
+#else
+  return x > most ? most : x;
+#endif
+}
+
 // bfloat16 is the upper half of a float32: widening is exact.
 inline Vec load(const uint16_t* from) {
 #if defined(__AVX512F__)

@@ -42,20 +42,33 @@ void attend_tile(const Int8Problem& problem, const Item& item, int start, const 
       score[some - 1](s, row, d, keys + b, s.scores + row * TILE + b * BLOCK);
     });
   }
-  const ValueScales scales(value_scales, count);
+  ValueScales scales(value_scales, count);
   const int first = first_to_see(start);
   const auto seen_by = [&](int row) { return std::min(count, problem.seen_by(item, row / group) - start); };
-  for (int row = first; row < rows; ++row) s.tile_max[row] = largest_score(s.scores + row * TILE, seen_by(row));
+  for (int row = first; row < rows; ++row) {
+    float* scores = s.scores + row * TILE;
+    s.tile_max[row] = seen_by(row) == TILE ? largest_of_tile(scores) : largest_score(scores, seen_by(row));
+  }
   scale_rows(s, first, rows);
-  for (int row = first; row < rows; ++row) soften(s, row, seen_by(row), scales);
+  for (int row = first; row < rows; ++row)
+    (seen_by(row) == TILE ? soften<true> : soften<false>)(s, row, seen_by(row), scales);
   by_rows(first, rows, [&](int row, int some) { WEIGH_TILE[some - 1](s, row, d, blocks, values); });
 }
+
+// Prefetches the `d` floats of a later row of a head. Rows of a head are too far apart for the processor to foresee.
+inline void expect(const float* row, int d) {
+  for (int i = 0; i < d; i += 16) __builtin_prefetch(row + i);
+}
+
+constexpr int ROWS_AHEAD = 16;
 
 // Quantises the queries of an item, and clears the sums of its rows.
 void load_queries(const Int8Problem& problem, const Item& item, const Scratch& s) {
   const int d = problem.head_size;
   const float scale = score_scale(d);
-  for (int row = 0; row < item.num_queries * problem.group(); ++row) {
+  const int rows = item.num_queries * problem.group();
+  for (int row = 0; row < rows; ++row) {
+    if (row + ROWS_AHEAD < rows) expect(query_of(problem, item, row + ROWS_AHEAD), d);
     uint8_t* bytes = s.q + row * d;
     s.row_scales[row] = quantise(query_of(problem, item, row), d, 0, bytes) * scale;
     s.totals[row] = total_of(bytes, d);
@@ -89,8 +102,10 @@ void attend_head(const float* qkv, int64_t stride, int length, int d, float* out
                      blocks, 1,   blocks, length, 1,          1,      d,          BLOCK};
   const Int8Problem problem{call, cache, false};
   std::fill_n(mean, d, 0.0f);
-  for (int64_t t = 0; t < length; ++t)
+  for (int64_t t = 0; t < length; ++t) {
+    if (t + ROWS_AHEAD < length) expect(keys + (t + ROWS_AHEAD) * stride, d);
     for (int i = 0; i < d; ++i) mean[i] += keys[t * stride + i];
+  }
   for (int i = 0; i < d; ++i) mean[i] /= float(length);
   for (int b = 0; b < blocks; ++b) table[b] = b;
   for (int64_t t = 0; t < length; t += 4) {
@@ -98,6 +113,7 @@ void attend_head(const float* qkv, int64_t stride, int length, int d, float* out
     const float *four_keys[4], *four_values[4];
     for (int j = 0; j < count; ++j) {
       four_keys[j] = centred + j * d, four_values[j] = values + (t + j) * stride;
+      if (t + j + ROWS_AHEAD < length) expect(four_values[j] + ROWS_AHEAD * stride, d);
       for (int i = 0; i < d; ++i) centred[j * d + i] = keys[(t + j) * stride + i] - mean[i];
     }
     uint8_t* block = cache + t / BLOCK * block_bytes(d);

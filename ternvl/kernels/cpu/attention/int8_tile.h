@@ -44,21 +44,27 @@ struct Scratch {
   }
 };
 
-// What the rows of a tile share: the scales of its values, which are 0 behind the last position, and for each n the
-// factors to weights in bytes and back, which follow from the largest of the first n + 1 scales.
+// What the rows of a tile share: the scales of its values, which are 0 behind the last position, and of those that a
+// row sees the factors to weights in bytes and back, which follow from the largest.
 struct ValueScales {
   alignas(64) float scales[TILE];
-  float to_bytes[TILE], from_bytes[TILE];
+  float to_bytes = 0, from_bytes = 0;
 
   ValueScales(const float* const* blocks, int count) {
-    float largest = 0;
-    for (int i = 0; i < TILE; ++i) {
-      scales[i] = i < count ? blocks[i / BLOCK][i % BLOCK] : 0;
-      largest = std::max(largest, scales[i]);
-      to_bytes[i] = largest > 0 ? 255.0f / largest : 0.0f;
-      from_bytes[i] = largest / 255.0f;
-    }
+    for (int i = 0; i < TILE; ++i) scales[i] = i < count ? blocks[i / BLOCK][i % BLOCK] : 0;
   }
+
+  // Makes the factors those of the first `count` positions, which later rows do not see fewer of.
+  void see(int count) {
+    if (count == seen) return;
+    for (; seen < count; ++seen) largest = std::max(largest, scales[seen]);
+    to_bytes = largest > 0 ? 255.0f / largest : 0.0f;
+    from_bytes = largest / 255.0f;
+  }
+
+ private:
+  int seen = 0;
+  float largest = 0;
 };
 
 // Scores of ROWS rows with the 16 keys of each of B blocks.
@@ -90,14 +96,22 @@ void score_blocks(const Scratch& s, int row, int d, const uint8_t* const* keys, 
 }
 
 // 2^x for x <= 0 with a relative error of 5e-5, which is small beside the rounding to a byte. It is exact for whole
-// numbers, and 0 below 2^-125.
+// numbers, and 2^-125 for all that are less, which becomes the byte 0.
 inline Vec rough_exp2(Vec x) {
-  const Vec magic = broadcast(12582912.0f);  // as in `exp2`
-  const Vec shifted = x + magic, f = x - (shifted - magic);
+  x = at_least(broadcast(-125.0f), x);
+#if defined(__AVX512F__)
+  const Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const Vec magic = broadcast(12582912.0f), shifted = x + magic, n = shifted - magic;  // as in `exp2`
+#endif
+  const Vec f = x - n;
   Vec y = broadcast(9.6181291e-3f);
   for (float c : {5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) y = fma(y, f, broadcast(c));
-  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
-  return x < broadcast(-125.0f) ? Vec{} : scaled;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(y, n);
+#else
+  return reinterpret_cast<Vec>(reinterpret_cast<UVec>(y) + (reinterpret_cast<UVec>(shifted) << 23));
+#endif
 }
 
 // Computes the factors of rows from `first` on, for what was summed before and for this tile.
@@ -110,25 +124,39 @@ void scale_rows(const Scratch& s, int first, int rows) {
   }
 }
 
-// Turns a row's first `count` scores into weights in bytes, the others into 0, and adds to the sums of its weights.
-void soften(const Scratch& s, int row, int count, const ValueScales& values) {
+// Turns a row's first `count` scores into weights in bytes, the others into 0, and adds to the sums of its weights. The
+// number of vectors of a whole tile, which almost all are, is known to the compiler.
+template <bool IS_WHOLE>
+void soften(const Scratch& s, int row, int count, ValueScales& values) {
   const float* scores = s.scores + row * TILE;
-  const int vectors = (count + LANES - 1) / LANES * N;
-  const Vec largest = broadcast(s.tile_max[row]), to_bytes = broadcast(values.to_bytes[count - 1]);
+  const int vectors = IS_WHOLE ? TILE / W : (count + LANES - 1) / LANES * N;
+  values.see(count);
+  const Vec largest = broadcast(s.tile_max[row]), to_bytes = broadcast(values.to_bytes);
   uint8_t* bytes = s.p + row * TILE;
   Vec total[N] = {};
+#pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {
     const Vec weight = rough_exp2(load(scores + i * W) - largest);
     total[i % N] += weight;
-    const IVec whole = round(weight * load(values.scales + i * W) * to_bytes);
-    store_bytes(bytes + i * W, whole);
+    store_bytes(bytes + i * W, round_to_byte(weight * load(values.scales + i * W) * to_bytes));
   }
-  std::fill(bytes + vectors * W, bytes + TILE, uint8_t(0));
+  if (!IS_WHOLE) std::fill(bytes + vectors * W, bytes + TILE, uint8_t(0));
   if (RAISED) s.weight_totals[row] = total_unsigned(bytes, TILE);
   float* weights = s.weights + row * LANES;
   const Vec factor = broadcast(s.factors[row]), own = broadcast(s.tile_factors[row]);
   for (int n = 0; n < N; ++n) store(weights + n * W, fma(load(weights + n * W), factor, total[n] * own));
-  s.tile_factors[row] *= values.from_bytes[count - 1];
+  s.tile_factors[row] *= values.from_bytes;
+}
+
+// The largest score of a row that sees the whole tile.
+inline float largest_of_tile(const float* scores) {
+  Vec top = load(scores);
+#pragma GCC unroll 16
+  for (int i = 1; i < TILE / W; ++i) {
+    const Vec x = load(scores + i * W);
+    top = x > top ? x : top;
+  }
+  return max(top);
 }
 
 // V vectors of the weighted sums of ROWS rows over the first `blocks` blocks of a tile, scaled and added to the sums of
