@@ -154,19 +154,3 @@ def test_what_is_no_number_shows_in_its_own_row(value: float) -> None:
         y = stage(x)
         assert not y[1].isfinite().any()
         assert torch.equal(y[[0, 2]], wanted[[0, 2]])
-
-
-ROUGH_GELU = 4e-6  # absolute, where weights are rounded
-
-
-@pytest.mark.parametrize("pack", [pack_int8, pack_int4])
-def test_gelu_behind_rounded_weights(pack: Callable[[Layer], Stage]) -> None:
-    """Weights of zero leave the biases, which are all that is activated."""
-    inside, outside = torch.linspace(-9, 9, 9001), torch.tensor([-1e30, -1e3, -5.0, 5.0, 1e3, 1e30])
-    biases = torch.cat([inside, outside])
-    y = pack(Layer(torch.zeros(len(biases), 8), biases, None, After.GELU))(torch.randn(3, 8))
-    exact = torch.nn.functional.gelu(biases.double())
-    assert (y[:, : len(inside)] - exact[: len(inside)]).abs().max() < ROUGH_GELU
-    torch.testing.assert_close(y[:, len(inside) :].double(), exact[len(inside) :].expand(3, -1), rtol=0, atol=ROUGH_GELU)
-    hidden = pack(Layer(torch.zeros(16, 8), torch.full((16,), torch.nan), None, After.GELU))(torch.randn(1, 8))
-    assert hidden.isnan().all()

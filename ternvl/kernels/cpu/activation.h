@@ -33,17 +33,4 @@ inline Vec gelu(Vec x) {
   return x * (x < 0 ? tail : 1.0f - tail);
 }
 
-// x Phi(x) with an absolute error below 4e-6, for stages whose weights are rounded, which errs far more. Phi(x) - 1/2 is
-// x times a polynomial of x^2, the one with the least largest error up to 5, where it reaches 1/2.
-inline Vec rough_gelu(Vec x) {
-  const Vec inner = at_least(broadcast(-5.0f), at_most(broadcast(5.0f), x));
-  const Vec z = fma(inner * inner, broadcast(0.08f), broadcast(-1.0f));
-  Vec sum = broadcast(-0.000913497352f);
-  for (float factor : {0.00310029089f, -0.00431535626f, 0.00530789699f, -0.0098052714f, 0.0167724043f, -0.023755284f,
-                       0.0313954204f, -0.040373113f, 0.051521726f, -0.0702989772f, 0.1413638f})
-    sum = fma(sum, z, broadcast(factor));
-  const Vec share = fma(inner, sum, broadcast(0.5f));
-  return x * at_least(broadcast(0.0f), at_most(broadcast(1.0f), share));
-}
-
 }  // namespace

@@ -51,7 +51,7 @@ inline void keep(AnyVec& value) {
 #endif
 }
 
-// The larger and the smaller of each lane, and `x` where it is NaN, in one instruction.
+// The larger of each lane in one instruction, and `x` where that is NaN.
 inline Vec at_least(Vec least, Vec x) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(least, x);
@@ -59,15 +59,6 @@ inline Vec at_least(Vec least, Vec x) {
   return _mm256_max_ps(least, x);
 #else
   return x < least ? least : x;
-#endif
-}
-inline Vec at_most(Vec most, Vec x) {
-#if defined(__AVX512F__)
-  return _mm512_min_ps(most, x);
-#elif defined(__AVX2__)
-  return _mm256_min_ps(most, x);
-#else
-  return x > most ? most : x;
 #endif
 }
 

@@ -78,7 +78,7 @@ struct Finish {
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < NV; ++v) values[r * ROW + p * NV + v] += load(added->at(row + r, panel + p) + v * W);
     if (!call.is_plain && stage.after == GELU)
-      for (int i = 0; i < count * ROW; ++i) values[i] = rough_gelu(values[i]);
+      for (int i = 0; i < count * ROW; ++i) values[i] = gelu(values[i]);
     if (P == 2 && !call.is_plain && stage.after == SWIGLU) {
       for (int i = 0; i < count * ROW; i += ROW)
         for (int v = 0; v < NV; ++v) values[i + v] = silu(values[i + v]) * values[i + NV + v];
