@@ -111,11 +111,11 @@ def instruction_set(device: torch.device) -> str:
 def why_chosen() -> str:
     """Return why this process has the kernels that it has, or none, in words."""
     choice = os.environ.get(VARIABLE, "auto")
-    if choice != "auto":
-        return f"{VARIABLE} chooses them" if choice != "torch" else f"{VARIABLE} chooses none"
+    if choice == "torch":
+        return f"{VARIABLE} chooses none"
     if library() is None:
         return "they cannot be built or loaded"
-    return "the best that this CPU has"
+    return "the best that this CPU has" if choice == "auto" else f"{VARIABLE} chooses them"
 
 
 def torch_capability() -> str:

@@ -135,6 +135,20 @@ def test_the_variable_names_an_instruction_set(isa: str, use_kernels: Callable[[
     assert loaded.isa == isa
 
 
+def test_it_says_why_a_library_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    if library() is None:
+        assert loader.why_chosen() == "they cannot be built or loaded"
+        return
+    assert loader.why_chosen() == "the best that this CPU has"
+    monkeypatch.setenv("TERNVL_KERNELS", next(iter(build.FLAGS)))
+    assert loader.why_chosen() == "TERNVL_KERNELS chooses them"
+    monkeypatch.setenv("TERNVL_KERNELS", "torch")
+    assert loader.why_chosen() == "TERNVL_KERNELS chooses none"
+    monkeypatch.setenv("TERNVL_KERNELS", "auto")
+    monkeypatch.setattr(loader, "library", lambda: None)
+    assert loader.why_chosen() == "they cannot be built or loaded"
+
+
 def test_an_instruction_set_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     if library() is None:
         pytest.skip("there is no compiler")

@@ -42,6 +42,7 @@ def test_info_is_true_of_the_loaded_model(capsys: pytest.CaptureFixture[str], fo
     code, text, _ = run(capsys, "info", folder)
     assert code == 0
     assert f"not quantised, because {found['machine']['why_unquantised']}" in text
+    assert f"({found['machine']['why_kernels']})" in text
 
 
 def test_a_model_that_is_too_large_does_not_fit(
