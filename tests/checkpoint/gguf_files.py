@@ -37,8 +37,8 @@ def value(given: Any) -> bytes:
         return struct.pack("<If", 6, given)
     if isinstance(given, str):
         return struct.pack("<I", 8) + text(given)
-    kind = {str: 8, float: 6, int: 4}[type(given[0])]
-    items = [text(each) if kind == 8 else struct.pack("<f" if kind == 6 else "<I", each) for each in given]
+    kind = {str: 8, float: 6, int: 5}[type(given[0])]
+    items = [text(each) if kind == 8 else struct.pack("<f" if kind == 6 else "<i", each) for each in given]
     return struct.pack("<IIQ", 9, kind, len(given)) + b"".join(items)
 
 
