@@ -24,7 +24,7 @@ from ternvl.model.internvl import InternVL
 from ternvl.prompt.build import PromptBuilder
 from ternvl.quant import beside, file
 from ternvl.quant.conversion import quantize
-from ternvl.quant.guard import StageReport
+from ternvl.quant.guard import StageReport, unsound
 from ternvl.quant.samples import build, digest, samples
 from ternvl.quant.scheme import check_bits, check_name, resolve_scheme, weights_size
 from ternvl.terminal import with_progress
@@ -130,7 +130,7 @@ def load_quantized(
     path = file.path_for(folder, scheme, digest(calibration))
     if path.is_file() and not anew:
         try:
-            return Quantized(*file.load(path, config, reading), path, is_new=False)
+            return _checked(Quantized(*file.load(path, config, reading), path, is_new=False))
         except CheckpointError as error:
             log.warning("%s The model is converted again.", error)
     if must_keep:
@@ -143,9 +143,16 @@ def load_quantized(
         if must_keep:
             raise ConfigError(f"The quantised model cannot be written to {path} ({error}).") from error
         log.warning("The quantised model cannot be kept at %s (%s): the next start converts again.", path, error)
-        return Quantized(model, reports, path, is_new=True)
+        return _checked(Quantized(model, reports, path, is_new=True))
     del model  # before its file is read
-    return Quantized(*file.load(path, config), path, is_new=True)
+    return _checked(Quantized(*file.load(path, config), path, is_new=True))
+
+
+def _checked(quantised: Quantized) -> Quantized:
+    """Warn if the scheme is not sound for the model."""
+    if reason := unsound(quantised.reports):
+        log.warning("%s Another scheme, or none, keeps it closer.", reason)
+    return quantised
 
 
 def _convert(

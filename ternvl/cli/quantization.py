@@ -45,12 +45,19 @@ def quantize(
         bool, typer.Option("--force", help="Convert again even if the cache has the quantised model.")
     ] = False,
 ) -> None:
-    """Quantise a model and store it in the cache, where serve, chat, run and LLM find it."""
+    """Quantise a model and store it in the cache, where serve, chat, run and LLM find it.
+
+    The exit status is 1 if the scheme is not sound for the model.
+    """
+    from ternvl.quant.guard import unsound
+
     source = _Source.of(model, quantization, revision)
     quantised = source.quantised(calibration, force=force)
     size = shown_bytes(quantised.path.stat().st_size)
     typer.echo(f"{'Converted' if quantised.is_new else 'Already there'}: {quantised.path} ({size})")
     typer.echo(report_text(quantised.reports))
+    if unsound(quantised.reports):  # loading has said why
+        raise typer.Exit(1)
 
 
 def compare(
@@ -164,7 +171,11 @@ def table(rows: dict[str, Agreement]) -> str:
 
 def report_text(reports: Sequence[StageReport]) -> str:
     """Return a text with the formats of the layers, and the layers with the largest errors."""
+    from ternvl.quant.guard import MODEL
+
     counts: dict[str, int] = {}
+    whole = [report for report in reports if report.name == MODEL]
+    reports = [report for report in reports if report.name != MODEL]
     for report in reports:
         counts[report.format] = counts.get(report.format, 0) + 1
     lines = [f"Layers: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}"]
@@ -177,6 +188,7 @@ def report_text(reports: Sequence[StageReport]) -> str:
         lines.append(f"In int8, because int4 exceeded the error bound: {_names(finer)}")
     left = [report for report in reports if report.tried and report.format in ("float32", "bfloat16")]
     lines.append(f"Left unquantised: {_names(left)}")
+    lines += [f"Whole model: diverges by {report.error:.2e} nats on average on the samples" for report in whole]
     worst = largest(reports)
     lines.append(f"Largest errors:{'' if worst else ' none'}")
     for report in worst:
@@ -194,7 +206,10 @@ def _names(reports: Sequence[StageReport]) -> str:
 
 def largest(reports: Sequence[StageReport]) -> list[StageReport]:
     """Return the layers with the largest errors, in descending order."""
-    return sorted((report for report in reports if report.error), key=lambda report: -report.error)[:_SHOWN]
+    from ternvl.quant.guard import MODEL
+
+    errors = (report for report in reports if report.error and report.name != MODEL)
+    return sorted(errors, key=lambda report: -report.error)[:_SHOWN]
 
 
 def _figures(

@@ -4,8 +4,9 @@
 
 A decoder layer is four stages around its attention. The weights are exact (float32 or bfloat16) or whole numbers of 8
 or 4 bits. With whole numbers each row of inputs is quantised to bytes when it arrives, and products are summed exactly.
-The native side is `cpu/stage.h`. The reference multiplies whole numbers in float64, which holds their sums exactly, so
-a row's result does not depend on the other rows there either.
+Before that, inputs may be smoothed, and mixed: a Walsh-Hadamard transform of blocks spreads a large input over its
+block (arXiv 2404.00456). The weights undo both. The native side is `cpu/stage.h`. The reference multiplies whole
+numbers in float64, which holds their sums exactly, so a row's result does not depend on the other rows there either.
 
 Shapes: M rows, N outputs, K inputs, F outputs after the activation: N / 2 for SwiGLU, whose gates precede its ups.
 """
@@ -34,7 +35,7 @@ class _Description(ctypes.Structure):
     _fields_ = (
         *((name, Pointer) for name in _POINTERS),
         *(("n", Int64), ("k", Int64), ("eps", ctypes.c_float)),
-        *((name, ctypes.c_int32) for name in ("format", "before", "after")),
+        *((name, ctypes.c_int32) for name in ("format", "before", "after", "mixed")),
     )
 
 
@@ -64,11 +65,12 @@ class Stage(nn.Module):
         bias: Tensor | None = None,
         smoothing: Tensor | None = None,
         norm: Norm | None = None,
+        mixed: int = 0,
     ) -> None:
-        """`size` is N and K."""
+        """`size` is N and K; `mixed` is the number of inputs of a block that is mixed, or 0."""
         super().__init__()
         self.out_features, self.in_features = size
-        self.format, self.after = format, after
+        self.format, self.after, self.mixed = format, after, mixed
         self.eps = norm.eps if norm else 0.0
         self.before = Before.NOTHING if norm is None else Before.RMS_NORM if norm.bias is None else Before.LAYER_NORM
         tensors = {"panels": panels, "scales": scales, "offsets": offsets, "bias": bias, "smoothing": smoothing}
@@ -86,7 +88,7 @@ class Stage(nn.Module):
         """The stage as the native side reads it. It points into this module's tensors, which must not move."""
         pointers = [None if getattr(self, name) is None else getattr(self, name).data_ptr() for name in _POINTERS]
         sizes = (self.out_features, self.in_features, self.eps)
-        return _Description(*pointers, *sizes, self.format, self.before, self.after)
+        return _Description(*pointers, *sizes, self.format, self.before, self.after, self.mixed)
 
     @property
     def num_bytes(self) -> int:
@@ -177,7 +179,7 @@ def inputs_reference(stage: Stage, x: Tensor) -> Tensor:
 
 def product_reference(stage: Stage, x: Tensor) -> Tensor:
     """`Stage.product` in plain torch."""
-    x = x if stage.smoothing is None else x * stage.smoothing
+    x = mix(x if stage.smoothing is None else x * stage.smoothing, stage.mixed)
     bias = None if stage.bias is None else from_panels(stage, stage.bias)
     if stage.format is Format.AFFINE4:
         return _affine4_reference(stage, x, bias)
@@ -208,6 +210,20 @@ def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> whole numbers from -127 to 127, and the scales [M, 1]."""
     largest = x.abs().amax(dim=1, keepdim=True)
     return torch.round(x * torch.where(largest > 0, 127 / largest, 0.0)), largest / 127
+
+
+def mix(x: Tensor, block: int) -> Tensor:
+    """Return the Walsh-Hadamard transform of each block of `block` inputs of x [..., K]; x itself if `block` is 0.
+
+    `block` is a power of two. Twice applied, it multiplies by `block`.
+    """
+    distance = 1
+    while distance < block:
+        pairs: Tensor = x.unflatten(-1, (-1, 2, distance))
+        a, b = pairs.unbind(dim=-2)
+        x = torch.stack([a + b, a - b], dim=-2).flatten(-3)
+        distance *= 2
+    return x
 
 
 def _activated(stage: Stage, sums: Tensor) -> Tensor:

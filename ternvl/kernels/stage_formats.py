@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ternvl.kernels import int4_rounding, panels
+from ternvl.kernels import panels, rounding
 from ternvl.kernels.panels import PANEL
-from ternvl.kernels.stage import Stage
+from ternvl.kernels.stage import Stage, mix
 from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
 
 _ROWS = 4096
@@ -31,14 +31,28 @@ def pack(layer: Layer) -> Stage:
     return Stage(_size(layer), format, layer.after, panels.pack(weight), bias=bias, norm=_norm(layer))
 
 
-def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
+def transformed(x: Tensor, block: int) -> Tensor:
+    """Return the same as `mix` up to rounding, faster for many rows: x [R, K]; x itself if `block` is 0."""
+    if not block:
+        return x
+    whole: Tensor = x.unflatten(-1, (-1, block)) @ mix(torch.eye(block), block)
+    return whole.flatten(-2)
+
+
+def pack_int8(layer: Layer, smoothing: Tensor | None = None, *, mixed: int = 0, factor: Tensor | None = None) -> Stage:
     """Round the weights to whole numbers from -127 to 127 with one scale for each output.
 
-    `smoothing` [K] are factors of the inputs, by which the weights are divided first.
+    `smoothing` [K] are factors of the inputs, by which the weights are divided first. Inputs are then mixed in blocks
+    of `mixed`, and so are the weights. Given the `rounding.factor_of` inputs that were smoothed and mixed so, later
+    weights compensate for the rounding errors of earlier ones.
     """
 
     def packed(part: Layer) -> Stage:
-        whole, scales = _whole(_smoothed(part.weight, smoothing))
+        weight = _prepared(part.weight, smoothing, mixed)
+        if factor is None:
+            whole, scales = rounding.nearest_int8(weight)
+        else:
+            whole, scales = rounding.compensated_int8(weight, factor)
         rows, offsets = panels.pack_int8(_in_panels(part, whole))
         return Stage(
             *(_size(part), Format.INT8, part.after, rows),
@@ -47,6 +61,7 @@ def pack_int8(layer: Layer, smoothing: Tensor | None = None) -> Stage:
             bias=_bias(part),
             smoothing=smoothing,
             norm=_norm(part),
+            mixed=mixed,
         )
 
     return _in_parts(layer, packed)
@@ -57,28 +72,28 @@ def pack_int4(
     smoothing: Tensor | None = None,
     importance: Tensor | None = None,
     *,
-    compensate: Tensor | None = None,
+    mixed: int = 0,
+    factor: Tensor | None = None,
 ) -> Stage:
     """Round the weights to whole numbers from -8 to 7 with one bfloat16 scale for each 32 inputs of an output.
 
-    Each scale is the candidate with the least squared error, in which an input is weighted by its `importance` [K].
-    Given sample inputs `compensate` [R, K], before smoothing, later weights compensate for the rounding errors of
-    earlier ones. `smoothing` [K] is as in `pack_int8`.
+    Without `factor` each scale is the candidate with the least squared error, in which an input is weighted by its
+    `importance` [K], as it is after smoothing and mixing. The other parameters are as in `pack_int8`.
     """
 
     def packed(part: Layer) -> Stage:
-        weight = _smoothed(part.weight, smoothing)
-        if compensate is None:
-            whole, scales = int4_rounding.nearest(weight, importance)
+        weight = _prepared(part.weight, smoothing, mixed)
+        if factor is None:
+            whole, scales = rounding.nearest_int4(weight, importance)
         else:
-            inputs = compensate if smoothing is None else compensate * smoothing
-            whole, scales = int4_rounding.compensated(weight, inputs)
+            whole, scales = rounding.compensated_int4(weight, factor)
         rows = panels.pack_int4(_in_panels(part, whole), _in_panels(part, scales))
         return Stage(
             *(_size(part), Format.INT4, part.after, rows),
             bias=_bias(part),
             smoothing=smoothing,
             norm=_norm(part),
+            mixed=mixed,
         )
 
     return _in_parts(layer, packed)
@@ -108,7 +123,9 @@ def _in_parts(layer: Layer, pack: Callable[[Layer], Stage]) -> Stage:
                 size = -(-num_outputs // PANEL) * PANEL // outputs_a_row
                 whole.setdefault(name, rows.new_empty(size, *rows.shape[1:]))
                 whole[name][first // outputs_a_row :][: len(rows)] = rows
-    return Stage(_size(layer), part.format, layer.after, **whole, smoothing=part.smoothing, norm=_norm(layer))
+    return Stage(
+        _size(layer), part.format, layer.after, **whole, smoothing=part.smoothing, norm=_norm(layer), mixed=part.mixed
+    )
 
 
 def _in_panels(layer: Layer, values: Tensor) -> Tensor:
@@ -127,15 +144,11 @@ def _size(layer: Layer) -> tuple[int, int]:
     return n, k
 
 
-def _whole(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights [N, K] to 8 bits; return them with the scales [N]."""
-    scales = weight.abs().amax(dim=1) / 127
-    return torch.round(weight / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8), scales
-
-
-def _smoothed(weight: Tensor, smoothing: Tensor | None) -> Tensor:
+def _prepared(weight: Tensor, smoothing: Tensor | None, mixed: int) -> Tensor:
+    """Return weights [N, K] in float32 that undo what is done to the inputs."""
     weight = weight.detach().float()
-    return weight if smoothing is None else weight / smoothing
+    weight = weight if smoothing is None else weight / smoothing
+    return transformed(weight, mixed) / mixed if mixed else weight
 
 
 def _bias(layer: Layer) -> Tensor | None:

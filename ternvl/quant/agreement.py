@@ -81,23 +81,28 @@ def compare(plain: InternVL, quantised: InternVL, prompt: Prompt, answer: Sequen
     Raises ConfigError if a logit is NaN or infinite.
     """
     whole, total = replace(prompt, token_ids=(*prompt.token_ids, *answer)), Agreement()
-    pairs = zip(*(_logits(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True)
+    pairs = zip(*(logits_of(model, whole, prompt.num_tokens - 1) for model in (plain, quantised)), strict=True)
     for wanted, got in pairs:
         if not (wanted.isfinite().all() and got.isfinite().all()):
             raise ConfigError("The models cannot be compared, because a logit on a sample is NaN or infinite.")
-        expected, log_probs = wanted.log_softmax(dim=1), got.log_softmax(dim=1)
-        kl = (expected.exp() * (expected - log_probs)).sum(dim=1).clamp_min(0)
+        kl = kl_divergence(wanted, got)
         same = int((wanted.argmax(dim=1) == got.argmax(dim=1)).sum())
         total += Agreement(len(wanted), same, float(kl.sum()), float(kl.max()))
     return total
 
 
-def _logits(model: InternVL, prompt: Prompt, first: int) -> Iterator[Tensor]:
+def kl_divergence(wanted: Tensor, got: Tensor) -> Tensor:
+    """Return how far distributions are from the wanted ones, in nats: logits [P, V] twice -> [P]."""
+    expected, log_probs = wanted.double().log_softmax(dim=1), got.double().log_softmax(dim=1)
+    return (expected.exp() * (expected - log_probs)).sum(dim=1).clamp_min(0)
+
+
+def logits_of(model: InternVL, prompt: Prompt, first: int) -> Iterator[Tensor]:
     """Logits [P, V] in float64 of the positions from `first` on, in blocks of `_ROWS`."""
-    hidden = model.hidden(prompt, _attention(model, prompt.num_tokens))[first:]
+    hidden = model.hidden(prompt, attention_of(model, prompt.num_tokens))[first:]
     return (model.logits(rows).double() for rows in hidden.split(_ROWS))
 
 
-def _attention(model: InternVL, num_tokens: int) -> Attention:
+def attention_of(model: InternVL, num_tokens: int) -> Attention:
     """Attention as in the engine: over 8-bit keys and values if the guard allows them."""
     return over_int8(model.config.language, num_tokens) if caches_in_int8(model) else CausalAttention()

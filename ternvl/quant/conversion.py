@@ -19,7 +19,7 @@ from ternvl.checkpoint.stored import StoredWeights
 from ternvl.errors import ConfigError
 from ternvl.fused.decoder import FusedDecoder, FusedDecoderLayer
 from ternvl.fused.packed import BlockEmbedding, WideEmbedding
-from ternvl.fused.replace import rest_to_float32
+from ternvl.fused.replace import is_quantized, rest_to_float32
 from ternvl.fused.stages import layer_of
 from ternvl.fused.vision import FusedPatches, FusedProjector, FusedVisionLayer
 from ternvl.kernels.memory import give_back
@@ -28,6 +28,7 @@ from ternvl.kernels.stage_formats import pack
 from ternvl.kernels.stage_types import FourBits
 from ternvl.model.internvl import InternVL
 from ternvl.model.vision import pixel_shuffle
+from ternvl.quant.agreement import attention_of, kl_divergence
 from ternvl.quant.cache_errors import MeasuredAttention
 from ternvl.quant.guard import (
     SCHEMES,
@@ -37,6 +38,7 @@ from ternvl.quant.guard import (
     choose,
     choose_attention,
     choose_cache,
+    choose_model,
     formats_for,
     record_for,
 )
@@ -45,6 +47,8 @@ from ternvl.types import Progress, Prompt
 _DECODER = "language_model.model"
 _ROWS = 64
 """The rows of logits that are in memory at a time."""
+_COMPARED = 8
+"""The positions of each sample at which the logits of the whole model are compared."""
 _T = TypeVar("_T", bound=nn.Module)
 
 
@@ -69,11 +73,12 @@ def quantize(
     conversion = _Conversion(model, scheme, progress, stored if scheme == "checkpoint" else None)
     features = conversion.vision([sample.pixel_values for sample in samples])
     hidden = conversion.decoder(samples, features)
-    conversion.head(hidden)
+    wanted = conversion.head(hidden)
     rest_to_float32(model)
     if stored is not None and (blocks := stored.embedding()) is not None:
         model.language_model.model.embed_tokens = BlockEmbedding(*blocks)  # type: ignore[assignment]
-    return conversion.reports + conversion.attention_reports
+    reports = conversion.reports + conversion.attention_reports
+    return [*reports, choose_model(scheme, is_quantized(model), _divergence(model, samples, wanted))]
 
 
 class _Conversion:
@@ -135,8 +140,11 @@ class _Conversion:
         self.attention_reports += choose_cache(fused, attention.errors())
         return [fused.norm(x) for x in xs]
 
-    def head(self, hidden: Sequence[Tensor]) -> None:
-        """Convert the output head. Raises ConfigError if a logit is NaN or infinite."""
+    def head(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Convert the output head, and return some unquantised logits of each sample: [few, V].
+
+        Raises ConfigError if a logit is NaN or infinite.
+        """
         language = self.model.language_model
         plain = language.lm_head
         layer = layer_of([plain])
@@ -146,12 +154,14 @@ class _Conversion:
             if not all(head(rows).isfinite().all() for rows in x.split(_ROWS)):
                 raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
             seen.add(head.inputs(x))
+        wanted = [head(x[_some(len(x))]) for x in hidden]
         path, formats = "language_model.lm_head", formats_for("language_model.lm_head", self.scheme)
         unused = () if language.is_tied else plain.parameters()
         names = [f"{_DECODER}.embed_tokens.weight" if language.is_tied else f"{path}.weight"]
         kept = None if self._stored is None else self._stored.get(names)
         language.lm_head = self._report(*choose(path, head, seen, formats, layer, kept))  # type: ignore[assignment]
         give_back(unused)
+        return wanted
 
     def _run(self, path: str, module: nn.Module, xs: Iterable[Tensor], run: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Run a module over inputs, then choose formats for its stages; return the unquantised outputs."""
@@ -186,6 +196,21 @@ class _Conversion:
         if self._progress is not None:
             self._progress(len(self.reports), self._count)
         return chosen
+
+
+def _some(length: int) -> slice:
+    """Positions of the last half of a sample, which ends with its text."""
+    half = (length + 1) // 2
+    return slice(length - half, None, max(1, -(-half // _COMPARED)))
+
+
+def _divergence(model: InternVL, samples: Sequence[Prompt], wanted: Sequence[Tensor]) -> float:
+    """Return the mean Kullback-Leibler divergence, in nats, from unquantised logits at some positions."""
+    found: list[Tensor] = []
+    for sample, logits in zip(samples, wanted, strict=True):
+        hidden = model.hidden(sample, attention_of(model, sample.num_tokens))
+        found.append(kl_divergence(logits, model.logits(hidden[_some(len(hidden))])))
+    return float(torch.cat(found).mean())
 
 
 def _embedded(embed: WideEmbedding, sample: Prompt, features: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ from ternvl.kernels.stage_types import After, Format, Norm
 from ternvl.model.internvl import InternVL
 from ternvl.quant.guard import StageReport, stages, vision_layers
 
-VERSION = 5
+VERSION = 6
 """The version of the file's layout. Files of other versions are not read."""
 _MOST_AT_ONCE = 2**30
 """The most bytes that one system call reads."""
@@ -203,18 +203,18 @@ def _read(path: Path, start: int, part: Tensor) -> None:
 
 
 def _description(stage: Stage) -> list[Any]:
-    return [stage.out_features, stage.in_features, stage.format, stage.after, stage.eps]
+    return [stage.out_features, stage.in_features, stage.format, stage.after, stage.eps, stage.mixed]
 
 
 def _stage(name: str, values: list[Any], tensors: dict[str, Tensor]) -> Stage:
     """Build a stage, and remove its tensors from `tensors`."""
-    n, k, format, after, eps = values
+    n, k, format, after, eps, mixed = values
     own = {each: tensors.pop(f"{name}.{each}", None) for each in _TENSORS}
     panels, weight, bias = own.pop("panels"), own.pop("norm_weight"), own.pop("norm_bias")
     if panels is None:
         raise ValueError(f"{name}.panels is missing")
     norm = None if weight is None else Norm(weight, bias, eps)
-    return Stage((n, k), Format(format), After(after), panels, norm=norm, **own)
+    return Stage((n, k), Format(format), After(after), panels, norm=norm, mixed=mixed, **own)
 
 
 def _replace(path: Path, content: bytes) -> None:

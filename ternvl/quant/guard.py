@@ -1,17 +1,18 @@
 """Quantisation with a guard: each layer's error is measured, and layers above the bound are left unquantised.
 
-The unquantised model runs over sample prompts (`conversion.py`), and some rows of each stage's inputs are recorded.
-Each stage is then tried in the requested format without and with smoothing, which moves scale from inputs to weights if
-some channels are far larger than the others (arXiv 2211.10438). In 4 bits it is also tried with weights that compensate
-for each other's errors (`int4_rounding.py`). The best try is used if its error is within the bound. Otherwise the next
-finer format is tried, and if none is within its bound, the stage stays unquantised. The report names each choice with
-its error.
+The unquantised model runs over sample prompts (`conversion.py`), and each stage's inputs are recorded. Each stage is
+then tried in the requested format: with its inputs as they are, mixed, which spreads what is large over others
+(arXiv 2404.00456), and smoothed, which moves scale from inputs to weights (arXiv 2211.10438); and with weights that
+compensate for each other's errors (`kernels/rounding.py`). The best try is used if its error is within the bound.
+Otherwise the next finer format is tried, and if none is within its bound, the stage stays unquantised. The report
+names each choice with its error.
 
 Shapes: R rows, N outputs, K inputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,14 +24,21 @@ from ternvl.fused.vision import FusedVisionLayer, exact_attention
 from ternvl.kernels.attention_int8 import tile_attention
 from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_types import Format, FourBits, Layer
-from ternvl.quant.tries import BOUNDS, int4_tries, int8_tries, kept_try, layer_of
+from ternvl.quant.tries import BOUNDS, INPUTS_A_ROW, Inputs, kept_try, layer_of, tries
 
 SCHEMES = ("int8", "int4", "checkpoint")
 """In "checkpoint", layers whose weights have 4 bits in the checkpoint keep them as they are; the others are as in
 "int8"."""
-_FEW, _MANY = (64, 256), (256, 1024)
-"""The rows of inputs that are recorded from one call and in all. A stage that is tried in 4 bits needs many, because
-the compensation of its weights is fitted to them."""
+MODEL = "model"
+"""The name of the report on the model as a whole."""
+SOUND = {"int8": 0.02, "int4": 0.1, "checkpoint": 0.02}
+"""The mean divergence from the unquantised model on the samples, in nats, up to which a scheme is called sound."""
+_ROWS_A_CALL, _ROWS = 64, 256
+"""About as many rows of one call, and of all, are kept to measure errors on."""
+_HELD_OUT = 5
+"""At most one row in this many is kept for that; weights are fitted to the others."""
+_MOST_INPUTS = {"int8": 2048, "int4": 8192, "checkpoint": 2048}
+"""The most inputs of a stage whose weights are fitted in each scheme: the work grows with their third power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +54,50 @@ class StageReport:
     smoothed: bool
     """Whether inputs are smoothed."""
     tried: dict[str, float] = field(default_factory=dict)
-    """The relative error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, compensated"."""
+    """The relative error of each try, such as "int8", "int8, smoothed by 0.5" and "int4, mixed, compensated"."""
 
 
 class Record:
-    """Some rows of a stage's inputs after its norm, and the largest value of each channel over all rows."""
+    """What is known of a stage's inputs after its norm: some rows, and statistics of the others.
 
-    def __init__(self, most: tuple[int, int]) -> None:
-        self.rows: list[Tensor] = []
-        self.largest: Tensor | None = None
-        self._most_a_call, self._most = most
+    Errors are measured on the rows. Of the others it keeps the mean products of two inputs, to which weights are
+    fitted, unless a stage has more than `most_inputs` inputs.
+    """
+
+    def __init__(self, most_inputs: int) -> None:
+        self._most_inputs = most_inputs
+        self._rows: list[Tensor] = []
+        self._largest: Tensor | None = None
+        self._sums: Tensor | None = None
+        self._count = 0
 
     def add(self, rows: Tensor) -> None:
         """Add the rows [R, K] of one call."""
         largest = rows.abs().amax(dim=0)
-        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        if sum(map(len, self.rows)) < self._most:
-            self.rows.append(rows[:: max(1, len(rows) // self._most_a_call)][: self._most_a_call].clone())
+        self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+        is_kept = torch.zeros(len(rows), dtype=torch.bool)
+        if sum(map(len, self._rows)) < _ROWS:
+            is_kept[:: max(_HELD_OUT, len(rows) // _ROWS_A_CALL)] = True
+            self._rows.append(_of_one_size(rows[is_kept]))
+        others, k = rows[~is_kept], rows.shape[1]
+        if len(others) and k <= self._most_inputs:
+            self._sums = torch.zeros(k, k) if self._sums is None else self._sums
+            others = _of_one_size(others)
+            self._sums.addmm_(others.T, others)
+            self._count += len(others)
+
+    def inputs(self) -> Inputs | None:
+        """Return what is known; None without rows."""
+        if self._largest is None:
+            return None
+        is_enough = self._sums is not None and self._count * INPUTS_A_ROW >= len(self._largest)
+        moments = self._sums / self._count if is_enough and self._sums is not None else None
+        return Inputs(torch.cat(self._rows), self._largest, moments)
+
+
+def _of_one_size(rows: Tensor) -> Tensor:
+    """Rows [R, K] with a root mean square of 1: what a stage makes of a large row is added to large values."""
+    return rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def vision_layers(model: nn.Module) -> Iterator[tuple[str, FusedVisionLayer]]:
@@ -87,8 +122,8 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
 
 
 def record_for(name: str, scheme: str) -> Record:
-    """Return a new record of a stage's inputs, as large as its formats need it."""
-    return Record(_MANY if Format.INT4 in formats_for(name, scheme) else _FEW)
+    """Return a new record of a stage's inputs."""
+    return Record(_MOST_INPUTS["int4" if Format.INT4 in formats_for(name, scheme) else "int8"])
 
 
 def attention_error(layer: FusedVisionLayer, tiles: Iterable[Tensor]) -> float | None:
@@ -129,23 +164,38 @@ def choose(
     weights are unpacked. `kept` are the weights of 4 bits that the checkpoint has for it, which are tried first.
     """
     tried: dict[str, float] = {}
-    if seen is not None and seen.largest is not None:
-        rows = torch.cat(seen.rows)
+    inputs = None if seen is None else seen.inputs()
+    if inputs is not None:
         if kept is not None:
-            label, best, error = kept_try(stage, layer or layer_of(stage), rows, kept)
+            label, best, error = kept_try(stage, layer or layer_of(stage), inputs.rows, kept)
             tried[label] = error
             if error <= BOUNDS[Format.AFFINE4]:
                 return best, StageReport(name, label, error, False, tried)
         for format in formats:
-            tries = int4_tries if format is Format.INT4 else int8_tries
             made = []
-            for label, each, error in tries(stage, layer or layer_of(stage), rows, seen.largest):
+            for label, each, error in tries(stage, layer or layer_of(stage), inputs, format):
                 tried[label] = error
                 made.append((each, error))
             best, error = min(made, key=lambda pair: pair[1])
             if error <= BOUNDS[format]:
                 return best, StageReport(name, format.name.lower(), error, best.smoothing is not None, tried)
     return stage, StageReport(name, stage.format.name.lower(), 0.0, False, tried)
+
+
+def choose_model(scheme: str, is_quantized: bool, divergence: float) -> StageReport:
+    """Return the report on the whole model, whose `error` is its mean divergence on the samples in nats."""
+    return StageReport(MODEL, scheme if is_quantized else "float32", divergence, False, {"divergence": divergence})
+
+
+def unsound(reports: Iterable[StageReport]) -> str:
+    """Return why a scheme is not sound for a model, as a sentence; an empty text if it is."""
+    for report in reports:
+        if report.name == MODEL and not report.error <= SOUND.get(report.format, math.inf):
+            return (
+                f"{report.format} is not sound for this model: on the samples its distributions of the next token "
+                f"diverge by {report.error:.2e} nats on average, which is above {SOUND[report.format]}."
+            )
+    return ""
 
 
 def choose_cache(decoder: nn.Module, errors: dict[int, float]) -> list[StageReport]:

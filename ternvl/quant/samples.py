@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ternvl.errors import ConfigError, TernvlError
 from ternvl.prompt.build import PromptBuilder
 from ternvl.prompt.messages import parse_messages
+from ternvl.quant import passages
+from ternvl.quant.passages import PASSAGES
 from ternvl.types import Prompt
 
 _Messages = list[dict[str, Any]]
@@ -51,12 +53,12 @@ def samples(folder: Path | None = None) -> list[Sample]:
 
 
 def digest(folder: Path | None = None) -> str:
-    """Return the digest of the samples' content. For built-in samples it is that of this file, which is faster.
+    """Return the digest of the samples' content. For built-in samples it is that of the source, which is faster.
 
     Raises ConfigError as `samples`.
     """
     if folder is None:
-        content = Path(__file__).read_bytes()
+        content = Path(__file__).read_bytes() + Path(passages.__file__).read_bytes()
     else:
         content = repr([each.conversation for each in _from_folder(folder)]).encode()
     return hashlib.sha256(content).hexdigest()[:16]
@@ -115,7 +117,7 @@ def _built_in() -> list[Sample]:
         Sample(f"picture {i}", _picture_messages(picture, question))
         for i, (picture, question) in enumerate(pictures, 1)
     ]
-    return asked + _texts(TEXTS)
+    return asked + _texts(TEXTS + PASSAGES)
 
 
 def _texts(texts: Sequence[str]) -> list[Sample]:

@@ -34,7 +34,10 @@ def test_quantize_converts_once(capsys: pytest.CaptureFixture[str], cache: Path,
     (path,) = cache.glob("int8-*.safetensors")
     assert (code, err) == (0, "")
     assert out.startswith(f"Converted: {path} (")
-    assert re.search(r"Layers: \d+ float32, \d+ int8\nSmoothed: .+\nLeft unquantised: .+\nLargest errors:\n", out)
+    assert re.search(r"Layers: \d+ float32, \d+ int8\nSmoothed: .+\nLeft unquantised: .+\nWhole model: ", out)
+    assert re.search(
+        r"^Whole model: diverges by \d\.\d\de-\d\d nats on average on the samples\nLargest", out, re.MULTILINE
+    )
     assert len(re.findall(r"^ +\d+\.\d\d%  \S+  \(int8(?:, smoothed)?\)$", out, re.MULTILINE)) == 5
     written = path.stat().st_mtime_ns
     code, again, _ = run(capsys, "quantize", folder)
@@ -133,7 +136,7 @@ def test_verify_fails_below_the_bound(
     from ternvl.quant import tries
 
     monkeypatch.setattr(tries, "stage_error", lambda stage, plain, rows: 0.0)  # the guard measures no error
-    monkeypatch.setattr(tries, "pack_int8", lambda layer, smoothing=None: tries.pack_int4(layer, smoothing))
+    monkeypatch.setattr(tries, "pack_int8", lambda layer, smoothing=None, **_: tries.pack_int4(layer, smoothing))
     figures = tmp_path / "figures.json"
     code, out, err = run(capsys, "verify", "--json", str(figures))
     assert code == 1

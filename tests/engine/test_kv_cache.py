@@ -136,16 +136,19 @@ def test_keys_that_8_bits_do_not_hold_stay_as_they_are() -> None:
 @pytest.mark.parametrize("quantisation", [True, False])
 def test_int8_is_near_the_models_own_type(quantisation: bool) -> None:
     model = quantised() if quantisation else plain()
-    prompt = tiny.text_prompt(random.Random(5), 100)
     params = SamplingParams(max_tokens=1, logprobs=20, temperature=0, ignore_eos=True)
-    logprobs = []
-    for dtype in ("int8", "model"):
-        answer = tiny.run(engine(model, kv_cache_dtype=dtype), [Request("r", prompt, params)])["r"]
-        logprobs.append(dict(answer.logprobs[0].top))
-    both = sorted(logprobs[0].keys() & logprobs[1].keys())
-    assert len(both) >= 18
-    got, wanted = (torch.tensor([each[token] for token in both]) for each in logprobs)
-    assert 0 < relative_error(got, wanted) < 0.06
+    errors = []
+    for seed in (5, 6, 7, 8):  # one prompt may be next to the middle of two whole numbers in many rows
+        prompt, logprobs = tiny.text_prompt(random.Random(seed), 100), []
+        for dtype in ("int8", "model"):
+            answer = tiny.run(engine(model, kv_cache_dtype=dtype), [Request("r", prompt, params)])["r"]
+            logprobs.append(dict(answer.logprobs[0].top))
+        both = sorted(logprobs[0].keys() & logprobs[1].keys())
+        assert len(both) >= 18
+        got, wanted = (torch.tensor([each[token] for token in both]) for each in logprobs)
+        errors.append(relative_error(got, wanted))
+    assert min(errors) > 0
+    assert sum(errors) / len(errors) < 0.06
 
 
 @pytest.mark.parametrize("options", [{"block_size": 8}, {"kv_cache_dtype": "fp8"}])

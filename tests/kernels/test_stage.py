@@ -11,9 +11,10 @@ from ternvl.kernels.panels import GROUP
 from ternvl.kernels.stage import Stage, stage_reference
 from ternvl.kernels.stage_formats import pack, pack_affine4, pack_int4, pack_int8
 from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
+from ternvl.quant.tries import block_of
 
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
-SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025)]  # N, K
+SIZES = [(16, 32), (33, 31), (64, 100), (130, 66), (2, 1), (96, 1025), (24, 16), (17, 576)]  # N, K
 ROWS = (1, 2, 3, 5, 7, 13, 31)
 FLOAT32, QUANTISED = 5e-5, 2e-2  # an input next to the middle of two whole numbers may become either
 
@@ -32,8 +33,10 @@ def layer(n: int, k: int, after: After, norm: str) -> Layer:
 
 def formats(given: Layer) -> list[Stage]:
     smoothing = torch.rand(given.weight.shape[1]) + 0.5
-    exact = pack_affine4(given, four_bits(given))
-    return [pack(given), pack_int8(given), pack_int8(given, smoothing), pack_int4(given), exact]
+    stages = [pack(given), pack_int8(given), pack_int8(given, smoothing), pack_int4(given)]
+    if block := block_of(given.weight.shape[1]):
+        stages += [pack_int8(given, smoothing, mixed=block), pack_int4(given, mixed=block)]
+    return [*stages, pack_affine4(given, four_bits(given))]
 
 
 def four_bits(given: Layer) -> FourBits:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ternvl.kernels.panels import GROUP
-from ternvl.kernels.stage import unpack, unpack_affine4
+from ternvl.kernels.stage import Stage, mix, unpack, unpack_affine4
 from ternvl.kernels.stage_formats import pack, pack_affine4, pack_int4, pack_int8
 from ternvl.kernels.stage_types import After, Format, FourBits, Layer
 
@@ -61,6 +61,32 @@ def test_quantised_weights_are_near_the_layers_and_panels_are_the_references(mon
         for one, other in zip(native, plain, strict=True):
             for (name, buffer), (_, same) in zip(one.named_buffers(), other.named_buffers(), strict=True):
                 assert torch.equal(buffer, same), (name, layer.weight.shape)
+
+
+def test_mixing_is_a_transform_by_a_hadamard_matrix_and_leaves_the_function_as_it_is() -> None:
+    hadamard = torch.ones(1, 1)
+    for block in (2, 4, 8, 16, 32, 64, 128, 256):
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+        if block < 16:
+            continue
+        torch.manual_seed(block)
+        weight, x = torch.randn(33, 3 * block), torch.randn(5, 3 * block)
+        x[:, 5] *= 50  # which leaves the other inputs a few steps, if they are not mixed
+        wanted = x @ weight.T
+        blocks = torch.block_diag(*[hadamard] * 3)
+        assert torch.equal(blocks @ blocks, block * torch.eye(3 * block))
+        assert torch.allclose(mix(x, block), x @ blocks, rtol=1e-5, atol=1e-4)
+        layer = Layer(weight, None, None, After.NOTHING)
+        for stage, bound in ((pack_int8(layer, mixed=block), 0.04), (pack_int4(layer, mixed=block), 0.2)):
+            assert stage.mixed == block
+            assert error_of(stage, x, wanted) < bound, (block, stage.format)
+        if block >= 64:
+            plain, mixed = pack_int8(layer), pack_int8(layer, mixed=block)
+            assert error_of(mixed, x, wanted) < 0.5 * error_of(plain, x, wanted)
+
+
+def error_of(stage: Stage, x: Tensor, wanted: Tensor) -> float:
+    return float((stage(x) - wanted).norm() / wanted.norm())
 
 
 def test_smoothing_divides_the_weights_and_multiplies_the_inputs() -> None:

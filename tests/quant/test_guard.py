@@ -1,16 +1,18 @@
 """The guard: what it measures, and what it leaves unquantised."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ternvl.config import LanguageConfig, ModelConfig, VisionConfig
-from ternvl.kernels.stage_types import Format
+from ternvl.kernels.stage_types import Format, Layer
 from ternvl.model.internvl import InternVL
-from ternvl.quant import file
+from ternvl.quant import file, tries
+from ternvl.quant.agreement import kl_divergence, logits_of
 from ternvl.quant.conversion import quantize
-from ternvl.quant.guard import vision_layers
+from ternvl.quant.guard import MODEL, unsound, vision_layers
 from ternvl.quant.tries import BOUNDS, relative_error
 from ternvl.types import ImageSpan, Prompt
 from tests.quant.private_cache import private_cache
@@ -112,5 +114,41 @@ def test_a_stage_above_every_bound_stays_unquantised(monkeypatch: pytest.MonkeyP
     wanted = made(samples()[0])
     reports = quantize(made, "int8", [*samples(), *pictures()])
     assert {report.format for report in reports} == {"float32"}
-    assert all(report.tried["int8"] > 1e-6 for report in reports if "patch_embedding" not in report.name)
+    stages = [report for report in reports if "patch_embedding" not in report.name and report.name != MODEL]
+    assert all(report.tried["int8"] > 1e-6 for report in stages)
     assert relative_error(made(samples()[0]), wanted) < 1e-5
+
+
+def test_the_report_on_the_whole_model_is_its_divergence() -> None:
+    prompts = samples()
+    wanted = torch.cat([model()(prompt)[20::3] for prompt in prompts])  # 7 of the last 20 of 40 positions
+    made = model()
+    reports = quantize(made, "int8", prompts)
+    (report,) = (report for report in reports if report.name == MODEL)
+    got = torch.cat([torch.cat(list(logits_of(made, prompt, 0)))[20::3] for prompt in prompts])
+    assert report.format == "int8"
+    assert report.error == pytest.approx(float(kl_divergence(wanted, got).mean()), rel=1e-6)
+    assert 0 < report.error < 0.01
+    assert unsound(reports) == ""
+
+
+def test_layers_that_seem_good_do_not_make_the_model_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tries, "stage_error", lambda stage, plain, rows: 0.0)  # no layer shows an error
+    monkeypatch.setattr(tries, "pack_int8", lambda layer, *_, **__: tries.pack_int4(zeros(layer)))
+    reports = quantize(model(), "int8", samples())
+    assert all(report.error == 0 for report in reports if report.name != MODEL and "attention" not in report.name)
+    assert "int8 is not sound for this model" in unsound(reports)
+
+
+def zeros(layer: Layer) -> Layer:
+    return replace(layer, weight=torch.zeros_like(layer.weight))
+
+
+def test_outlier_channels_are_mixed_with_others() -> None:
+    """The error of 8 bits is then near that without outliers."""
+    name = "vision_model.encoder.layers.0.fc1"
+    plain, planted = (
+        {report.name: report for report in quantize(model(1, times), "int8", pictures())}[name] for times in (1.0, 30.0)
+    )
+    assert planted.tried["int8, mixed"] < 0.5 * planted.tried["int8"]
+    assert planted.error < 2 * plain.error

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from ternvl.errors import ConfigError
+from ternvl.quant.passages import PASSAGES
 from ternvl.quant.samples import MORE_TEXTS, QUESTIONS, TEXTS, digest, samples, samples_to_compare
 
 
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_built_in_samples() -> None:
     names = [sample.name for sample in samples()]
-    assert names == ["picture 1", "picture 2", "picture 3", *(f"text {i}" for i in range(1, len(TEXTS) + 1))]
+    assert names == ["picture 1", "picture 2", "picture 3", *(f"text {i}" for i in range(1, len(TEXTS + PASSAGES) + 1))]
 
 
 def test_a_folder_gives_its_images_and_then_its_texts(folder: Path) -> None:

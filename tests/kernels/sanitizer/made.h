@@ -10,7 +10,8 @@
 
 namespace {
 
-// A stage and the memory that it points to. With `has_more` it has a bias, and smoothing if its weights are quantised.
+// A stage and the memory that it points to. With `has_more` it has a bias, and its inputs are smoothed and mixed if its
+// weights are quantised.
 struct Made {
   bool is_float;
   int64_t padded, groups, floats;
@@ -48,6 +49,7 @@ struct Made {
     stage.offsets = format == INT8 ? offsets.data() : nullptr;
     stage.bias = has_more ? bias.data() : nullptr;
     stage.smoothing = has_more && !is_float ? smoothing.data() : nullptr;
+    stage.mixed = !has_more || is_float || k % 16 ? 0 : k % 64 ? 16 : 64;
     stage.norm_weight = before != NO_NORM ? norm_weight.data() : nullptr;
     stage.norm_bias = before == LAYER_NORM ? norm_bias.data() : nullptr;
   }

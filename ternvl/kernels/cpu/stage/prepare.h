@@ -1,8 +1,8 @@
-// What a stage does to a row before its product: norm and smoothing.
+// What a stage does to a row before its product: norm, smoothing and mixing.
 #pragma once
 
 #include "lora/lora.h"
-#include "rows.h"
+#include "mix.h"
 #include "stage/stage.h"
 
 namespace {
@@ -24,13 +24,20 @@ inline const float* smoothed(const Stage& stage, const float* x, float* out) {
   return out;
 }
 
+// Returns the row after mixing: `x` itself if there is none, otherwise `out` [K], which may be `x`.
+inline const float* mixed(const Stage& stage, const float* x, float* out) {
+  if (!stage.mixed) return x;
+  mix(x, stage.k, stage.mixed, out);
+  return out;
+}
+
 // Returns the row as its product takes it: a row of the call's x, or `out` [K]. The adapters read it between norm and
 // smoothing.
 inline const float* prepared(const Stage& stage, const Call& call, int64_t row, float* out) {
   const float* x = call.x + row * call.ldx;
   if (!call.is_plain) x = normed(stage, x, out);
   if (call.adding) call.adding->shrink(row, x);
-  return smoothed(stage, x, out);
+  return mixed(stage, smoothed(stage, x, out), out);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ void finish_row(const Stage& stage, const Call& call, int64_t index, const float
 // A stage whose weights are not quantised: norm, product and activation one after the other. All gates precede the ups.
 void float_stage(const Stage& stage, const Call& call) {
   static thread_local Workspace workspace;
-  const bool is_prepared = (stage.before != NO_NORM && !call.is_plain) || stage.smoothing;
+  const bool is_prepared = (stage.before != NO_NORM && !call.is_plain) || stage.smoothing || stage.mixed;
   const bool is_last = call.is_plain || (stage.after == NOTHING && !call.adding && !call.residual);
   const bool is_finished = is_last && call.ldy == stage.n;
   const int64_t inputs = is_prepared ? call.m * stage.k : 0, outputs = is_finished ? 0 : call.m * stage.n;

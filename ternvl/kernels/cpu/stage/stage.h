@@ -1,6 +1,6 @@
 // A stage of the network: an optional norm, a product with a matrix, an optional activation and an optional sum.
 //
-//     y = after(quantised(norm(x) * smoothing) W^T + bias (+ added)) (+ residual)
+//     y = after(quantised(mixed(norm(x) * smoothing)) W^T + bias (+ added)) (+ residual)
 //
 // Names: M rows, N outputs, K inputs. `ternvl/kernels/stage.py` mirrors the struct `Stage`.
 #pragma once
@@ -24,6 +24,7 @@ struct Stage {
   Format format;
   Before before;
   After after;
+  int32_t mixed;  // inputs of a block of a Walsh-Hadamard transform, a power of two from 16 on; or 0
 };
 
 class Adding;  // lora/lora.h
