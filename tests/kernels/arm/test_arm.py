@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ternvl.kernels import build
 from ternvl.kernels.attention import paged_attention_reference
 from ternvl.kernels.attention_int8 import attention_int8_reference, tile_attention_reference
+from ternvl.kernels.stage import mix
 
 QEMU, SYSROOT = "qemu-aarch64", Path("/usr/aarch64-linux-gnu")
 MISSING = [name for name in (build.CROSS_COMPILERS["aarch64"], QEMU) if not shutil.which(name)]
@@ -185,6 +186,14 @@ def in_order(values: Tensor, outputs: int, name: str) -> Tensor:
     return pairs[:, : outputs // 2].flatten(0, 1)
 
 
+def mixed(case: Case, x: Tensor) -> Tensor:
+    """x [M, K] smoothed, and mixed in the blocks of `sanitizer/made.h`."""
+    if "smoothing" not in case:
+        return x
+    num_inputs = x.shape[1]
+    return mix(x * case["smoothing"], 0 if num_inputs % 16 else 16 if num_inputs % 64 else 64)
+
+
 def product(name: str, case: Case, x: Tensor) -> Tensor:
     """x [M, K] float32, after the norm -> [M, N] float64."""
     is_whole, outputs = "-int" in name, case["plain"].shape[1]
@@ -205,7 +214,7 @@ def clear(name: str, case: Case, x: Tensor) -> Tensor:
     """x [M, K] -> bool [M]: rows without a number so near to a half that its rounding depends on the last bit."""
     if "-int" not in name:
         return torch.ones(len(x), dtype=torch.bool)
-    x = (x * case["smoothing"] if "smoothing" in case else x).double()
+    x = mixed(case, x).double()
     whole = x * (127 / x.abs().amax(dim=1, keepdim=True))
     is_clear = ((whole - whole.floor() - 0.5).abs() > 3e-5).all(dim=1)
     assert float(is_clear.float().mean()) > 0.5
