@@ -1,7 +1,7 @@
 """Rounds weights to whole numbers: of 8 bits with one scale for each output, or of 4 bits with one for each 32 inputs.
 
 Each weight becomes its nearest value, or later weights compensate for the errors of earlier ones on the inputs of
-samples (arXiv 2210.17323).
+samples (arXiv 2210.17323). Inputs are mixed and rounded here, too, as the native kernels do it.
 
 Shapes: N outputs, K inputs, G groups of 32 inputs.
 """
@@ -126,3 +126,23 @@ def _scales(groups: Tensor, importance: Tensor) -> Tensor:
 
 def _round(weight: Tensor, scale: Tensor, least: int, most: int) -> Tensor:
     return torch.round(weight / torch.where(scale != 0, scale, 1.0)).clamp_(least, most)
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round the inputs of a product: x [M, K] -> whole numbers from -127 to 127, and the scales [M, 1]."""
+    largest = x.abs().amax(dim=1, keepdim=True)
+    return torch.round(x * torch.where(largest > 0, 127 / largest, 0.0)), largest / 127
+
+
+def mix(x: Tensor, block: int) -> Tensor:
+    """Return the Walsh-Hadamard transform of each block of `block` inputs of x [..., K]; x itself if `block` is 0.
+
+    `block` is a power of two. Twice applied, it multiplies by `block`.
+    """
+    distance = 1
+    while distance < block:
+        pairs: Tensor = x.unflatten(-1, (-1, 2, distance))
+        a, b = pairs.unbind(dim=-2)
+        x = torch.stack([a + b, a - b], dim=-2).flatten(-3)
+        distance *= 2
+    return x

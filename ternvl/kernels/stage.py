@@ -24,6 +24,7 @@ from ternvl.kernels import panels as packed
 from ternvl.kernels.loader import Int, Int64, Library, Pointer, library
 from ternvl.kernels.lora import Segments, Targets, add_reference
 from ternvl.kernels.panels import GROUP, PANEL
+from ternvl.kernels.rounding import mix, quantised
 from ternvl.kernels.stage_types import After, Before, Format, FourBits, Norm
 
 _POINTERS = ("panels", "scales", "offsets", "bias", "smoothing", "norm_weight", "norm_bias")
@@ -186,7 +187,7 @@ def product_reference(stage: Stage, x: Tensor) -> Tensor:
     weight, scales = unpack(stage)
     if scales is None:
         return F.linear(x, weight.to(x.dtype), bias)
-    whole, row_scales = _quantised(x)
+    whole, row_scales = quantised(x)
     groups = scales.shape[1]
     size = GROUP if stage.format is Format.INT4 else stage.in_features
     padded = F.pad(whole, (0, groups * size - whole.shape[1])).double().view(len(x), groups, size)
@@ -198,32 +199,12 @@ def product_reference(stage: Stage, x: Tensor) -> Tensor:
 
 def _affine4_reference(stage: Stage, x: Tensor, bias: Tensor | None) -> Tensor:
     weights = unpack_affine4(stage)
-    inputs, row_scales = _quantised(x)
+    inputs, row_scales = quantised(x)
     groups = F.pad(inputs, (0, -inputs.shape[1] % GROUP)).double().unflatten(1, (-1, GROUP))  # [M, G, 32]
     sums = torch.einsum("mgk,ngk->mng", groups, weights.whole.double().unflatten(1, (-1, GROUP))).float()
     total = sums * weights.scales + groups.sum(dim=2).float()[:, None] * weights.offsets  # [M, N, G]
     out: Tensor = total.sum(dim=2) * row_scales
     return out if bias is None else out + bias
-
-
-def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> whole numbers from -127 to 127, and the scales [M, 1]."""
-    largest = x.abs().amax(dim=1, keepdim=True)
-    return torch.round(x * torch.where(largest > 0, 127 / largest, 0.0)), largest / 127
-
-
-def mix(x: Tensor, block: int) -> Tensor:
-    """Return the Walsh-Hadamard transform of each block of `block` inputs of x [..., K]; x itself if `block` is 0.
-
-    `block` is a power of two. Twice applied, it multiplies by `block`.
-    """
-    distance = 1
-    while distance < block:
-        pairs: Tensor = x.unflatten(-1, (-1, 2, distance))
-        a, b = pairs.unbind(dim=-2)
-        x = torch.stack([a + b, a - b], dim=-2).flatten(-3)
-        distance *= 2
-    return x
 
 
 def _activated(stage: Stage, sums: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from ternvl.kernels import panels, rounding
 from ternvl.kernels.panels import PANEL
-from ternvl.kernels.stage import Stage, mix
+from ternvl.kernels.rounding import mix
+from ternvl.kernels.stage import Stage
 from ternvl.kernels.stage_types import After, Format, FourBits, Layer, Norm
 
 _ROWS = 4096

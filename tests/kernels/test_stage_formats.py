@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ternvl.kernels.panels import GROUP
-from ternvl.kernels.stage import Stage, mix, unpack, unpack_affine4
+from ternvl.kernels.rounding import mix
+from ternvl.kernels.stage import Stage, unpack, unpack_affine4
 from ternvl.kernels.stage_formats import pack, pack_affine4, pack_int4, pack_int8
 from ternvl.kernels.stage_types import After, Format, FourBits, Layer
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ternvl.kernels import build
 from ternvl.kernels.attention import paged_attention_reference
 from ternvl.kernels.attention_int8 import attention_int8_reference, tile_attention_reference
-from ternvl.kernels.stage import mix
+from ternvl.kernels.rounding import mix
 
 QEMU, SYSROOT = "qemu-aarch64", Path("/usr/aarch64-linux-gnu")
 MISSING = [name for name in (build.CROSS_COMPILERS["aarch64"], QEMU) if not shutil.which(name)]
