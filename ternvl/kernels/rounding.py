@@ -102,12 +102,13 @@ def _compensate(
         scale = scale_of(first, group.T)[:, 0]
         divisor = torch.where(scale != 0, scale, 1.0)
         within = factor[first:last, first:last]
-        errors = torch.empty_like(group)
+        errors, block = torch.empty_like(group), torch.empty(group.shape, dtype=torch.int8)
         for i in range(last - first):
             rounded = torch.round(group[i] / divisor).clamp_(least, most)
-            whole[:, first + i] = rounded.to(torch.int8)
+            block[i] = rounded
             errors[i] = (group[i] - rounded * scale) / within[i, i]
             group[i + 1 :].addr_(within[i, i + 1 :], errors[i], alpha=-1)
+        whole[:, first:last] = block.T
         left[:, last:].addmm_(errors.T, factor[first:last, last:], alpha=-1)
 
 

@@ -150,11 +150,11 @@ class _Conversion:
         layer = layer_of([plain])
         head = pack(layer)
         seen = record_for("language_model.lm_head", self.scheme)
-        for x in hidden:
-            if not all(head(rows).isfinite().all() for rows in x.split(_ROWS)):
-                raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
-            seen.add(head.inputs(x))
         wanted = [head(x[_some(len(x))]) for x in hidden]
+        if not all(values.isfinite().all() for values in (*hidden, *wanted)):
+            raise ConfigError("The model cannot be quantised, because a logit on the samples is NaN or infinite.")
+        for x in hidden:
+            seen.add(head.inputs(x))
         path, formats = "language_model.lm_head", formats_for("language_model.lm_head", self.scheme)
         unused = () if language.is_tied else plain.parameters()
         names = [f"{_DECODER}.embed_tokens.weight" if language.is_tied else f"{path}.weight"]

@@ -29,6 +29,7 @@ from ternvl.quant.tries import BOUNDS, INPUTS_A_ROW, Inputs, kept_try, layer_of,
 SCHEMES = ("int8", "int4", "checkpoint")
 """In "checkpoint", layers whose weights have 4 bits in the checkpoint keep them as they are; the others are as in
 "int8"."""
+_LANGUAGE = "language_model."
 MODEL = "model"
 """The name of the report on the model as a whole."""
 SOUND = {"int8": 0.02, "int4": 0.1, "checkpoint": 0.02}
@@ -37,8 +38,10 @@ _ROWS_A_CALL, _ROWS = 64, 256
 """About as many rows of one call, and of all, are kept to measure errors on."""
 _HELD_OUT = 5
 """At most one row in this many is kept for that; weights are fitted to the others."""
-_MOST_INPUTS = {"int8": 2048, "int4": 8192, "checkpoint": 2048}
-"""The most inputs of a stage whose weights are fitted in each scheme: the work grows with their third power."""
+_MOST_INPUTS = {Format.INT8: 2048, Format.INT4: 8192}
+"""The most inputs of a decoder's stage whose weights are fitted: the work grows with their third power."""
+_MOST_OF_VISION = 512
+"""The same of the vision tower and the projector: in a large tower fitting takes a quarter of the conversion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +120,14 @@ def formats_for(name: str, scheme: str) -> tuple[Format, ...]:
     """
     if "patch_embedding" in name:
         return ()
-    is_language = name.startswith("language_model.")
+    is_language = name.startswith(_LANGUAGE)
     return (Format.INT4, Format.INT8) if scheme == "int4" and is_language else (Format.INT8,)
 
 
 def record_for(name: str, scheme: str) -> Record:
     """Return a new record of a stage's inputs."""
-    return Record(_MOST_INPUTS["int4" if Format.INT4 in formats_for(name, scheme) else "int8"])
+    most = _MOST_INPUTS[formats_for(name, scheme)[0]] if name.startswith(_LANGUAGE) else _MOST_OF_VISION
+    return Record(most)
 
 
 def attention_error(layer: FusedVisionLayer, tiles: Iterable[Tensor]) -> float | None:
@@ -172,13 +176,14 @@ def choose(
             if error <= BOUNDS[Format.AFFINE4]:
                 return best, StageReport(name, label, error, False, tried)
         for format in formats:
-            made = []
+            best, least = stage, math.inf
             for label, each, error in tries(stage, layer or layer_of(stage), inputs, format):
                 tried[label] = error
-                made.append((each, error))
-            best, error = min(made, key=lambda pair: pair[1])
-            if error <= BOUNDS[format]:
-                return best, StageReport(name, format.name.lower(), error, best.smoothing is not None, tried)
+                if error < least:
+                    best, least = each, error
+                del each  # before the next one is made: that of an output head has 136 MB
+            if least <= BOUNDS[format]:
+                return best, StageReport(name, format.name.lower(), least, best.smoothing is not None, tried)
     return stage, StageReport(name, stage.format.name.lower(), 0.0, False, tried)
 
 

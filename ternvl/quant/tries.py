@@ -34,6 +34,9 @@ _SMOOTHED_FROM = {Format.INT8: 0.015, Format.INT4: 0.1}
 _ROWS = 32
 """The rows whose products are in memory at a time."""
 
+_MOST_KEPT = 2**23
+"""The most products of the unquantised stage that are kept for all tries; of more, they are computed for each."""
+
 Try = tuple[str, Stage, float]
 """A try: its label, the stage and its error."""
 
@@ -56,36 +59,54 @@ class Inputs:
         return factor_of(transformed(transformed(moments, mixed).T, mixed))
 
 
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What is done to the inputs of a stage."""
+
+    label: str
+    smoothing: Tensor | None = None
+    mixed: int = 0
+
+
 def tries(plain: Stage, layer: Layer, inputs: Inputs, format: Format) -> Iterator[Try]:
     """Yield a stage in a format with its error, in several ways: the last ones need not be the best.
 
-    `inputs` are those of the unquantised stage `plain`, which was packed from `layer`.
+    `inputs` are those of the unquantised stage `plain`, which was packed from `layer`. No stage is kept here, because
+    those of an output head have 100 MB each.
     """
+    wanted = _products(plain, inputs.rows)
+    if plain.out_features * len(inputs.rows) <= _MOST_KEPT:
+        wanted = list(wanted)
+    least, how = float("inf"), _How(format.name.lower())
 
-    def made(smoothing: Tensor | None, mixed: int, *, label: str, compensates: bool = False) -> Try:
-        factor = inputs.factor(smoothing, mixed) if compensates else None
+    def made(each: _How, *, compensates: bool = False) -> Try:
+        nonlocal least, how
+        factor = inputs.factor(each.smoothing, each.mixed) if compensates else None
         if format is Format.INT8:
-            stage = pack_int8(layer, smoothing, mixed=mixed, factor=factor)
+            stage = pack_int8(layer, each.smoothing, mixed=each.mixed, factor=factor)
         else:
-            rows = transformed(inputs.rows if smoothing is None else inputs.rows * smoothing, mixed)
-            stage = pack_int4(layer, smoothing, rows.square().mean(dim=0), mixed=mixed, factor=factor)
-        return label, stage, stage_error(stage, plain, inputs.rows)
+            rows = transformed(inputs.rows if each.smoothing is None else inputs.rows * each.smoothing, each.mixed)
+            importance = rows.square().mean(dim=0)
+            stage = pack_int4(layer, each.smoothing, importance, mixed=each.mixed, factor=factor)
+        exact = wanted if isinstance(wanted, list) else _products(plain, inputs.rows)
+        error = _error(zip(_products(stage, inputs.rows), exact, strict=True))
+        if error < least:
+            least, how = error, each
+        return (f"{each.label}, compensated" if compensates else each.label), stage, error
 
-    name = format.name.lower()
-    found = [made(None, 0, label=name)]
+    yield made(how)
     block = block_of(plain.in_features)
-    if found[0][2] > _GOOD[format] and block:
-        found.append(made(None, block, label=f"{name}, mixed"))
-    if min(error for _, _, error in found) > _SMOOTHED_FROM[format]:
+    if least > _GOOD[format] and block:
+        yield made(_How(f"{how.label}, mixed", mixed=block))
+    if least > _SMOOTHED_FROM[format]:
         for strength in _SMOOTHINGS:
+            label = f"{format.name.lower()}, smoothed by {strength}"
             smoothing = smoothing_of(layer.weight, inputs.largest, strength)
-            found.append(made(smoothing, 0, label=f"{name}, smoothed by {strength}"))
+            yield made(_How(label, smoothing))
             if block:
-                found.append(made(smoothing, block, label=f"{name}, smoothed by {strength}, mixed"))
-    yield from found
+                yield made(_How(f"{label}, mixed", smoothing, block))
     if inputs.moments is not None:
-        label, best, _ = min(found, key=lambda each: each[2])
-        yield made(best.smoothing, best.mixed, label=f"{label}, compensated", compensates=True)
+        yield made(how, compensates=True)
 
 
 def kept_try(plain: Stage, layer: Layer, rows: Tensor, kept: FourBits) -> Try:
@@ -114,7 +135,11 @@ def smoothing_of(weight: Tensor, largest: Tensor, strength: float) -> Tensor:
 
 def stage_error(stage: Stage, plain: Stage, rows: Tensor) -> float:
     """Return the error of a stage's products of rows [R, K] relative to those of `plain`, as `relative_error` does."""
-    return _error((stage.product(some), plain.product(some)) for some in rows.split(_ROWS))
+    return _error(zip(_products(stage, rows), _products(plain, rows), strict=True))
+
+
+def _products(stage: Stage, rows: Tensor) -> Iterable[Tensor]:
+    return (stage.product(some) for some in rows.split(_ROWS))
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -135,7 +135,7 @@ def test_verify_fails_below_the_bound(
 ) -> None:
     from ternvl.quant import tries
 
-    monkeypatch.setattr(tries, "stage_error", lambda stage, plain, rows: 0.0)  # the guard measures no error
+    monkeypatch.setattr(tries, "_error", lambda pieces: 0.0)  # the guard measures no error
     monkeypatch.setattr(tries, "pack_int8", lambda layer, smoothing=None, **_: tries.pack_int4(layer, smoothing))
     figures = tmp_path / "figures.json"
     code, out, err = run(capsys, "verify", "--json", str(figures))
