@@ -80,9 +80,12 @@ def serve(
     """Serve a model over HTTP with the protocols of OpenAI and Anthropic."""
     import gc
 
+    from ternvl.workers.trim import share_arena
+
     if cluster.is_wanted:
         return serve_replicas(ClusterSettings(model, cluster, loading, engine, images, videos, server), events)
 
+    share_arena()
     build.start()
     gc.disable()  # objects made at the start stay, and the collector would take a tenth of the start
     from ternvl import server as http

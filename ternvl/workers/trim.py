@@ -10,6 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
+_M_ARENA_MAX = -8
+"""The parameter of mallopt in GNU's malloc.h."""
+
 
 def trim() -> None:
     """Return freed memory to the system. Does nothing with a C library other than GNU's.
@@ -20,6 +23,17 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def share_arena() -> None:
+    """Let all threads that start from now on allocate from one arena of GNU's C library. Call it before they start.
+
+    Otherwise there are up to eight arenas for each processor, each with pieces of its own that are free but cannot be
+    returned: a busy server grew by 6 MB in four minutes, all of it there. Threads of Python allocate in turn anyway.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def trim_while_idle(jobs: BinaryIO, seconds: float = 1.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,36 @@ def test_a_worker_trims_once_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None
         client.write(b"a job")
         trim_while_idle(jobs, 60.0)
     assert trims == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux for its arenas")
+def test_threads_share_one_arena(tmp_path: Path) -> None:
+    code = """
+import ctypes, sys, threading
+from ternvl.workers.trim import share_arena
+if sys.argv[2] == "shared":
+    share_arena()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes, libc.fclose.argtypes = (ctypes.c_int, ctypes.c_void_p), (ctypes.c_void_p,)
+together = threading.Barrier(8)
+def allocate():
+    together.wait()
+    libc.malloc(5000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+file = libc.fopen(sys.argv[1].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+    arenas = {}
+    for how in ("shared", "own"):
+        path = tmp_path / how
+        subprocess.run([sys.executable, "-c", code, str(path), how], check=True)
+        arenas[how] = path.read_text().count("<heap nr=")
+    assert arenas["shared"] == 1
+    assert arenas["own"] > 1
