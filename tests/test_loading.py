@@ -14,6 +14,7 @@ from ternvl.errors import ConfigError
 from ternvl.kernels.loader import library
 from ternvl.machine.cgroup import Cgroup
 from ternvl.machine.num_threads import use_threads
+from ternvl.quant import scheme as quant_scheme
 from ternvl.quant.scheme import automatic_scheme, resolve_scheme, why_unquantised
 from tests.quant.private_cache import private_cache
 
@@ -78,7 +79,7 @@ def test_auto_says_why_it_does_not_quantise(
     monkeypatch: pytest.MonkeyPatch, isa: str | None, size: int, device: str, why: str
 ) -> None:
     loaded = None if isa is None else SimpleNamespace(isa=isa)
-    monkeypatch.setattr("ternvl.quant.scheme.library", lambda: loaded)
+    monkeypatch.setattr(quant_scheme, "library", lambda: loaded)
     said = why_unquantised(size, torch.device(device))
     assert (why in said, bool(said)) == (True, bool(why))
     assert automatic_scheme(size, torch.device(device)) == ("none" if why else "int8")
