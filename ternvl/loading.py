@@ -64,7 +64,11 @@ class Loading:
         if reason := beside.why_first(weights_size(self._folder), free_memory(self._device)):
             log.warning("The conversion to %s comes first: %s.", self._scheme, reason)
             return self._scheme
-        beside.start(self._folder, self._scheme, self._calibration)
+        try:
+            beside.start(self._folder, self._scheme, self._calibration)
+        except OSError as error:
+            log.warning("The conversion to %s comes first: no process can be started (%s).", self._scheme, error)
+            return self._scheme
         log.info("The model is unquantised until the next start; it is being converted to %s beside.", self._scheme)
         return "none"
 

@@ -44,7 +44,8 @@ def why_first(weights_bytes: int, free_bytes: int) -> str:
 def start(folder: Path, scheme: str, calibration: Path | None) -> threading.Thread:
     """Begin to convert a checkpoint at a low priority, and return the thread that waits for it and logs its end.
 
-    The process ends with this one; an incomplete file is written again by the next start.
+    The process ends with this one, and the next start writes an incomplete file again. Raises OSError if no
+    process can be started.
     """
     command = [sys.executable, "-m", "ternvl", "quantize", str(folder), "--quantization", scheme]
     if calibration is not None:
@@ -66,7 +67,11 @@ def _wait(process: subprocess.Popen[bytes], scheme: str) -> None:
     if process.returncode == 0:
         log.info("The conversion to %s is done; the next start uses it.", scheme)
     elif process.returncode != -signal.SIGTERM:  # this process ends
-        log.warning("The conversion to %s failed: %s", scheme, lines[-1] if lines else f"status {process.returncode}")
+        log.warning(
+            "The conversion to %s ended with a problem: %s",
+            scheme,
+            lines[-1] if lines else f"status {process.returncode}",
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

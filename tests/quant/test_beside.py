@@ -35,7 +35,7 @@ def test_a_conversion_that_fails_says_why(cache: Path, caplog: pytest.LogCapture
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
     LLM(quantization="int8", conversion="beside")
-    eventually(lambda: "The conversion to int8 failed: ternvl: " in caplog.text, 240)
+    eventually(lambda: "The conversion to int8 ended with a problem: ternvl: " in caplog.text, 240)
     assert str(cache) in caplog.text
 
 
@@ -47,6 +47,17 @@ def test_without_memory_for_both_the_conversion_comes_first(
     assert "The conversion to int8 comes first: 1.0 GB of memory are free, and both together need 2.2 GB." in (
         caplog.messages
     )
+
+
+def test_without_another_process_the_conversion_comes_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(beside.subprocess, "Popen", refuse)
+    assert is_quantized(LLM(quantization="int8", conversion="beside").engine.model)
+    assert "comes first: no process can be started" in caplog.text
 
 
 def test_settings_that_cannot_be() -> None:
