@@ -16,6 +16,22 @@
 #define TERNVL_VNNI
 #endif
 
+#if defined(TERNVL_VNNI) || defined(__aarch64__)
+namespace {
+
+// An operand of `dot`. It stays as it is.
+struct Unsigned {
+  IVec value;
+  explicit Unsigned(IVec bytes) : value(bytes) {}
+};
+struct Signed {
+  IVec value;
+  explicit Signed(IVec bytes) : value(bytes) {}
+};
+
+}  // namespace
+#endif
+
 #if defined(__aarch64__)
 #include "arm/bytes.h"
 #endif
@@ -25,14 +41,6 @@ namespace {
 #if defined(__aarch64__)  // arm/bytes.h has the operands and products
 #elif defined(TERNVL_VNNI)
 
-struct Unsigned {
-  IVec value;
-  explicit Unsigned(IVec bytes) : value(bytes) {}
-};
-struct Signed {
-  IVec value;
-  explicit Signed(IVec bytes) : value(bytes) {}
-};
 inline IVec dot(IVec sum, Unsigned u, Signed s) {
 #if defined(__AVX512VNNI__)
   return (IVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u.value, (__m512i)s.value);

@@ -65,15 +65,6 @@ inline IVec multiply_add(Pairs pairs, Ones) { return (IVec)vpaddlq_s16(vpaddq_s1
 
 #endif
 
-// An operand of `dot`. It stays as it is.
-struct Unsigned {
-  IVec value;
-  explicit Unsigned(IVec bytes) : value(bytes) {}
-};
-struct Signed {
-  IVec value;
-  explicit Signed(IVec bytes) : value(bytes) {}
-};
 inline IVec dot(IVec sum, Unsigned u, Signed s) { return dot_bytes(sum, u.value, s.value); }
 inline IVec dot_weights(IVec sum, Unsigned u, Signed s) { return dot_raised(sum, u.value, s.value); }
 

@@ -1,27 +1,17 @@
 // Stages whose weights are whole numbers from -8 to 7 with one scale for each group of 32 inputs of an output.
 //
-// A group of a panel of 16 outputs is 16 scales in bfloat16 and four runs of 64 bytes. Byte 4 c + i of run j holds
-// input 8 j + i of output c in its lower half and input 8 j + 4 + i in its upper half, each 8 above its value; 8 times
-// the sum of the row's inputs is subtracted for that. Rows of inputs are quantised to signed bytes. Sums within a group
+// A group of a panel of 16 outputs is 16 scales in bfloat16 and the four runs of four_bits.h. Numbers are 8 above their
+// values; 8 times the sum of the row's inputs is subtracted for that. Rows of inputs are quantised to signed bytes. Sums within a group
 // are exact; groups are added in order:
 //
 //     total = 0;  total = fma(float(sum of group g), scale of group g, total);  y = fma(total, scale of the row, bias)
 #include "kernels.h"
+#include "product/four_bits.h"
 #include "product/wide.h"
 
 namespace {
 
-constexpr int GROUP = 32, RUN = 64, RUNS = 4, SCALES = 2 * NR, BYTES = SCALES + RUNS * RUN;
-
-#if defined(__AVX512F__)
-constexpr int MR = 6;
-#elif defined(__AVX2__)
-constexpr int MR = 2;
-#elif defined(__aarch64__)
-constexpr int MR = 2;
-#else
-constexpr int MR = 1;
-#endif
+constexpr int SCALES = 2 * NR, BYTES = SCALES + RUNS * RUN;
 
 // R rows by P panels.
 template <int R, int P>
@@ -42,22 +32,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < P * NV; ++v) sums[r][v] = broadcast(total[r * groups + g]);
-    for (int j = 0; j < RUNS; ++j, a += 8 * R) {
-      IVec low[P * NV], high[P * NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < P * NV; ++v) {
-        const uint8_t* from = b + (v / NV) * groups * BYTES + SCALES + j * RUN + (v % NV) * W * 4;
-        const IVec both = load_bytes(from);
-        low[v] = both & 0x0f0f0f0f, high[v] = (both >> 4) & 0x0f0f0f0f;
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Signed first(broadcast_bytes(a + 4 * r)), second(broadcast_bytes(a + 4 * (R + r)));
-#pragma GCC unroll 8
-        for (int v = 0; v < P * NV; ++v)
-          sums[r][v] = dot(dot(sums[r][v], Unsigned(low[v]), first), Unsigned(high[v]), second);
-      }
-    }
+    add_products<R, P>(sums, b + SCALES, groups * BYTES, a);
 #pragma GCC unroll 8
     for (int v = 0; v < P * NV; ++v) {
       const uint8_t* scales = b + (v / NV) * groups * BYTES + (v % NV) * W * 2;
@@ -66,15 +41,7 @@ void tile(const Finish& finish, const Rows& rows, int64_t row, int64_t panel) {
       for (int r = 0; r < R; ++r) values[r][v] = fma(to_float(sums[r][v]), scale, values[r][v]);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const Vec row_scale = broadcast(rows.scales[row + r]);
-    for (int v = 0; v < P * NV; ++v) {
-      const Vec bias = stage.bias ? load(stage.bias + panel * NR + v * W) : Vec{};
-      values[r][v] = fma(values[r][v], row_scale, bias);
-    }
-  }
-  finish.write<P>(row, R, panel, values[0]);
+  complete<R, P>(finish, rows, row, panel, values);
 }
 
 template <int P, int... I>
